@@ -1,0 +1,201 @@
+"""The reasons: what an error's `reason` may say, the code it comes with, whether it is retried, and what to do.
+
+This table is the source of the page `reference/errors` of the documentation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Reason(NamedTuple):
+    """One row: the code that the reason comes with, whether trying again can help, what it means, what to do."""
+
+    code: str
+    retryable: bool
+    meaning: str
+    remedy: str
+
+
+REASONS: dict[str, Reason] = {
+    # the mesh
+    "processing_error": Reason(
+        "internal",
+        True,
+        "The handler raised an exception.",
+        "Read type and traceback; mend the handler; redrive the dead letter. Retried as the actor's policy says.",
+    ),
+    "msg_parsing_error": Reason(
+        "invalid_argument",
+        False,
+        "The message is no envelope, or its payload does not fit the handler's signature.",
+        "Mend the sender or the handler's annotations; redrive with an edited payload.",
+    ),
+    "route_error": Reason(
+        "invalid_argument",
+        False,
+        "The route names an unknown actor, its past was edited, or it has more hops than allowed.",
+        "Mend the route; raise hops_max only if the loop is meant.",
+    ),
+    "connection_error": Reason(
+        "unavailable",
+        True,
+        "The runtime's socket could not be reached or broke.",
+        "Look at the runtime's log; it is retried by itself.",
+    ),
+    "oom_error": Reason(
+        "resource_exhausted",
+        True,
+        "The handler ran out of memory.",
+        "Give the actor more memory or smaller payloads. Retried once.",
+    ),
+    "cuda_oom_error": Reason(
+        "resource_exhausted",
+        True,
+        "The handler ran out of GPU memory.",
+        "Use a smaller batch, or set a cleanup hook. Retried once.",
+    ),
+    "timeout_error": Reason(
+        "deadline_exceeded",
+        False,
+        "The handler ran longer than its timeout and was killed.",
+        "Raise the actor's timeout, or split the work; the work is not retried by itself.",
+    ),
+    "runtime_crashed": Reason(
+        "unavailable",
+        True,
+        "The worker died under the handler (signal or exit).",
+        "Look at the runtime's log for the exit status; it is retried up to the queue's limit.",
+    ),
+    "max_retries_exhausted": Reason(
+        "internal", False, "Every attempt that the policy allows has failed.", "Look at the last error in the details."
+    ),
+    "non_retryable": Reason(
+        "internal", False, "The error's type is listed as not retryable.", "Mend the cause, then redrive."
+    ),
+    "deadline_exceeded": Reason(
+        "deadline_exceeded",
+        False,
+        "The deadline of the envelope or the job passed.",
+        "Allow more time, or find what waits.",
+    ),
+    "aborted": Reason("internal", False, "The handler ended the route early; not a failure.", "Nothing to do."),
+    "attempts_exhausted": Reason(
+        "unavailable",
+        False,
+        "The message was handed out attempts_max times and never settled.",
+        "Look for crashes of the consumer; redrive the dead letter.",
+    ),
+    "join_timeout": Reason(
+        "deadline_exceeded",
+        False,
+        "Not every child arrived before the join's deadline.",
+        "The handler got the partial list; look at the dead letters of the missing children.",
+    ),
+    "effect_in_doubt": Reason(
+        "failed_precondition",
+        False,
+        "An earlier attempt began the effect of ctx.once and did not record its end.",
+        "Find out whether the effect happened; use in_doubt='run' for effects that are idempotent by key.",
+    ),
+    "payload_too_large": Reason(
+        "invalid_argument",
+        False,
+        "The payload or message is over its limit.",
+        "Send less, or put the data into blobs and send its key.",
+    ),
+    "runtime_not_ready": Reason(
+        "unavailable", True, "The runtime's socket did not answer in time.", "Start the runtime, look at its log."
+    ),
+    "queue_not_ready": Reason(
+        "unavailable", True, "The actor's queue did not exist in time.", "Start the plane that declares it."
+    ),
+    "handler_import_failed": Reason(
+        "failed_precondition", False, "The handler cannot be imported.", "Mend the module or the name; see the traceback."
+    ),
+    # queues
+    "queue_not_found": Reason("not_found", False, "The queue does not exist.", "Declare the queue, or mend its name."),
+    "delivery_settled": Reason(
+        "failed_precondition", False, "The delivery was settled before.", "Settle each delivery once."
+    ),
+    "delivery_lost": Reason(
+        "failed_precondition",
+        False,
+        "The delivery went back to the queue (its consumer was taken for dead).",
+        "Extend it in time; another consumer has it now.",
+    ),
+    # jobs
+    "job_not_found": Reason("not_found", False, "No job has this id.", "Look at `groundplane jobs list`."),
+    "job_terminal": Reason(
+        "failed_precondition", False, "The job has ended; terminal states never change.", "Start a new job."
+    ),
+    "job_state": Reason(
+        "failed_precondition", False, "The job's state does not allow this.", "Look at the job's state first."
+    ),
+    "idempotency_mismatch": Reason(
+        "conflict",
+        False,
+        "The idempotency key was used with other arguments.",
+        "Use a new key for new work.",
+    ),
+    "tool_not_found": Reason("not_found", False, "No tool has this name.", "List the tools; mind the spelling."),
+    # the embedded engine
+    "foreign_database": Reason(
+        "failed_precondition",
+        False,
+        "The file is not a Groundplane database.",
+        "Choose another state folder, or move the file away.",
+    ),
+    "schema_newer": Reason(
+        "failed_precondition",
+        False,
+        "The data was written by a newer Groundplane.",
+        "Upgrade Groundplane, or use the data's own version.",
+    ),
+    "schema_old": Reason(
+        "failed_precondition", False, "The data has an older schema.", "Run `groundplane db upgrade`."
+    ),
+    "schema_changed": Reason(
+        "failed_precondition",
+        False,
+        "An applied migration differs from the one that is shipped.",
+        "Restore the released files; never edit a released migration.",
+    ),
+    "server_too_old": Reason(
+        "failed_precondition", False, "The server or library is older than the least version.", "Upgrade it."
+    ),
+    "database_busy": Reason(
+        "unavailable",
+        True,
+        "Another process holds the write lock for too long.",
+        "Look for a stopped process of this plane (`groundplane doctor`).",
+    ),
+    "disk_full": Reason(
+        "resource_exhausted", True, "The disk is full.", "Free space; nothing that was acknowledged is lost."
+    ),
+    "read_only": Reason("permission_denied", False, "The state folder cannot be written.", "Mend its permissions."),
+    "forked": Reason(
+        "failed_precondition", False, "The database was opened before a fork.", "Open it in the child process."
+    ),
+    # gateway and configuration
+    "unknown_setting": Reason("invalid_argument", False, "No setting has this name.", "See the suggestion."),
+    "missing_extra": Reason(
+        "failed_precondition", False, "An optional package is not installed.", "Install the extra that is named."
+    ),
+    "auth_required": Reason(
+        "failed_precondition",
+        False,
+        "Binding beyond loopback needs authentication, which is not configured.",
+        "Bind 127.0.0.1 or ::1.",
+    ),
+    "bad_token": Reason(
+        "permission_denied", False, "The per-job token is missing or wrong.", "Use the token from the envelope's headers."
+    ),
+    "queue_full": Reason("resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."),
+    "path_escape": Reason(
+        "invalid_argument", False, "The key would leave the store's folder.", "Use a key without '..' segments."
+    ),
+    "checksum_mismatch": Reason(
+        "internal", False, "The stored bytes do not match their checksum.", "Restore the object from a backup."
+    ),
+}
