@@ -111,7 +111,10 @@ REASONS: dict[str, Reason] = {
         "unavailable", True, "The actor's queue did not exist in time.", "Start the plane that declares it."
     ),
     "handler_import_failed": Reason(
-        "failed_precondition", False, "The handler cannot be imported.", "Mend the module or the name; see the traceback."
+        "failed_precondition",
+        False,
+        "The handler cannot be imported.",
+        "Mend the module or the name; see the traceback.",
     ),
     # queues
     "queue_not_found": Reason("not_found", False, "The queue does not exist.", "Declare the queue, or mend its name."),
@@ -189,7 +192,10 @@ REASONS: dict[str, Reason] = {
         "Bind 127.0.0.1 or ::1.",
     ),
     "bad_token": Reason(
-        "permission_denied", False, "The per-job token is missing or wrong.", "Use the token from the envelope's headers."
+        "permission_denied",
+        False,
+        "The per-job token is missing or wrong.",
+        "Use the token from the envelope's headers.",
     ),
     "queue_full": Reason("resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."),
     "path_escape": Reason(
