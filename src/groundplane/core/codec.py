@@ -34,7 +34,9 @@ def encode(value: Any, codec: Codec = "msgpack") -> bytes:
         _refuse_nan(value)
         return _json_encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidArgument(f"value: cannot be written as {codec}: {error}", reason="msg_parsing_error") from error
+        raise InvalidArgument(
+            f"value: cannot be written as {codec}: {error}", reason="msg_parsing_error"
+        ) from error
 
 
 @overload

@@ -68,7 +68,10 @@ REASONS: dict[str, Reason] = {
         "Look at the runtime's log for the exit status; it is retried up to the queue's limit.",
     ),
     "max_retries_exhausted": Reason(
-        "internal", False, "Every attempt that the policy allows has failed.", "Look at the last error in the details."
+        "internal",
+        False,
+        "Every attempt that the policy allows has failed.",
+        "Look at the last error in the details.",
     ),
     "non_retryable": Reason(
         "internal", False, "The error's type is listed as not retryable.", "Mend the cause, then redrive."
@@ -79,7 +82,9 @@ REASONS: dict[str, Reason] = {
         "The deadline of the envelope or the job passed.",
         "Allow more time, or find what waits.",
     ),
-    "aborted": Reason("internal", False, "The handler ended the route early; not a failure.", "Nothing to do."),
+    "aborted": Reason(
+        "internal", False, "The handler ended the route early; not a failure.", "Nothing to do."
+    ),
     "attempts_exhausted": Reason(
         "unavailable",
         False,
@@ -105,7 +110,10 @@ REASONS: dict[str, Reason] = {
         "Send less, or put the data into blobs and send its key.",
     ),
     "runtime_not_ready": Reason(
-        "unavailable", True, "The runtime's socket did not answer in time.", "Start the runtime, look at its log."
+        "unavailable",
+        True,
+        "The runtime's socket did not answer in time.",
+        "Start the runtime, look at its log.",
     ),
     "queue_not_ready": Reason(
         "unavailable", True, "The actor's queue did not exist in time.", "Start the plane that declares it."
@@ -117,7 +125,9 @@ REASONS: dict[str, Reason] = {
         "Mend the module or the name; see the traceback.",
     ),
     # queues
-    "queue_not_found": Reason("not_found", False, "The queue does not exist.", "Declare the queue, or mend its name."),
+    "queue_not_found": Reason(
+        "not_found", False, "The queue does not exist.", "Declare the queue, or mend its name."
+    ),
     "delivery_settled": Reason(
         "failed_precondition", False, "The delivery was settled before.", "Settle each delivery once."
     ),
@@ -141,7 +151,9 @@ REASONS: dict[str, Reason] = {
         "The idempotency key was used with other arguments.",
         "Use a new key for new work.",
     ),
-    "tool_not_found": Reason("not_found", False, "No tool has this name.", "List the tools; mind the spelling."),
+    "tool_not_found": Reason(
+        "not_found", False, "No tool has this name.", "List the tools; mind the spelling."
+    ),
     # the embedded engine
     "foreign_database": Reason(
         "failed_precondition",
@@ -176,14 +188,22 @@ REASONS: dict[str, Reason] = {
     "disk_full": Reason(
         "resource_exhausted", True, "The disk is full.", "Free space; nothing that was acknowledged is lost."
     ),
-    "read_only": Reason("permission_denied", False, "The state folder cannot be written.", "Mend its permissions."),
+    "read_only": Reason(
+        "permission_denied", False, "The state folder cannot be written.", "Mend its permissions."
+    ),
     "forked": Reason(
-        "failed_precondition", False, "The database was opened before a fork.", "Open it in the child process."
+        "failed_precondition",
+        False,
+        "The database was opened before a fork.",
+        "Open it in the child process.",
     ),
     # gateway and configuration
     "unknown_setting": Reason("invalid_argument", False, "No setting has this name.", "See the suggestion."),
     "missing_extra": Reason(
-        "failed_precondition", False, "An optional package is not installed.", "Install the extra that is named."
+        "failed_precondition",
+        False,
+        "An optional package is not installed.",
+        "Install the extra that is named.",
     ),
     "auth_required": Reason(
         "failed_precondition",
@@ -197,11 +217,19 @@ REASONS: dict[str, Reason] = {
         "The per-job token is missing or wrong.",
         "Use the token from the envelope's headers.",
     ),
-    "queue_full": Reason("resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."),
+    "queue_full": Reason(
+        "resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."
+    ),
     "path_escape": Reason(
-        "invalid_argument", False, "The key would leave the store's folder.", "Use a key without '..' segments."
+        "invalid_argument",
+        False,
+        "The key would leave the store's folder.",
+        "Use a key without '..' segments.",
     ),
     "checksum_mismatch": Reason(
-        "internal", False, "The stored bytes do not match their checksum.", "Restore the object from a backup."
+        "internal",
+        False,
+        "The stored bytes do not match their checksum.",
+        "Restore the object from a backup.",
     ),
 }

@@ -33,7 +33,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         for field, least in (("base_s", 0.0), ("factor", 1.0), ("cap_s", 0.0)):
             value = getattr(self, field)
             if not math.isfinite(value) or value < least:
-                raise InvalidArgument(f"retry.{field}: {value!r} must be a finite number of at least {least:g}")
+                raise InvalidArgument(
+                    f"retry.{field}: {value!r} must be a finite number of at least {least:g}"
+                )
 
     def delay_s(self, attempt: int, rand: Callable[[], float] = random.random) -> float:
         """Seconds to wait after `attempt` (1-based) has failed."""

@@ -1,0 +1,1 @@
+"""Blobs: objects by key, whole and checked."""

@@ -1,0 +1,1 @@
+"""Jobs: the durable record of work, its state machine, event log and outbox."""

@@ -1,0 +1,295 @@
+"""The port of the job store: durable records of work, their event log, their outbox.
+
+Every change is guarded in the store itself (in SQL): a terminal state never changes, progress never decreases and never
+revives a job, the loser of a race becomes an event. Times are Unix milliseconds; the store's clock decides.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from groundplane.core.errors import ErrorRecord
+
+
+class JobState(enum.StrEnum):
+    """The states of a job; the last four are terminal."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the state never changes again."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.TIMED_OUT})
+
+
+class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message for a queue, written with the change that causes it and relayed after it is durable."""
+
+    queue: str
+    id: str
+    payload: bytes
+    headers: dict[str, str] = {}
+    dedup_key: str
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job is created from. `arguments_hash` guards the idempotency key, which is scoped to `owner`."""
+
+    job_id: str
+    tool: str
+    route: list[str]
+    arguments: Any
+    arguments_hash: str
+    owner: str = ""
+    idempotency_key: str | None = None
+    deadline_at: int | None = None
+    token_hash: str = ""
+    trace: str = ""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """The record. `progress` is 0–100 and 100 only on success; `result` is present after success, `error` after failure.
+
+    `result_key` names the blob where the end actor persisted the outcome. `aborted` is success by an early end of the route.
+    """
+
+    job_id: str
+    tool: str
+    state: JobState
+    progress: float
+    message: str
+    actor: str
+    steps_completed: int
+    total_steps: int
+    result: Any = None
+    error: ErrorRecord | None = None
+    created_at: int
+    updated_at: int
+    finished_at: int | None = None
+    deadline_at: int | None = None
+    paused_at: int | None = None
+    route: list[str]
+    arguments: Any = None
+    owner: str = ""
+    token_hash: str = ""
+    trace: str = ""
+    aborted: bool = False
+    result_key: str | None = None
+    last_event_id: int = 0
+
+
+class Created(msgspec.Struct, frozen=True):
+    """The job, and whether this call made it (False: the idempotency key was known)."""
+
+    job: Job
+    created: bool
+
+
+# Changes: what `apply` takes. `envelope_id` is the envelope (the branch) that reports.
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A hop's progress: weight 10 received, 50 processing, 10+0.9·p inside a handler, 100 completed. Pending becomes running."""
+
+    job_id: str
+    envelope_id: str
+    hop: int
+    hops: int
+    actor: str
+    weight: float
+    message: str = ""
+    status: str = ""
+
+
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """`envelope_id` is replaced by its children, in order. Repeating it with the same children changes nothing."""
+
+    job_id: str
+    envelope_id: str
+    children: list[str]
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """The children of `parent_id` (all, or those that arrived) are replaced by `envelope_id`, which stands for their parent."""
+
+    job_id: str
+    parent_id: str
+    envelope_id: str
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """A branch has ended. The job ends when its last branch has: its result is the branch's, or those of its children by index.
+
+    `holds` is true for a failed branch that a join further on the route waits for: it is recorded, and does not fail the job.
+    """
+
+    job_id: str
+    envelope_id: str
+    result: Any = None
+    error: ErrorRecord | None = None
+    aborted: bool = False
+    result_key: str | None = None
+    holds: bool = False
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """`cancel`, `pause` or `resume` by a person or a client. Pausing freezes the deadline; resuming releases what was parked."""
+
+    job_id: str
+    action: str
+    reason: str = ""
+
+
+class Park(msgspec.Struct, frozen=True, kw_only=True):
+    """Keep an envelope of a paused job in the outbox, held until resume. Not paused any more: it is released at once."""
+
+    job_id: str
+    message: OutboxMessage
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that changes nothing: a retry, a dead letter, a late outcome, a skipped envelope."""
+
+    job_id: str
+    kind: str
+    data: dict[str, Any] = {}
+
+
+Change: TypeAlias = Progress | Split | Joined | Finish | Control | Park | Note
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one change: whether it was applied, and the job's state after it (None: there is no such job)."""
+
+    applied: bool
+    state: JobState | None
+    detail: str = ""
+
+
+class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the append-only log. `id` rises in the order of commit, over all jobs of the store; it is the SSE event id."""
+
+    id: int
+    job_id: str
+    kind: str
+    data: dict[str, Any]
+    created_at: int
+
+
+class Events(msgspec.Struct, frozen=True, kw_only=True):
+    """Events after an id, oldest first. `truncated` when events after that id were deleted by retention: show a snapshot first."""
+
+    items: list[JobEvent]
+    last_id: int
+    truncated: bool = False
+
+
+class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Filters of a listing, newest first. `cursor` comes from the page before."""
+
+    states: list[JobState] = []
+    tool: str | None = None
+    owner: str | None = None
+    cursor: str | None = None
+    limit: int = 50
+
+
+class JobPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of jobs, newest first; `cursor` of the next page, or None at the end."""
+
+    items: list[Job]
+    cursor: str | None = None
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things are kept, in seconds: finished jobs with their final event, other events."""
+
+    jobs_s: float = 7 * 86400.0
+    events_s: float = 86400.0
+
+
+class Swept(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sweep did, and the sizes that are exported as metrics."""
+
+    timed_out: list[str]
+    jobs_deleted: int
+    events_deleted: int
+    jobs: int
+    events: int
+    outbox: int
+    next_deadline_at: int | None = None
+
+
+class Watch(Protocol):
+    """Rings when events or outbox rows were committed. A ring between two waits is never lost; spurious ones are allowed."""
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """True when rung, False after `timeout_s`. One caller at a time."""
+        ...
+
+
+class Outbox(Protocol):
+    """The messages that wait to be relayed. Any replica may relay; repeats carry the same `dedup_key`."""
+
+    async def take(self, limit: int, lease_s: float = 30.0) -> list[tuple[int, OutboxMessage]]:
+        """Due messages, oldest first, hidden from other takers for `lease_s`. Held (parked) ones are never taken."""
+        ...
+
+    async def done(self, ids: Sequence[int]) -> None:
+        """They were sent durably: delete them. Unknown ids are ignored."""
+        ...
+
+
+class JobStore(Protocol):
+    """One store of jobs. May be called concurrently throughout; nothing blocks but `Watch.wait`; the façade retries."""
+
+    outbox: Outbox
+
+    async def create(self, job: NewJob, messages: Sequence[OutboxMessage]) -> Created:
+        """The job and its first messages in one transaction; a repeated idempotency key returns the job that is there.
+
+        Raises `conflict` (reason `idempotency_mismatch`) for the key with another tool or `arguments_hash`, `already_exists` for a known `job_id`.
+        """
+        ...
+
+    async def get(self, job_id: str) -> Job:
+        """The job. Raises `not_found` (reason `job_not_found`)."""
+        ...
+
+    async def list_jobs(self, query: JobQuery) -> JobPage:
+        """Jobs newest first, without `result` and `arguments`."""
+        ...
+
+    async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+        """All changes in order in one transaction, each guarded; never raises for a lost race or a missing job: see the outcome."""
+        ...
+
+    async def events(self, *, after: int, job_id: str | None = None, limit: int = 500) -> Events:
+        """Events with an id above `after`, of one job or of all. None is ever skipped by a reader that continues from `last_id`."""
+        ...
+
+    def watch(self, topic: str = "events") -> AbstractAsyncContextManager[Watch]:
+        """Wait for commits instead of polling: `events`, or `outbox`."""
+        ...
+
+    async def sweep(self, retention: Retention) -> Swept:
+        """End jobs past their deadline (`timed_out`), delete what retention lets go, count. Any replica, at any time, concurrently."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what this driver opened. Idempotent, ≤ 10 s."""
+        ...

@@ -1,0 +1,1 @@
+"""Durable work queues with dead letters."""
