@@ -23,7 +23,9 @@ class Capability(enum.Flag):
 
 
 class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an object: size in bytes, etag (changes with the content), SHA-256 in hex, Unix ms of its last change."""
+    """What is known of an object: size in bytes, etag (changes with the content), SHA-256 in hex, Unix ms of its last
+    change.
+    """
 
     key: str
     size: int

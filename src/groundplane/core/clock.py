@@ -36,9 +36,7 @@ SYSTEM_CLOCK: Clock = SystemClock()
 
 def iso_z(unix_ms: int) -> str:
     """ISO 8601 in UTC with milliseconds and a `Z`, as on the wire: `2026-01-31T12:00:00.250Z`."""
-    return (
-        datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def from_iso(text: str) -> int:

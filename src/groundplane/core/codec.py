@@ -34,9 +34,7 @@ def encode(value: Any, codec: Codec = "msgpack") -> bytes:
         _refuse_nan(value)
         return _json_encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidArgument(
-            f"value: cannot be written as {codec}: {error}", reason="msg_parsing_error"
-        ) from error
+        raise InvalidArgument(f"value: cannot be written as {codec}: {error}", reason="msg_parsing_error") from error
 
 
 @overload
@@ -44,7 +42,9 @@ def decode(data: bytes) -> Any: ...
 @overload
 def decode(data: bytes, type_: type[T]) -> T: ...
 def decode(data: bytes, type_: Any = Any) -> Any:
-    """The value in `data`, validated against `type_`; anything else is `InvalidArgument` with reason `msg_parsing_error`."""
+    """The value in `data`, validated against `type_`; anything else is `InvalidArgument` with reason
+    `msg_parsing_error`.
+    """
     try:
         if codec_of(data) == "msgpack":
             return msgspec.msgpack.decode(data, type=type_)

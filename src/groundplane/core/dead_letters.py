@@ -10,7 +10,9 @@ from groundplane.core.errors import ErrorRecord
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that is not tried again. `payload` is unchanged to the byte; `trace` is its `traceparent`, if it had one."""
+    """A message that is not tried again. `payload` is unchanged to the byte; `trace` is its `traceparent`, if it had
+    one.
+    """
 
     id: str
     queue: str
@@ -39,7 +41,9 @@ class DeadLetterSource(Protocol):
     async def list_dead(
         self, queue: str | None = None, *, cursor: str | None = None, limit: int = 100
     ) -> DeadLetterPage:
-        """Dead letters, oldest first; `limit` 1–1000. May be called concurrently. Raises `not_found` for no such queue."""
+        """Dead letters, oldest first; `limit` 1–1000. May be called concurrently. Raises `not_found` for no such
+        queue.
+        """
         ...
 
     async def get_dead(self, dead_id: str) -> DeadLetter:

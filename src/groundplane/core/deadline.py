@@ -10,9 +10,7 @@ def remaining_s(deadline_at: int | None, clock: Clock = SYSTEM_CLOCK) -> float |
     return None if deadline_at is None else (deadline_at - clock.now_ms()) / 1000
 
 
-def effective_timeout_s(
-    timeout_s: float | None, deadline_at: int | None, clock: Clock = SYSTEM_CLOCK
-) -> float | None:
+def effective_timeout_s(timeout_s: float | None, deadline_at: int | None, clock: Clock = SYSTEM_CLOCK) -> float | None:
     """The lesser of a timeout and the time left until the deadline; never below 0. None where neither is set."""
     left = remaining_s(deadline_at, clock)
     present = [value for value in (timeout_s, left) if value is not None]

@@ -48,7 +48,9 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A claim check: the payload lies in blobs under `key`; `size` in bytes, `checksum` is SHA-256 in hex, in codec MessagePack."""
+    """A claim check: the payload lies in blobs under `key`; `size` in bytes, `checksum` is SHA-256 in hex, in codec
+    MessagePack.
+    """
 
     key: str
     size: int
@@ -56,7 +58,9 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Branch(msgspec.Struct, frozen=True):
-    """Which child of a fan-out this is: `index` of `total` children that `parent_id` made at `hop` (what a join groups by)."""
+    """Which child of a fan-out this is: `index` of `total` children that `parent_id` made at `hop` (what a join
+    groups by).
+    """
 
     parent_id: str
     hop: int

@@ -34,7 +34,9 @@ RETRYABLE_BY_DEFAULT: frozenset[Code] = frozenset({"unavailable", "resource_exha
 
 
 class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An error on the wire and at rest. `traceback` and `type` are those of a handler's exception, where there is one."""
+    """An error on the wire and at rest. `traceback` and `type` are those of a handler's exception, where there is
+    one.
+    """
 
     code: str
     message: str

@@ -1,6 +1,7 @@
 """Lifecycle: one task group per opened object, a stop in stages, and nothing left behind.
 
-Stages: refuse new work, finish what runs within the grace, cancel the rest, close. `aclose` is idempotent, may be called
+Stages: refuse new work, finish what runs within the grace, cancel the rest, close. `aclose` is idempotent, may be
+called
 while calls are blocked, and returns within its bound.
 """
 
@@ -16,7 +17,9 @@ CLOSE_TIMEOUT_S = 10.0
 
 
 class Lifecycle:
-    """Owns the tasks and closers of one object. Start tasks with `spawn`; register what to close with `on_close` (LIFO)."""
+    """Owns the tasks and closers of one object. Start tasks with `spawn`; register what to close with `on_close`
+    (LIFO).
+    """
 
     def __init__(self, name: str, *, close_timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         self.name = name

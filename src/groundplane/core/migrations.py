@@ -100,9 +100,7 @@ def _load(source: MigrationSet) -> tuple[Migration, ...]:
     )
     if [one.version for one in loaded] != list(range(1, len(loaded) + 1)) or not loaded:
         found = ", ".join(f"{one.version:04d}_{one.name}" for one in loaded) or "none"
-        raise Internal(
-            f"package: the migrations of {source.component!r} must be numbered 0001, 0002, …; found {found}"
-        )
+        raise Internal(f"package: the migrations of {source.component!r} must be numbered 0001, 0002, …; found {found}")
     return tuple(loaded)
 
 
@@ -114,9 +112,5 @@ def _files(package: str) -> list[tuple[str, str]]:
 def _migration(component: str, file_name: str, text: str) -> Migration:
     match = _FILE.match(file_name)
     if match is None:
-        raise Internal(
-            f"package: {file_name!r} of {component!r} is not named like 0001_words_of_the_change.sql"
-        )
-    return Migration(
-        component=component, version=int(match[1]), name=match[2], sql=text, checksum=checksum(text)
-    )
+        raise Internal(f"package: {file_name!r} of {component!r} is not named like 0001_words_of_the_change.sql")
+    return Migration(component=component, version=int(match[1]), name=match[2], sql=text, checksum=checksum(text))

@@ -13,7 +13,9 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 def check_name(field: str, value: object) -> str:
-    """`value` when it is a name: 1 to 128 of ASCII letters, digits, `.`, `_`, `-`, beginning and ending with a letter or digit."""
+    """`value` when it is a name: 1 to 128 of ASCII letters, digits, `.`, `_`, `-`, beginning and ending with a letter
+    or digit.
+    """
     if not isinstance(value, str) or not 1 <= len(value) <= NAME_MAX or not _NAME.fullmatch(value):
         raise InvalidArgument(
             f"{field}: {value!r} is not a name; use 1 to {NAME_MAX} letters, digits, '.', '_' or '-', "

@@ -82,9 +82,7 @@ REASONS: dict[str, Reason] = {
         "The deadline of the envelope or the job passed.",
         "Allow more time, or find what waits.",
     ),
-    "aborted": Reason(
-        "internal", False, "The handler ended the route early; not a failure.", "Nothing to do."
-    ),
+    "aborted": Reason("internal", False, "The handler ended the route early; not a failure.", "Nothing to do."),
     "attempts_exhausted": Reason(
         "unavailable",
         False,
@@ -125,9 +123,7 @@ REASONS: dict[str, Reason] = {
         "Mend the module or the name; see the traceback.",
     ),
     # queues
-    "queue_not_found": Reason(
-        "not_found", False, "The queue does not exist.", "Declare the queue, or mend its name."
-    ),
+    "queue_not_found": Reason("not_found", False, "The queue does not exist.", "Declare the queue, or mend its name."),
     "delivery_settled": Reason(
         "failed_precondition", False, "The delivery was settled before.", "Settle each delivery once."
     ),
@@ -151,9 +147,7 @@ REASONS: dict[str, Reason] = {
         "The idempotency key was used with other arguments.",
         "Use a new key for new work.",
     ),
-    "tool_not_found": Reason(
-        "not_found", False, "No tool has this name.", "List the tools; mind the spelling."
-    ),
+    "tool_not_found": Reason("not_found", False, "No tool has this name.", "List the tools; mind the spelling."),
     # the embedded engine
     "foreign_database": Reason(
         "failed_precondition",
@@ -188,9 +182,7 @@ REASONS: dict[str, Reason] = {
     "disk_full": Reason(
         "resource_exhausted", True, "The disk is full.", "Free space; nothing that was acknowledged is lost."
     ),
-    "read_only": Reason(
-        "permission_denied", False, "The state folder cannot be written.", "Mend its permissions."
-    ),
+    "read_only": Reason("permission_denied", False, "The state folder cannot be written.", "Mend its permissions."),
     "forked": Reason(
         "failed_precondition",
         False,
@@ -217,9 +209,7 @@ REASONS: dict[str, Reason] = {
         "The per-job token is missing or wrong.",
         "Use the token from the envelope's headers.",
     ),
-    "queue_full": Reason(
-        "resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."
-    ),
+    "queue_full": Reason("resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."),
     "path_escape": Reason(
         "invalid_argument",
         False,

@@ -15,7 +15,8 @@ from groundplane.core.errors import InvalidArgument
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """`attempts` in all (1 = never again); delay before attempt n+1 is uniform in 0 … min(cap_s, base_s · factor^(n-1)).
+    """`attempts` in all (1 = never again); delay before attempt n+1 is uniform in 0 … min(cap_s, base_s ·
+    factor^(n-1)).
 
     `non_retryable` names exception classes (bare or qualified); a subclass of one is not retried either.
     """
@@ -33,9 +34,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         for field, least in (("base_s", 0.0), ("factor", 1.0), ("cap_s", 0.0)):
             value = getattr(self, field)
             if not math.isfinite(value) or value < least:
-                raise InvalidArgument(
-                    f"retry.{field}: {value!r} must be a finite number of at least {least:g}"
-                )
+                raise InvalidArgument(f"retry.{field}: {value!r} must be a finite number of at least {least:g}")
 
     def delay_s(self, attempt: int, rand: Callable[[], float] = random.random) -> float:
         """Seconds to wait after `attempt` (1-based) has failed."""

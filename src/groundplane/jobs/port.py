@@ -62,9 +62,11 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """The record. `progress` is 0–100 and 100 only on success; `result` is present after success, `error` after failure.
+    """The record. `progress` is 0–100 and 100 only on success; `result` is present after success, `error` after
+    failure.
 
-    `result_key` names the blob where the end actor persisted the outcome. `aborted` is success by an early end of the route.
+    `result_key` names the blob where the end actor persisted the outcome. `aborted` is success by an early end of the
+    route.
     """
 
     job_id: str
@@ -103,7 +105,9 @@ class Created(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A hop's progress: weight 10 received, 50 processing, 10+0.9·p inside a handler, 100 completed. Pending becomes running."""
+    """A hop's progress: weight 10 received, 50 processing, 10+0.9·p inside a handler, 100 completed. Pending becomes
+    running.
+    """
 
     job_id: str
     envelope_id: str
@@ -124,7 +128,9 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Joined(msgspec.Struct, frozen=True, kw_only=True):
-    """The children of `parent_id` (all, or those that arrived) are replaced by `envelope_id`, which stands for their parent."""
+    """The children of `parent_id` (all, or those that arrived) are replaced by `envelope_id`, which stands for their
+    parent.
+    """
 
     job_id: str
     parent_id: str
@@ -132,9 +138,11 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True):
-    """A branch has ended. The job ends when its last branch has: its result is the branch's, or those of its children by index.
+    """A branch has ended. The job ends when its last branch has: its result is the branch's, or those of its children
+    by index.
 
-    `holds` is true for a failed branch that a join further on the route waits for: it is recorded, and does not fail the job.
+    `holds` is true for a failed branch that a join further on the route waits for: it is recorded, and does not fail
+    the job.
     """
 
     job_id: str
@@ -147,7 +155,9 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
-    """`cancel`, `pause` or `resume` by a person or a client. Pausing freezes the deadline; resuming releases what was parked."""
+    """`cancel`, `pause` or `resume` by a person or a client. Pausing freezes the deadline; resuming releases what was
+    parked.
+    """
 
     job_id: str
     action: str
@@ -155,7 +165,9 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Park(msgspec.Struct, frozen=True, kw_only=True):
-    """Keep an envelope of a paused job in the outbox, held until resume. Not paused any more: it is released at once."""
+    """Keep an envelope of a paused job in the outbox, held until resume. Not paused any more: it is released at
+    once.
+    """
 
     job_id: str
     message: OutboxMessage
@@ -181,7 +193,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the append-only log. `id` rises in the order of commit, over all jobs of the store; it is the SSE event id."""
+    """One line of the append-only log. `id` rises in the order of commit, over all jobs of the store; it is the SSE
+    event id.
+    """
 
     id: int
     job_id: str
@@ -191,7 +205,9 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Events(msgspec.Struct, frozen=True, kw_only=True):
-    """Events after an id, oldest first. `truncated` when events after that id were deleted by retention: show a snapshot first."""
+    """Events after an id, oldest first. `truncated` when events after that id were deleted by retention: show a
+    snapshot first.
+    """
 
     items: list[JobEvent]
     last_id: int
@@ -235,7 +251,9 @@ class Swept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watch(Protocol):
-    """Rings when events or outbox rows were committed. A ring between two waits is never lost; spurious ones are allowed."""
+    """Rings when events or outbox rows were committed. A ring between two waits is never lost; spurious ones are
+    allowed.
+    """
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         """True when rung, False after `timeout_s`. One caller at a time."""
@@ -262,7 +280,8 @@ class JobStore(Protocol):
     async def create(self, job: NewJob, messages: Sequence[OutboxMessage]) -> Created:
         """The job and its first messages in one transaction; a repeated idempotency key returns the job that is there.
 
-        Raises `conflict` (reason `idempotency_mismatch`) for the key with another tool or `arguments_hash`, `already_exists` for a known `job_id`.
+        Raises `conflict` (reason `idempotency_mismatch`) for the key with another tool or `arguments_hash`,
+        `already_exists` for a known `job_id`.
         """
         ...
 
@@ -275,11 +294,15 @@ class JobStore(Protocol):
         ...
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
-        """All changes in order in one transaction, each guarded; never raises for a lost race or a missing job: see the outcome."""
+        """All changes in order in one transaction, each guarded; never raises for a lost race or a missing job: see
+        the outcome.
+        """
         ...
 
     async def events(self, *, after: int, job_id: str | None = None, limit: int = 500) -> Events:
-        """Events with an id above `after`, of one job or of all. None is ever skipped by a reader that continues from `last_id`."""
+        """Events with an id above `after`, of one job or of all. None is ever skipped by a reader that continues from
+        `last_id`.
+        """
         ...
 
     def watch(self, topic: str = "events") -> AbstractAsyncContextManager[Watch]:
@@ -287,7 +310,9 @@ class JobStore(Protocol):
         ...
 
     async def sweep(self, retention: Retention) -> Swept:
-        """End jobs past their deadline (`timed_out`), delete what retention lets go, count. Any replica, at any time, concurrently."""
+        """End jobs past their deadline (`timed_out`), delete what retention lets go, count. Any replica, at any time,
+        concurrently.
+        """
         ...
 
     async def aclose(self) -> None:

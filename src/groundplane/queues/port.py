@@ -1,6 +1,7 @@
 """The port of durable work queues: what a driver must do, and the values that cross it.
 
-Delivery guarantee of every driver: at least once, durable before `send` returns, never lost while its process, consumer or
+Delivery guarantee of every driver: at least once, durable before `send` returns, never lost while its process,
+consumer or
 backend is killed. FIFO per queue with one consumer and no retries, best effort otherwise.
 """
 
@@ -34,7 +35,9 @@ class Capability(enum.Flag):
 
 
 class QueueSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue. `attempts_max` hand-outs (crashes included) before a dead letter; `depth_max` messages before `resource_exhausted`."""
+    """A queue. `attempts_max` hand-outs (crashes included) before a dead letter; `depth_max` messages before
+    `resource_exhausted`.
+    """
 
     name: str
     attempts_max: int = ATTEMPTS_MAX
@@ -58,9 +61,11 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """One handing-over of one message to one consumer. `attempt` is 1-based and counts explicit retries and crashes alike.
+    """One handing-over of one message to one consumer. `attempt` is 1-based and counts explicit retries and crashes
+    alike.
 
-    `tag` belongs to the driver; `enqueued_at` is Unix ms of the first send; `redrives` how often it came back from the dead.
+    `tag` belongs to the driver; `enqueued_at` is Unix ms of the first send; `redrives` how often it came back from
+    the dead.
     """
 
     tag: Any
@@ -116,13 +121,16 @@ class Depth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueConsumer(Protocol):
-    """One consumer of one queue. Its unsettled deliveries return to the queue, attempt raised, when its process dies."""
+    """One consumer of one queue. Its unsettled deliveries return to the queue, attempt raised, when its process
+    dies.
+    """
 
     async def receive(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
         """Up to `limit` deliveries, at least one; an empty list after `timeout_s` (None waits without end).
 
         Never more in flight than `max_in_flight`: it waits for room. One caller at a time. Cancelling it loses nothing:
-        what was claimed and not returned is handed back without costing an attempt. After the backend restarts it resumes by itself.
+        what was claimed and not returned is handed back without costing an attempt. After the backend restarts it
+        resumes by itself.
         """
         ...
 
@@ -130,17 +138,22 @@ class QueueConsumer(Protocol):
         """Send `sends` durably, then settle; with `ATOMIC_SETTLE` in one transaction. Returns when durable.
 
         May be called concurrently. All or nothing where atomic. Raises `failed_precondition` with reason
-        `delivery_settled` or `delivery_lost` (then nothing of the call happened where atomic), `not_found` for a missing queue
+        `delivery_settled` or `delivery_lost` (then nothing of the call happened where atomic), `not_found` for a
+        missing queue
         among the sends.
         """
         ...
 
     async def extend(self, deliveries: Sequence[Delivery], lease_s: float) -> None:
-        """Hold them for `lease_s` seconds from now. `unsupported` without `Capability.LEASE`, `failed_precondition` when lost."""
+        """Hold them for `lease_s` seconds from now. `unsupported` without `Capability.LEASE`, `failed_precondition`
+        when lost.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Hand back everything in flight without costing an attempt, wake a blocked `receive` with `Closed`. Idempotent, ≤ 10 s."""
+        """Hand back everything in flight without costing an attempt, wake a blocked `receive` with `Closed`.
+        Idempotent, ≤ 10 s.
+        """
         ...
 
 
@@ -151,7 +164,9 @@ class QueueDriver(Protocol):
     dead_letters: DeadLetterSource
 
     async def declare(self, specs: Sequence[QueueSpec]) -> None:
-        """Create the queues, durable; one that exists takes the new limits and keeps its messages. Idempotent, concurrent."""
+        """Create the queues, durable; one that exists takes the new limits and keeps its messages. Idempotent,
+        concurrent.
+        """
         ...
 
     async def queues(self) -> list[QueueSpec]:
@@ -161,7 +176,8 @@ class QueueDriver(Protocol):
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
         """Durable when it returns; the batch is one commit or one confirm window. May be called concurrently.
 
-        Raises `not_found` (reason `queue_not_found`) when one of the queues is missing, `resource_exhausted` at `depth_max` or a
+        Raises `not_found` (reason `queue_not_found`) when one of the queues is missing, `resource_exhausted` at
+        `depth_max` or a
         full disk: then none of an atomic batch was sent.
         """
         ...
@@ -169,7 +185,9 @@ class QueueDriver(Protocol):
     def consume(
         self, queue: str, *, max_in_flight: int, lease_s: float | None = None
     ) -> AbstractAsyncContextManager[QueueConsumer]:
-        """A consumer. With `lease_s` a delivery that is neither settled nor extended in time goes back, attempt raised."""
+        """A consumer. With `lease_s` a delivery that is neither settled nor extended in time goes back, attempt
+        raised.
+        """
         ...
 
     async def depth(self, queue: str) -> Depth:

@@ -8,7 +8,9 @@ import msgspec
 
 
 class Once(msgspec.Struct, frozen=True):
-    """The state of a keyed effect: `new` (now begun by the caller), `done` with its value, or `begun` by an attempt that never ended it."""
+    """The state of a keyed effect: `new` (now begun by the caller), `done` with its value, or `begun` by an attempt
+    that never ended it.
+    """
 
     state: Literal["new", "done", "begun"]
     value: Any = None
@@ -31,7 +33,9 @@ class JoinState(msgspec.Struct, frozen=True):
 
 
 class Ledger(Protocol):
-    """Durable notes of the mesh. May be called concurrently, by several processes; every write is durable when it returns."""
+    """Durable notes of the mesh. May be called concurrently, by several processes; every write is durable when it
+    returns.
+    """
 
     async def once_begin(self, key: str) -> Once:
         """Begin the effect `key` unless it is done. `begun` is returned to every caller until `once_end`."""
@@ -42,7 +46,9 @@ class Ledger(Protocol):
         ...
 
     async def join_add(self, key: JoinKey, index: int, total: int, payload: bytes) -> JoinState:
-        """Record child `index` of `total`; a repeat changes nothing. Children after the release are refused: `released` is true."""
+        """Record child `index` of `total`; a repeat changes nothing. Children after the release are refused:
+        `released` is true.
+        """
         ...
 
     async def join_items(self, key: JoinKey) -> dict[int, bytes]:

@@ -1,0 +1,61 @@
+"""Failpoints: named windows of a message's life where a test kills or stops this very process.
+
+`GROUNDPLANE_FAILPOINTS="before_ack=kill@3,received=pause"` arms them at start: `kill` (SIGKILL) or `pause` (SIGSTOP) at the
+n-th hit (1 by default), `error` raises `Unavailable` at each hit from the n-th on. Not set, a hit costs one dictionary look-up.
+`GROUNDPLANE_FAILPOINTS_LOG` names a file to which each action appends `name action pid`, so that a run can count them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Literal
+
+from groundplane.core.errors import InvalidArgument, Unavailable
+
+Window = Literal[
+    "accepted", "relayed", "received", "handled", "child_sent", "before_ack", "final_report", "joined"
+]  # in the order of a message's life
+
+
+class _Armed:
+    def __init__(self, action: str, at: int) -> None:
+        self.action = action
+        self.at = at
+        self.hits = 0
+
+
+def parse(text: str) -> dict[str, _Armed]:
+    """The armed failpoints of an environment value; `InvalidArgument` for what it cannot read."""
+    armed = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, rest = part.partition("=")
+        action, _, count = rest.partition("@")
+        if action not in ("kill", "pause", "error") or not (count or "1").isdecimal():
+            raise InvalidArgument(f"GROUNDPLANE_FAILPOINTS: {part!r} is not NAME=kill|pause|error[@N]")
+        armed[name] = _Armed(action, int(count or 1))
+    return armed
+
+
+_armed = parse(os.environ.get("GROUNDPLANE_FAILPOINTS", ""))
+
+
+def hit(name: Window) -> None:
+    """Pass the window `name`; act when it is armed."""
+    point = _armed.get(name)
+    if point is None:
+        return
+    point.hits += 1
+    if point.hits == point.at or (point.action == "error" and point.hits > point.at):
+        _act(name, point.action)
+
+
+def _act(name: str, action: str) -> None:
+    log = os.environ.get("GROUNDPLANE_FAILPOINTS_LOG")
+    if log:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(descriptor, f"{name} {action} {os.getpid()}\n".encode())
+        os.close(descriptor)
+    if action == "error":
+        raise Unavailable(f"failpoint: {name!r} is armed to fail")
+    os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
