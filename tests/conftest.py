@@ -1,0 +1,121 @@
+"""The rules that every test of this repository runs under."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+import leaks
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_LEAKS_ALLOWED = pytest.StashKey[bool]()
+_RUN = pytest.StashKey[str]()
+_UNKNOWN_REQUIREMENTS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Asynchronous tests run on asyncio alone: the product uses it directly."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return _REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves threads, descriptors or child processes (requirement CORE-03)."""
+    if request.node.get_closest_marker("leaks"):
+        yield
+        return
+    before = leaks.Snapshot()
+    yield
+    if request.node.stash.get(_LEAKS_ALLOWED, False):
+        return
+    left = before.leaked()
+    if left:
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_task_behind(request: pytest.FixtureRequest, leaves_nothing_behind: None) -> None:
+    """Fails an asynchronous test that leaves tasks in its loop; runs before the loop itself is closed."""
+    asynchronous = "anyio_backend" in request.fixturenames and request.node.get_closest_marker("anyio")
+    if asynchronous and not request.node.get_closest_marker("leaks"):
+        request.getfixturevalue("_tasks_of_the_loop")
+
+
+@pytest.fixture
+async def _tasks_of_the_loop(anyio_backend: str, request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    left = await leaks.leaked_tasks(before)
+    if left and not request.node.stash.get(_LEAKS_ALLOWED, False):
+        pytest.fail("the test left tasks behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed or was skipped half-way is not accused of leaking as well."""
+    report = yield
+    if report.when in ("setup", "call") and not report.passed:
+        item.stash[_LEAKS_ALLOWED] = True
+    return report
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # workers of xdist inherit the mark of the process that started them
+        config.stash[_RUN] = leaks.mark_run()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that names a requirement which does not exist stops the run."""
+    known = known_requirements(_REPOSITORY / "docs" / "requirements.toml")
+    unknown: list[str] = []
+    for item in items:
+        for mark in item.iter_markers("req"):
+            found = [f"{item.nodeid}: {name!r}" for name in mark.args or ("",) if name not in known]
+            item.stash[_UNKNOWN_REQUIREMENTS] = item.stash.get(_UNKNOWN_REQUIREMENTS, []) + found
+            unknown += found
+    if unknown and not hasattr(config, "workerinput"):  # an xdist worker cannot refuse: its tests fail one by one
+        listed = "\n  ".join(unknown)
+        raise pytest.UsageError(f"unknown requirement ids (docs/requirements.toml lists them):\n  {listed}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    unknown = item.stash.get(_UNKNOWN_REQUIREMENTS, [])
+    if unknown:
+        pytest.fail(f"unknown requirement id: {unknown} (docs/requirements.toml lists them)", pytrace=False)
+
+
+def known_requirements(source: Path) -> frozenset[str]:
+    """The ids of all requirements and of their clauses."""
+    listed = tomllib.loads(source.read_text(encoding="utf-8"))
+    clauses = (f"{name}.{n}" for name, one in listed.items() for n in range(1, len(one["clauses"]) + 1))
+    return frozenset((*listed, *clauses))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Processes that outlived the whole run (orphaned grandchildren too) are named, ended, and fail it."""
+    token = session.config.stash.get(_RUN, None)
+    if token is None or leaks.eventually(lambda: not leaks.processes_of_run(token), leaks.GRACE_S):
+        return
+    for pid, line in leaks.processes_of_run(token).items():
+        print(f"\nprocess {pid} outlived the run: {line}", file=sys.__stderr__)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
