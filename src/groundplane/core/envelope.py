@@ -103,13 +103,13 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         headers: Mapping[str, Any] | None = None,
         job_id: str | None = None,
         deadline_at: int | None = None,
-        id: str | None = None,
+        envelope_id: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Envelope:
         """The first envelope of a route."""
         if not actors:
             raise InvalidArgument("route: [] is empty; name at least one actor", reason="route_error")
-        identifier = id or new_id()
+        identifier = envelope_id or new_id()
         return cls(
             id=identifier,
             root_id=identifier,

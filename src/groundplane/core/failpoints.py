@@ -1,7 +1,9 @@
 """Failpoints: named windows of a message's life where a test kills or stops this very process.
 
-`GROUNDPLANE_FAILPOINTS="before_ack=kill@3,received=pause"` arms them at start: `kill` (SIGKILL) or `pause` (SIGSTOP) at the
-n-th hit (1 by default), `error` raises `Unavailable` at each hit from the n-th on. Not set, a hit costs one dictionary look-up.
+`GROUNDPLANE_FAILPOINTS="before_ack=kill@3,received=pause"` arms them at start: `kill` (SIGKILL) or `pause` (SIGSTOP)
+at the
+n-th hit (1 by default), `error` raises `Unavailable` at each hit from the n-th on. Not set, a hit costs one
+dictionary look-up.
 `GROUNDPLANE_FAILPOINTS_LOG` names a file to which each action appends `name action pid`, so that a run can count them.
 """
 

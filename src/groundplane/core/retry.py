@@ -29,7 +29,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     non_retryable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
+        if type(self.attempts) is not int or self.attempts < 1:
             raise InvalidArgument(f"retry.attempts: {self.attempts!r} must be a whole number of at least 1")
         for field, least in (("base_s", 0.0), ("factor", 1.0), ("cap_s", 0.0)):
             value = getattr(self, field)

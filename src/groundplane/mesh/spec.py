@@ -18,7 +18,9 @@ GRACE_S = 30.0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the mesh. Payloads above `payload_inline_bytes_max` travel as a claim check, up to `payload_bytes_max`."""
+    """Bounds of the mesh. Payloads above `payload_inline_bytes_max` travel as a claim check, up to
+    `payload_bytes_max`.
+    """
 
     payload_inline_bytes_max: int = PAYLOAD_INLINE_BYTES_MAX
     payload_bytes_max: int = PAYLOAD_BYTES_MAX
@@ -29,7 +31,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An actor: a named handler behind a durable queue of the same name.
 
-    `concurrency` calls at once (worker processes for a sync handler, tasks for an async one). `join` makes it a fan-in with
+    `concurrency` calls at once (worker processes for a sync handler, tasks for an async one). `join` makes it a
+    fan-in with
     `join_timeout_s` seconds from the first child's arrival. `key` names a payload field by which order is kept.
     """
 
@@ -47,7 +50,8 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A tool: what clients call. `input_schema` is a JSON Schema (2020-12) object; its properties are the arguments.
 
-    `on_disconnect` says what a caller's disconnect does to the job of a synchronous call. `origin` is `app` or file:line.
+    `on_disconnect` says what a caller's disconnect does to the job of a synchronous call. `origin` is `app` or
+    file:line.
     """
 
     name: str
