@@ -104,8 +104,7 @@ class Lifecycle:
             try:
                 async with asyncio.timeout(self._close_timeout_s):
                     await self._closers.pop()()
-            except Exception as error:  # noqa: BLE001 - each closer gets its turn; all failures are raised together
-            below
+            except Exception as error:  # noqa: BLE001 - each closer gets its turn, all are raised below
                 failures.append(error)
         if failures:
             raise ExceptionGroup(f"{self.name}: closing failed", failures)
