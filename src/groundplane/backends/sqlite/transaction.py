@@ -1,0 +1,73 @@
+"""What a work may do inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import apsw
+
+from groundplane.backends.sqlite.errors import translate
+from groundplane.core.errors import Closed, FailedPrecondition
+
+Value: TypeAlias = int | float | str | bytes | None
+Row: TypeAlias = tuple[Any, ...]
+Bindings: TypeAlias = Sequence[Value] | Mapping[str, Value]
+
+
+class Transaction:
+    """The file as one work sees it: a savepoint of a write, or a snapshot for a read.
+
+    Valid only while the work runs and only in its thread. Errors of SQLite arrive as `GroundplaneError`
+    (`already_exists` for a unique key, `resource_exhausted` for a full disk, …) with the cause kept.
+    """
+
+    __slots__ = ("_connection", "_cursor", "_path", "_writable", "topics")
+
+    def __init__(self, connection: apsw.Connection, cursor: apsw.Cursor, path: str, *, writable: bool) -> None:
+        self._connection = connection
+        self._cursor: apsw.Cursor | None = cursor
+        self._path = path
+        self._writable = writable
+        self.topics: set[str] | None = None
+
+    def execute(self, sql: str, bindings: Bindings = ()) -> list[Row]:
+        """Runs one or more statements to the end and returns all rows."""
+        try:
+            return self._live().execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise translate(error, self._path) from error
+
+    def executemany(self, sql: str, rows: Iterable[Bindings]) -> list[Row]:
+        """Runs the statements once for each of `rows`; returns the rows of all runs, one after another."""
+        try:
+            return self._live().executemany(sql, rows).fetchall()
+        except apsw.Error as error:
+            raise translate(error, self._path) from error
+
+    def changes(self) -> int:
+        """Rows changed by the last INSERT, UPDATE or DELETE (of `executemany`: by its last run)."""
+        self._live()
+        return self._connection.changes()
+
+    def wake(self, topic: str) -> None:
+        """Rings the listeners of `topic` in every process once this write is as durable as it was asked to be.
+
+        A topic with a slash also rings the listeners of the part before the first slash. Nothing is rung
+        when the work fails.
+        """
+        self._live()
+        if not self._writable:
+            raise FailedPrecondition("topic: a read cannot ring; call wake in a write")
+        if self.topics is None:
+            self.topics = set()
+        self.topics.add(topic)
+
+    def end(self) -> None:
+        """The work is over; every later call raises `closed`."""
+        self._cursor = None
+
+    def _live(self) -> apsw.Cursor:
+        if self._cursor is None:
+            raise Closed("transaction: it ended with its work; use it only inside the function given to write or read")
+        return self._cursor
