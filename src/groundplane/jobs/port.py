@@ -117,6 +117,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     weight: float
     message: str = ""
     status: str = ""
+    attempt: int = 1
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True):
