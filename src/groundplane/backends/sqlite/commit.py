@@ -1,9 +1,9 @@
 """Group commit: one transaction, one sync, for all writes that came during the previous one.
 
 The order is the promise: lock, BEGIN IMMEDIATE, each work in a savepoint, COMMIT (`synchronous=NORMAL`), unlock, sync
-of the log, then the results, then the bells. So the dear sync is outside the lock, and nobody hears of a write that a loss
-of power could undo. Other processes may read the rows a moment earlier; what they promise on top of them waits for
-their own sync of the same log.
+of the log, then the results, then the bells. So the dear sync is outside the lock, and nobody hears of a write that a
+loss of power could undo. Other processes may read the rows a moment earlier; what they promise on top of them waits
+for their own sync of the same log.
 """
 
 from __future__ import annotations
@@ -166,6 +166,8 @@ class GroupCommit:
                 self._last_resort(call, error)
 
     def _last_resort(self, call: Call, error: Exception) -> None:
+        if is_full(error):
+            self._ballast.look()
         if is_full(error) and call.essential and self._make_room():
             call.error = call.topics = None
             try:
@@ -216,7 +218,7 @@ class GroupCommit:
             call.topics = transaction.topics
             if not self.connection.in_transaction:
                 raise Internal("work: it ended the transaction; leave BEGIN, COMMIT and ROLLBACK to the engine")
-        except Exception as error:  # noqa: BLE001 (it is the outcome of the call)
+        except Exception as error:
             if is_full(error) or not self.connection.in_transaction:
                 raise
             call.error, call.topics = error, None

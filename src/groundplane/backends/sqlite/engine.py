@@ -24,7 +24,7 @@ from groundplane.backends.sqlite.options import Options
 from groundplane.backends.sqlite.poll import DataVersion, SafetyPoll
 from groundplane.backends.sqlite.wake import Listener, WakeHub
 from groundplane.backends.sqlite.workers import InlineWriter, ReaderThreads, Snapshots, WriterThread
-from groundplane.core.errors import FailedPrecondition, PermissionDenied
+from groundplane.core.errors import FailedPrecondition, PermissionDenied, Unavailable
 from groundplane.core.migrations import MigrationSet
 
 
@@ -230,18 +230,21 @@ def explained(path: str) -> Iterator[None]:
         yield
     except apsw.Error as error:
         raise translate(error, path) from error
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise disk_full(path) from error
+        if error.errno not in _FORBIDDEN:
+            raise Unavailable(
+                f"database: {path!r}: {error}", reason="io_error", details={"path": path}, retryable=False
+            ) from error
         raise PermissionDenied(
             f"database: {path!r} cannot be opened or written ({error}); mend the permissions of file and folder",
             reason="read_only",
             details={"path": path},
         ) from error
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise disk_full(path) from error
-        raise FailedPrecondition(f"database: {path!r}: {error}", details={"path": path}) from error
 
 
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 

@@ -71,7 +71,7 @@ class Ballast:
         self.spent = False
         self._checked = 0.0
         if size:
-            self._fill()
+            self.spent = not self._fill()
 
     def release(self) -> bool:
         """Gives the space up. Returns whether there was any left to give."""
@@ -84,6 +84,11 @@ class Ballast:
         except FileNotFoundError:
             return False
         return True
+
+    def look(self) -> None:
+        """Sees whether another process has given the space up."""
+        if self._size and not os.path.exists(self._path):
+            self.spent = True
 
     def restore(self) -> bool:
         """Takes the space back where there is twice as much as needed; looks at most once a second."""

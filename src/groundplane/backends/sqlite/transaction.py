@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import apsw
 
 from groundplane.backends.sqlite.errors import translate
-from groundplane.core.errors import Closed, FailedPrecondition
+from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError
 
 Value: TypeAlias = int | float | str | bytes | None
 Row: TypeAlias = tuple[Any, ...]
@@ -36,14 +36,14 @@ class Transaction:
         try:
             return self._live().execute(sql, bindings).fetchall()
         except apsw.Error as error:
-            raise translate(error, self._path) from error
+            raise self._explain(error) from error
 
     def executemany(self, sql: str, rows: Iterable[Bindings]) -> list[Row]:
         """Runs the statements once for each of `rows`; returns the rows of all runs, one after another."""
         try:
             return self._live().executemany(sql, rows).fetchall()
         except apsw.Error as error:
-            raise translate(error, self._path) from error
+            raise self._explain(error) from error
 
     def changes(self) -> int:
         """Rows changed by the last INSERT, UPDATE or DELETE (of `executemany`: by its last run)."""
@@ -66,6 +66,11 @@ class Transaction:
     def end(self) -> None:
         """The work is over; every later call raises `closed`."""
         self._cursor = None
+
+    def _explain(self, error: apsw.Error) -> GroundplaneError:
+        if not self._writable and isinstance(error, apsw.ReadOnlyError):
+            return FailedPrecondition("sql: a read cannot change anything; use write")
+        return translate(error, self._path)
 
     def _live(self) -> apsw.Cursor:
         if self._cursor is None:
