@@ -6,10 +6,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-PYTHON  ?= $(shell tools/find-python)
 RUN     := .venv/bin
 STAMP   := .venv/.synced
-FAST    := not fault
 WORKERS ?= 2
 
 .PHONY: help setup demo test lint bench requirements mutants docs clean
