@@ -1,1 +1,1 @@
-"""Benchmarks: always beside the raw client and a named peer, in one run, as medians and ratios. `python -m benchmarks`."""
+"""Benchmarks: beside the raw client and a named peer, in one run, as medians and ratios. `python -m benchmarks`."""

@@ -47,7 +47,8 @@ DBOS = """
 import json, sys, time
 from dbos import DBOS
 path, count, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-DBOS(config={"name": "bench", "system_database_url": f"sqlite:///{path}", "run_admin_server": False, "log_level": "ERROR"})
+url = f"sqlite:///{path}"
+DBOS(config={"name": "bench", "system_database_url": url, "run_admin_server": False, "log_level": "ERROR"})
 
 @DBOS.step()
 def one(value):
@@ -91,6 +92,7 @@ def run(script: str, count: int, rounds: int) -> dict[str, list[float]]:
             capture_output=True,
             text=True,
             timeout=300,
+            check=False,
             cwd=folder,
         )
     if done.returncode:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement: the median over rounds. `bar` is the limit that the project sets itself, `better` its direction."""
+    """One measurement, the median over rounds. `bar` is the limit that the project sets itself."""
 
     section: str
     subject: str
