@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import apsw
 
 from groundplane.backends.sqlite.errors import translate
+from groundplane.backends.sqlite.wake import check_topic
 from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError
 
 Value: TypeAlias = int | float | str | bytes | None
@@ -54,14 +55,16 @@ class Transaction:
         """Rings the listeners of `topic` in every process once this write is as durable as it was asked to be.
 
         A topic with a slash also rings the listeners of the part before the first slash. Nothing is rung
-        when the work fails.
+        when the work fails. `invalid_argument`: `wake.check_topic`.
         """
         self._live()
         if not self._writable:
             raise FailedPrecondition("topic: a read cannot ring; call wake in a write")
         if self.topics is None:
             self.topics = set()
-        self.topics.add(topic)
+        if topic not in self.topics:
+            check_topic(topic)
+            self.topics.add(topic)
 
     def end(self) -> None:
         """The work is over; every later call raises `closed`."""
