@@ -68,7 +68,8 @@ class BlobDriver(Protocol):
     capabilities: Capability
 
     async def put(self, key: str, chunks: AsyncIterator[bytes], options: PutOptions) -> BlobInfo:
-        """Store the bytes; visible as a whole when it returns, durable, and not at all when it fails or is cancelled.
+        """Store the bytes; visible as a whole when it returns, durable, and not at all when it fails or is cancelled
+        (unless the cancel comes in the moment in which the object gets its name: then it is stored whole).
 
         Raises `already_exists` (`create`), `conflict` (`if_match`), `resource_exhausted` (disk full).
         """

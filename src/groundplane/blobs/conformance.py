@@ -1,0 +1,253 @@
+"""The suite that a driver of blobs must pass. Subclass it and give it one fixture:
+
+class TestMyBlobs(BlobConformance):
+    @pytest.fixture
+    async def blobs(self):
+        async with Blobs.open("mine://…") as blobs:  # an empty store for each test
+            yield blobs
+
+The tests are asynchronous: run them with AnyIO's pytest plugin on asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tracemalloc
+from collections.abc import AsyncIterator
+
+import pytest
+
+from groundplane.blobs.port import Capability
+from groundplane.blobs.store import METADATA_BYTES_MAX, Blobs
+from groundplane.core.errors import AlreadyExists, Closed, Conflict, InvalidArgument, NotFound, Unsupported
+
+_MIB = 1024 * 1024
+
+
+async def _stream(pieces: int, size: int) -> AsyncIterator[bytes]:
+    for number in range(pieces):
+        yield bytes([number % 251]) * size
+
+
+class BlobConformance:
+    """What every store of blobs does."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.mark.req("BLOB-01.1")
+    async def test_what_was_put_is_read_back_with_its_labels(self, blobs: Blobs) -> None:
+        put = await blobs.put("a/b.json", b"{}", content_type="application/json", metadata={"who": "äß"})
+        assert await blobs.get("a/b.json") == b"{}"
+        assert await blobs.head("a/b.json") == put
+        assert (put.key, put.size, put.content_type, put.metadata) == ("a/b.json", 2, "application/json", {"who": "äß"})
+        assert put.checksum == hashlib.sha256(b"{}").hexdigest()
+
+    @pytest.mark.req("BLOB-01.1")
+    @pytest.mark.parametrize("data", [b"", b"\x00", bytes(range(256)) * 3])
+    async def test_any_bytes_are_kept(self, blobs: Blobs, data: bytes) -> None:
+        await blobs.put("k", data)
+        assert await blobs.get("k") == data
+        assert (await blobs.head("k")).size == len(data)
+
+    @pytest.mark.req("BLOB-01.1")
+    async def test_a_batch_of_ten_is_stored_listed_and_deleted(self, blobs: Blobs) -> None:
+        await asyncio.gather(*(blobs.put(f"batch/{n}", bytes([n])) for n in range(10)))
+        assert [info.key async for info in blobs.list("batch/")] == [f"batch/{n}" for n in range(10)]
+        assert await blobs.delete(*(f"batch/{n}" for n in range(10))) == 10
+        assert [info.key async for info in blobs.list()] == []
+
+    @pytest.mark.req("BLOB-01.1")
+    async def test_deleting_what_is_not_there_is_no_error_and_counts_nothing(self, blobs: Blobs) -> None:
+        await blobs.put("here", b"1")
+        assert await blobs.delete("here", "there", "here") == 1
+        assert await blobs.delete("here") == 0
+
+    @pytest.mark.req("BLOB-01.2")
+    async def test_five_megabytes_are_streamed_unchanged(self, blobs: Blobs) -> None:
+        put = await blobs.put("big", _stream(500, 10_000))
+        digest, size = hashlib.sha256(), 0
+        async with blobs.open_object("big") as reader:
+            async for chunk in reader.chunks(64 * 1024):
+                assert len(chunk) <= 64 * 1024
+                digest.update(chunk)
+                size += len(chunk)
+        assert (size, digest.hexdigest()) == (5_000_000, put.checksum)
+
+    @pytest.mark.req("BLOB-01.3")
+    async def test_a_hundred_megabytes_pass_through_bounded_memory(self, blobs: Blobs) -> None:
+        tracemalloc.start()
+        try:
+            await blobs.put("huge", _stream(100, _MIB))
+            async with blobs.open_object("huge") as reader:
+                size = 0
+                async for chunk in reader.chunks():
+                    size += len(chunk)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert size == 100 * _MIB
+        assert peak < 32 * _MIB
+
+    @pytest.mark.req("BLOB-01.1")
+    async def test_a_listing_is_in_the_order_of_the_keys_bytes_and_goes_on_from_its_cursor(self, blobs: Blobs) -> None:
+        long = "x" * 60
+        keys = ["a", "a/b", "a-b", "a.b", "a0", "A", "ä", "a/b/c", f"{long}/y", f"{long}-z", f"{long}0", long, "😀 :_"]
+        for key in keys:
+            await blobs.put(key, key.encode())
+        ordered = sorted(keys, key=str.encode)
+        assert [info.key async for info in blobs.list()] == ordered
+        found: list[str] = []
+        cursor = None
+        while True:
+            page = await blobs.list_page(cursor=cursor, limit=2)
+            found += [info.key for info in page.items]
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert found == ordered
+        for prefix in ("a", "a/", "a/b", "x" * 59, long, f"{long}/", "nothing"):
+            assert [i.key async for i in blobs.list(prefix)] == [key for key in ordered if key.startswith(prefix)]
+
+    @pytest.mark.req("BLOB-03.1")
+    async def test_a_missing_key_is_not_found(self, blobs: Blobs) -> None:
+        await blobs.put("a/b", b"")
+        for key in ("missing", "a", "a/b/c"):
+            with pytest.raises(NotFound, match=f"'{key}'"):
+                await blobs.get(key)
+            with pytest.raises(NotFound):
+                await blobs.head(key)
+
+    @pytest.mark.req("BLOB-04.1")
+    async def test_create_refuses_a_key_that_is_there_and_one_of_many_wins(self, blobs: Blobs) -> None:
+        results = await asyncio.gather(
+            *(blobs.put("once", bytes([n]), create=True) for n in range(8)), return_exceptions=True
+        )
+        assert sum(isinstance(one, AlreadyExists) for one in results) == 7
+        winner = next(n for n, one in enumerate(results) if not isinstance(one, BaseException))
+        assert await blobs.get("once") == bytes([winner])
+
+    @pytest.mark.req("BLOB-04.1")
+    async def test_if_match_replaces_only_the_object_that_was_seen(self, blobs: Blobs) -> None:
+        first = await blobs.put("k", b"1")
+        second = await blobs.put("k", b"2", if_match=first.etag)
+        assert second.etag != first.etag
+        with pytest.raises(Conflict, match="if_match"):
+            await blobs.put("k", b"3", if_match=first.etag)
+        with pytest.raises(Conflict):
+            await blobs.put("absent", b"3", if_match=first.etag)
+        assert await blobs.get("k") == b"2"
+
+    @pytest.mark.req("BLOB-04.1")
+    async def test_of_many_conditional_replacements_of_one_object_one_wins(self, blobs: Blobs) -> None:
+        seen = await blobs.put("k", b"seen")
+        results = await asyncio.gather(
+            *(blobs.put("k", bytes([n]), if_match=seen.etag) for n in range(8)), return_exceptions=True
+        )
+        assert sum(isinstance(one, Conflict) for one in results) == 7
+
+    @pytest.mark.req("BLOB-04.1")
+    async def test_a_reader_sees_the_object_that_it_opened_while_it_is_replaced(self, blobs: Blobs) -> None:
+        await blobs.put("k", b"old" * 1000)
+        async with blobs.open_object("k") as reader:
+            await blobs.put("k", b"new")
+            assert b"".join([chunk async for chunk in reader.chunks(100)]) == b"old" * 1000
+        assert await blobs.get("k") == b"new"
+
+    @pytest.mark.req("BLOB-04.1")
+    async def test_a_stream_that_fails_leaves_what_was_there(self, blobs: Blobs) -> None:
+        async def failing() -> AsyncIterator[bytes]:
+            yield b"x" * 3 * _MIB
+            raise RuntimeError("the source broke")
+
+        with pytest.raises(RuntimeError, match="the source broke"):
+            await blobs.put("new", failing())
+        await blobs.put("old", b"old")
+        with pytest.raises(RuntimeError):
+            await blobs.put("old", failing())
+        assert [info.key async for info in blobs.list()] == ["old"]
+        assert await blobs.get("old") == b"old"
+
+    @pytest.mark.req("BLOB-04.1")
+    async def test_a_cancelled_put_leaves_nothing(self, blobs: Blobs) -> None:
+        reached = asyncio.Event()
+
+        async def stuck() -> AsyncIterator[bytes]:
+            yield b"x" * 2 * _MIB
+            reached.set()
+            await asyncio.Event().wait()
+
+        put = asyncio.create_task(blobs.put("k", stuck()))
+        await reached.wait()
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+        assert [info.key async for info in blobs.list()] == []
+
+    @pytest.mark.req("BLOB-04.1")
+    @pytest.mark.parametrize(
+        "key", ["", "/a", "a/", "a//b", "..", "a/../b", "./a", "a/.", "a\x00b", "a\nb", "\ud800", "x" * 256]
+    )
+    async def test_a_key_that_is_none_is_refused(self, blobs: Blobs, key: str) -> None:
+        with pytest.raises(InvalidArgument, match=r"^key: "):
+            await blobs.put(key, b"")
+        with pytest.raises(InvalidArgument, match=r"^key: "):
+            await blobs.get(key)
+
+    @pytest.mark.req("BLOB-04.1")
+    @pytest.mark.parametrize(
+        "key", ["..a", "a..", "%2e%2e", "~", "C:\\x", "-rf", "con", "ö" * 255, "😀" * 255, "a@", "a+"]
+    )
+    async def test_an_odd_key_is_kept(self, blobs: Blobs, key: str) -> None:
+        await blobs.put(key, key.encode())
+        assert await blobs.get(key) == key.encode()
+        assert [info.key async for info in blobs.list()] == [key]
+
+    @pytest.mark.req("BLOB-04.1")
+    async def test_keys_that_differ_in_case_alone_are_two_objects(self, blobs: Blobs) -> None:
+        await blobs.put("Key", b"upper")
+        await blobs.put("key", b"lower")
+        assert (await blobs.get("Key"), await blobs.get("key")) == (b"upper", b"lower")
+
+    @pytest.mark.req("BLOB-04.1")
+    async def test_presigned_urls_are_given_or_refused_as_declared(self, blobs: Blobs) -> None:
+        await blobs.put("k", b"1")
+        if Capability.PRESIGN in blobs.capabilities:
+            assert "://" in await blobs.presign("k", expires_s=60)
+        else:
+            with pytest.raises(Unsupported, match="presign"):
+                await blobs.presign("k", expires_s=60)
+            with pytest.raises(Unsupported, match="presign"):
+                await blobs.driver.presign("k", expires_s=60)
+        with pytest.raises(InvalidArgument, match="expires_s"):
+            await blobs.presign("k", expires_s=0)
+
+    async def test_too_many_labels_are_refused(self, blobs: Blobs) -> None:
+        with pytest.raises(InvalidArgument, match=r"^metadata: "):
+            await blobs.put("k", b"", metadata={"a": "x" * METADATA_BYTES_MAX})
+        assert [info.key async for info in blobs.list()] == []
+
+    async def test_after_closing_every_call_raises_closed_and_closing_again_is_harmless(self, blobs: Blobs) -> None:
+        await asyncio.gather(blobs.aclose(), blobs.aclose())
+        await blobs.aclose()
+        with pytest.raises(Closed):
+            await blobs.put("k", b"")
+        with pytest.raises(Closed):
+            await blobs.get("k")
+        with pytest.raises(Closed):
+            await blobs.list_page()
+
+    async def test_closing_ends_a_put_that_is_blocked(self, blobs: Blobs) -> None:
+        reached = asyncio.Event()
+
+        async def stuck() -> AsyncIterator[bytes]:
+            yield b"x"
+            reached.set()
+            await asyncio.Event().wait()
+
+        put = asyncio.create_task(blobs.put("k", stuck()))
+        await reached.wait()
+        async with asyncio.timeout(10):
+            await blobs.aclose()
+        with pytest.raises(Closed):
+            await put

@@ -1,0 +1,170 @@
+"""The façade of blobs: checks, bounds and closing, over any driver."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from groundplane.blobs.drivers import open_driver
+from groundplane.blobs.keys import check_characters, check_key, check_prefix
+from groundplane.blobs.port import (
+    OBJECT_BYTES_MAX,
+    BlobDriver,
+    BlobInfo,
+    BlobPage,
+    BlobReader,
+    Capability,
+    PutOptions,
+)
+from groundplane.core.errors import InvalidArgument, ResourceExhausted, Unsupported
+from groundplane.core.lifecycle import Lifecycle
+
+T = TypeVar("T")
+
+METADATA_BYTES_MAX = 2048
+PAGE_MAX = 1000
+
+
+class Blobs:
+    """Objects by key. Everything may be called concurrently; nothing is retried: a stream cannot be read twice.
+
+    Errors of every method: `closed`, `unavailable` (the store does not answer), `permission_denied`.
+    """
+
+    def __init__(self, driver: BlobDriver) -> None:
+        self.driver = driver
+        self._lifecycle = Lifecycle("blobs")
+        self._lifecycle.on_close(driver.aclose)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str = "embedded://", *, state: Path | str = ".groundplane") -> AsyncIterator[Blobs]:
+        """Open the store that the URL names; `embedded://` is `<state>/blobs`. `invalid_argument` for a bad URL."""
+        blobs = cls(await open_driver(url, Path(state)))
+        try:
+            yield blobs
+        finally:
+            await blobs.aclose()
+
+    @property
+    def capabilities(self) -> Capability:
+        """What the driver can do."""
+        return self.driver.capabilities
+
+    async def put(
+        self,
+        key: str,
+        data: bytes | AsyncIterable[bytes],
+        *,
+        create: bool = False,
+        if_match: str | None = None,
+        content_type: str = "application/octet-stream",
+        metadata: Mapping[str, str] | None = None,
+    ) -> BlobInfo:
+        """Store an object, whole or not at all; durable when this returns. A stream is never held in memory.
+
+        `create` raises `already_exists` for a key that is there, `if_match` raises `conflict` for another etag than
+        this. A full disk is `resource_exhausted`, and leaves nothing behind; so does a cancelled call.
+        """
+        if create and if_match is not None:
+            raise InvalidArgument(f"if_match: {if_match!r} and create exclude each other; give one of them")
+        options = PutOptions(
+            create=create,
+            if_match=if_match,
+            content_type=_check_content_type(content_type),
+            metadata=_check_metadata(metadata or {}),
+        )
+        return await self._run(self.driver.put(check_key(key), _bounded(key, data), options))
+
+    async def get(self, key: str, *, bytes_max: int | None = None) -> bytes:
+        """The whole object, its checksum verified. Raises `not_found`; `resource_exhausted` above `bytes_max`."""
+        return await self._run(self._get(check_key(key), bytes_max))
+
+    @asynccontextmanager
+    async def open_object(self, key: str) -> AsyncIterator[BlobReader]:
+        """Read an object in chunks with bounded memory: `async for chunk in reader.chunks()`. Raises `not_found`."""
+        self._lifecycle.check_open()
+        async with self.driver.open(check_key(key)) as reader:
+            yield reader
+
+    async def head(self, key: str) -> BlobInfo:
+        """What is known of an object, without its bytes. Raises `not_found`."""
+        return await self._run(self.driver.head(check_key(key)))
+
+    async def list_page(self, prefix: str = "", *, cursor: str | None = None, limit: int = PAGE_MAX) -> BlobPage:
+        """One page of objects whose key begins with `prefix`, by the bytes of their keys."""
+        if not 1 <= limit <= PAGE_MAX:
+            raise InvalidArgument(f"limit: {limit!r} must be 1 to {PAGE_MAX}")
+        return await self._run(self.driver.list_blobs(check_prefix(prefix), cursor=cursor, limit=limit))
+
+    async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
+        """All objects whose key begins with `prefix`, by the bytes of their keys, page by page."""
+        cursor = None
+        while True:
+            page = await self.list_page(prefix, cursor=cursor)
+            for info in page.items:
+                yield info
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+
+    async def delete(self, *keys: str) -> int:
+        """Delete objects; how many there were. A missing one is no error."""
+        return await self._run(self.driver.delete([check_key(key) for key in keys]))
+
+    async def presign(self, key: str, *, expires_s: float) -> str:
+        """A URL that reads the object for `expires_s` seconds. `unsupported` without `Capability.PRESIGN`."""
+        if not expires_s > 0:
+            raise InvalidArgument(f"expires_s: {expires_s!r} must be more than 0 seconds")
+        if Capability.PRESIGN not in self.capabilities:
+            raise Unsupported("presign: this store of blobs has no URLs; read the object with `open_object`")
+        return await self._run(self.driver.presign(check_key(key), expires_s=expires_s))
+
+    async def aclose(self) -> None:
+        """Fail the calls that are under way with `closed`, then close the driver. Idempotent, ≤ 10 s."""
+        await self._lifecycle.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Blobs {type(self.driver).__name__} {'closed' if self._lifecycle.closed else 'open'}>"
+
+    async def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._lifecycle.closed:
+            call.close()
+        return cast(T, await self._lifecycle.run(call))
+
+    async def _get(self, key: str, bytes_max: int | None) -> bytes:
+        async with self.driver.open(key) as reader:
+            if bytes_max is not None and reader.info.size > bytes_max:
+                raise ResourceExhausted(f"bytes_max: {key!r} has {reader.info.size} bytes, more than {bytes_max!r}")
+            return b"".join([chunk async for chunk in reader.chunks()])
+
+
+async def _bounded(key: str, data: bytes | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    if isinstance(data, bytes | bytearray | memoryview):
+        yield bytes(data)
+        return
+    size = 0
+    async for chunk in data:
+        size += len(chunk)
+        if size > OBJECT_BYTES_MAX:
+            raise InvalidArgument(f"data: {key!r} is over {OBJECT_BYTES_MAX} bytes", reason="payload_too_large")
+        yield chunk
+
+
+def _check_content_type(value: str) -> str:
+    if not 1 <= len(value) <= 255 or not value.isascii():
+        raise InvalidArgument(f"content_type: {value!r} must be 1 to 255 characters of ASCII")
+    return check_characters("content_type", value)
+
+
+def _check_metadata(metadata: Mapping[Any, Any]) -> dict[str, str]:
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not isinstance(value, str) or not name:
+            raise InvalidArgument(f"metadata: {name!r}={value!r} must be strings, the name not empty")
+        check_characters("metadata", name)
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
+    if size > METADATA_BYTES_MAX:
+        raise InvalidArgument(f"metadata: {size} bytes are more than {METADATA_BYTES_MAX}; store an object instead")
+    return dict(metadata)

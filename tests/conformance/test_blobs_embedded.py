@@ -1,0 +1,144 @@
+"""The suite of blobs on the folder driver, and what is that driver's own."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from groundplane.blobs import Blobs
+from groundplane.blobs.conformance import BlobConformance
+from groundplane.core.errors import Internal, InvalidArgument, PermissionDenied, ResourceExhausted
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def blobs(tmp_path: Path) -> AsyncIterator[Blobs]:
+    async with Blobs.open(state=tmp_path) as opened:
+        yield opened
+
+
+class TestFileBlobs(BlobConformance):
+    @pytest.fixture
+    async def blobs(self, tmp_path: Path) -> AsyncIterator[Blobs]:
+        async with Blobs.open(state=tmp_path) as opened:
+            yield opened
+
+
+def _files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and path.parent.name != "locks"]
+
+
+@pytest.mark.req("BLOB-04.1")
+@pytest.mark.parametrize("damage", ["content", "trailer", "short"])
+async def test_damaged_bytes_are_never_returned(blobs: Blobs, tmp_path: Path, damage: str) -> None:
+    await blobs.put("k", b"x" * 5000)
+    (path,) = _files(tmp_path)
+    data = bytearray(path.read_bytes())
+    if damage == "content":
+        data[100] ^= 1
+    elif damage == "trailer":
+        data[-1] ^= 1
+    else:
+        del data[:10]
+    path.write_bytes(data)
+    with pytest.raises(Internal) as caught:
+        await blobs.get("k")
+    assert caught.value.reason == "checksum_mismatch"
+
+
+@pytest.mark.req("BLOB-04.1")
+async def test_nothing_but_the_object_is_left_on_the_disk(blobs: Blobs, tmp_path: Path) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"x" * 3_000_000
+        raise RuntimeError
+
+    for _ in range(3):
+        await blobs.put("a/b/c", b"1")
+    with pytest.raises(RuntimeError):
+        await blobs.put("a/d", failing())
+    assert len(_files(tmp_path)) == 1
+    await blobs.delete("a/b/c")
+    assert _files(tmp_path) == []
+    assert list((tmp_path / "blobs" / "objects").iterdir()) == []
+
+
+@pytest.mark.req("BLOB-04.1")
+async def test_a_full_disk_is_said_and_leaves_nothing(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await blobs.put("k", b"old")
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: _full() if len(data) > 1_000_000 else real(fd, data))
+    with pytest.raises(ResourceExhausted) as caught:
+        await blobs.put("k", b"x" * 3_000_000)
+    assert caught.value.reason == "disk_full"
+    assert isinstance(caught.value.__cause__, OSError)
+    assert await blobs.get("k") == b"old"
+    assert len(_files(tmp_path)) == 1
+
+
+def _full() -> int:
+    raise OSError(errno.ENOSPC, "no space")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+async def test_a_folder_that_cannot_be_written_is_permission_denied(tmp_path: Path) -> None:
+    await asyncio.to_thread(tmp_path.chmod, 0o500)
+    with pytest.raises(PermissionDenied):
+        async with Blobs.open(state=tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("url", ["nothing://x", "embedded://host/x", "embedded:///x?a=b", "s4"])
+async def test_a_bad_url_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^blobs: "):
+        async with Blobs.open(url, state=tmp_path):
+            pass
+
+
+async def test_a_url_with_a_folder_names_the_state_folder(tmp_path: Path) -> None:
+    async with Blobs.open(f"embedded://{tmp_path}/a b") as one:
+        await one.put("k", b"1")
+        assert (tmp_path / "a b" / "blobs" / "objects" / "k@").is_file()
+    async with Blobs.open(state=tmp_path / "a b") as other:
+        assert await other.get("k") == b"1"
+
+
+_WRITER = """
+import asyncio, sys
+from groundplane.blobs import Blobs
+async def main():
+    async def pieces():
+        yield b"x" * 2_000_000
+        print("half", flush=True)
+        await asyncio.Event().wait()
+    async with Blobs.open(state=sys.argv[1]) as blobs:
+        await blobs.put("k", pieces())
+asyncio.run(main())
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.req("BLOB-04.1")
+async def test_a_killed_writer_leaves_no_object_and_its_part_is_removed_at_the_next_open(tmp_path: Path) -> None:
+    writer = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WRITER, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert writer.stdout is not None
+        assert await writer.stdout.readline() == b"half\n"
+        async with Blobs.open(state=tmp_path):  # a living writer keeps its part
+            assert len(_files(tmp_path)) == 1
+    finally:
+        writer.kill()
+        await writer.wait()
+    async with Blobs.open(state=tmp_path) as blobs:
+        assert [info.key async for info in blobs.list()] == []
+        assert _files(tmp_path) == []
