@@ -1,0 +1,98 @@
+"""Secrets and URLs that hold them: values which do not show themselves in logs, errors, `repr` or crash output."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from groundplane.core.errors import InvalidArgument
+
+MASK = "***"
+_SECRET_WORDS = re.compile(r"pass|secret|token|(?:^|[_-])key$|credential|signature|apikey", re.IGNORECASE)
+_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s:/@'\"]*):(?P<password>[^\s/'\"]*)@")
+
+
+class Secret:
+    """A text that only `reveal()` shows. `str`, `repr`, `format` and pickling do not."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The text itself: hand it to what needs it, keep it nowhere."""
+        return self._value
+
+    def masked(self) -> str:
+        """What may be shown."""
+        return MASK
+
+    def __str__(self) -> str:
+        return self.masked()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.masked()!r})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.masked(), spec)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, self._value))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(f"{type(self).__name__} is not pickled: a secret at rest is a leak")
+
+
+class Url(Secret):
+    """A URL whose password and secret query parameters are masked wherever it is shown."""
+
+    __slots__ = ()
+
+    @property
+    def scheme(self) -> str:
+        """What stands before `://`, in lower case; empty where nothing does."""
+        return self._value.partition("://")[0].lower() if "://" in self._value else ""
+
+    def masked(self) -> str:
+        """The URL without its secrets."""
+        return mask_url(self._value)
+
+    def query(self) -> dict[str, str]:
+        """The query parameters, decoded; of a repeated one the last."""
+        return dict(parse_qsl(urlsplit(self._value).query, keep_blank_values=True))
+
+
+def mask_url(text: str) -> str:
+    """`text` with the password of its user part, and query parameters that are named like secrets, replaced."""
+    try:
+        urlsplit(text)
+    except ValueError:
+        return MASK  # nothing of a URL that cannot be read is shown: the secret may be anywhere
+    head, mark, query = mask_urls(text).partition("?")
+    return head + mark + "&".join(map(_masked_pair, query.split("&")))
+
+
+def _masked_pair(pair: str) -> str:
+    name, equals, _ = pair.partition("=")
+    return f"{name}={MASK}" if equals and _SECRET_WORDS.search(unquote(name)) else pair
+
+
+def mask_urls(text: str) -> str:
+    """`text` with the passwords of all URLs in it replaced: for messages of others that quote one."""
+    return _USER_INFO.sub(lambda found: f"{found['scheme']}{found['user']}:{MASK}@", text)
+
+
+def check_url(field: str, text: str) -> Url:
+    """`text` as a `Url`. `InvalidArgument` that names `field` where it has no scheme or cannot be read."""
+    scheme, separator, _ = text.partition("://")
+    try:
+        _ = urlsplit(text).port
+    except ValueError:
+        raise InvalidArgument(f"{field}: {mask_url(text)!r} is not a URL: its host or port cannot be read") from None
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or any(c.isspace() for c in text):
+        raise InvalidArgument(f"{field}: {mask_url(text)!r} is not a URL; write scheme://…, for example 'embedded://'")
+    return Url(text)
