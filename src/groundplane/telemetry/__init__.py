@@ -1,0 +1,1 @@
+"""Logs, metrics and the admin server that every process of a plane has."""
