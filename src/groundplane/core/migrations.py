@@ -105,6 +105,8 @@ def _load(source: MigrationSet) -> tuple[Migration, ...]:
 
 
 def _files(package: str) -> list[tuple[str, str]]:
+    if not package:
+        return []
     folder = importlib.resources.files(package)
     return [(f.name, f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".sql")]
 
