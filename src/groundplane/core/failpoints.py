@@ -2,7 +2,8 @@
 
 `GROUNDPLANE_FAILPOINTS="before_ack=kill@3,received=pause"` arms them at start: `kill` (SIGKILL) or `pause` (SIGSTOP)
 at the
-n-th hit (1 by default), `error` raises `Unavailable` at each hit from the n-th on. Not set, a hit costs one
+n-th hit (1 by default), `error` raises `Unavailable` at each hit from the n-th on. With
+`GROUNDPLANE_FAILPOINTS_WHILE` they act only while that file exists. Not set, a hit costs one
 dictionary look-up.
 `GROUNDPLANE_FAILPOINTS_LOG` names a file to which each action appends `name action pid`, so that a run can count them.
 """
@@ -45,7 +46,7 @@ _armed = parse(os.environ.get("GROUNDPLANE_FAILPOINTS", ""))
 def hit(name: Window) -> None:
     """Pass the window `name`; act when it is armed."""
     point = _armed.get(name)
-    if point is None:
+    if point is None or not os.path.exists(os.environ.get("GROUNDPLANE_FAILPOINTS_WHILE", "/")):
         return
     point.hits += 1
     if point.hits == point.at or (point.action == "error" and point.hits > point.at):
