@@ -1,0 +1,269 @@
+"""App: what a user declares in one Python file. Decorators only: nothing is opened, started or imported here.
+
+Every mistake that can be seen at definition time is an `InvalidArgument` that names the field and shows the value.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args, overload
+
+from groundplane.core.durations import parse_duration
+from groundplane.core.envelope import ERROR_END, HAPPY_END
+from groundplane.core.errors import InvalidArgument
+from groundplane.core.names import check_name, did_you_mean
+from groundplane.core.retry import RetryPolicy
+from groundplane.mesh.spec import ACTOR_TIMEOUT_S, HOPS_MAX, TOOL_TIMEOUT_S, ActorSpec, ToolSpec
+from groundplane.signatures import check_annotated, handler_address, input_schema, summary
+
+H = TypeVar("H", bound=Callable[..., Any])
+Mode = Literal["payload", "message"]
+OnDisconnect = Literal["cancel", "detach"]
+
+CONCURRENCY_MAX = 1024
+
+
+class App:
+    """Actors and tools under one name.
+
+    `actors` and `tools` map names to their specs, in the order of declaration. Decorated functions stay plain
+    functions: call them in tests.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = check_name("name", name)
+        self.actors: dict[str, ActorSpec] = {}
+        self.tools: dict[str, ToolSpec] = {}
+        self._handlers: dict[str, Any] = {}
+        self._declared_at: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<App {self.name} actors={list(self.actors)} tools={list(self.tools)}>"
+
+    @overload
+    def actor(self, handler: H, /) -> H: ...
+    @overload
+    def actor(
+        self,
+        *,
+        name: str | None = None,
+        timeout: float | str = ACTOR_TIMEOUT_S,
+        retry: int | RetryPolicy = 1,
+        concurrency: int = 1,
+        join: bool = False,
+        join_timeout: float | str | None = None,
+        key: str | None = None,
+        handler_mode: Mode = "payload",
+    ) -> Callable[[H], H]: ...
+    def actor(self, handler: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # unknown options are ours to name
+        """Declare a handler as an actor: a function, async function, generator, or a class that is made once in each
+        worker and has `process` or `__call__`.
+
+        `name` is the handler's own by default. `timeout` is seconds or `"30s"`. `retry` is the number of attempts in
+        all, or a policy. `concurrency` is calls at once. `join` makes it a fan-in: it gets the ordered list of a
+        fan-out's results, after `join_timeout` those that arrived. `key` names the payload field by which order is
+        kept. Returns the handler unchanged.
+        """
+        origin, name = _caller(), options.pop("name", None)
+        if isinstance(handler, str):
+            raise InvalidArgument(f"actor: {handler!r} is a text; write @app.actor(name={handler!r})")
+
+        def declare(one: Any) -> Any:
+            address = handler_address(one)
+            check_annotated(one, str(options.get("handler_mode", "payload")))
+            declared = self._add(name or one.__name__, address, origin, name is not None, options)
+            self._handlers[declared] = one
+            return one
+
+        return declare if handler is None else declare(handler)
+
+    def add_actor(
+        self,
+        handler: str,
+        *,
+        name: str | None = None,
+        timeout: float | str = ACTOR_TIMEOUT_S,
+        retry: int | RetryPolicy = 1,
+        concurrency: int = 1,
+        join: bool = False,
+        join_timeout: float | str | None = None,
+        key: str | None = None,
+        handler_mode: Mode = "payload",
+    ) -> str:
+        """Declare the handler at `module:function` (or `module.function`), which need not know of Groundplane and is
+        not imported here. Returns the actor's name: by default the last part of `handler`.
+        """
+        if not isinstance(handler, str):
+            raise InvalidArgument(f"handler: {handler!r} is not a text; a function is declared with @app.actor")
+        if not handler.replace(":", ".").replace(".", "").isidentifier():
+            raise InvalidArgument(f"handler: {handler!r} is not module:function")
+        module, _, function = handler.replace(":", ".").rpartition(".")
+        if not module or not function:
+            raise InvalidArgument(f"handler: {handler!r} names no module; write module:function")
+        options = {
+            "timeout": timeout, "retry": retry, "concurrency": concurrency, "join": join,
+            "join_timeout": join_timeout, "key": key, "handler_mode": handler_mode,
+        }  # fmt: skip
+        address = handler if ":" in handler else f"{module}:{function}"
+        return self._add(name or function, address, _caller(), name is not None, options)
+
+    def tool(
+        self,
+        name: str,
+        *,
+        route: Sequence[Callable[..., Any] | str],
+        description: str = "",
+        timeout: float | str = TOOL_TIMEOUT_S,
+        progress: bool = True,
+        on_disconnect: OnDisconnect = "detach",
+        input_schema: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ToolSpec:
+        """Declare what clients may call: a route through actors, given as functions or names.
+
+        Its arguments are those of the first actor (`input_schema` overrides). `timeout` is the job's, in seconds or
+        `"30s"`. `on_disconnect` says what happens to the job when a waiting caller goes away. Without a `description`
+        the first actor's docstring is used.
+        """
+        origin = _caller()
+        check_name("tool", name)
+        if name in self.tools:
+            raise InvalidArgument(f"tool: {name!r} is declared twice, first at {self.tools[name].origin}; rename one")
+        names = self._route(name, route)
+        if on_disconnect not in get_args(OnDisconnect):
+            raise InvalidArgument(f"on_disconnect: {on_disconnect!r} of tool {name!r} is not 'cancel' or 'detach'")
+        for field, value, kind in (("description", description, str), ("progress", progress, bool)):
+            if not isinstance(value, kind):
+                raise InvalidArgument(f"{field}: {value!r} of tool {name!r} is not a {kind.__name__}")
+        first = self._handlers.get(names[0])
+        spec = ToolSpec(
+            name=name,
+            route=names,
+            description=description or (summary(first) if first is not None else ""),
+            input_schema=_schema(name, input_schema, first, self.actors[names[0]].handler_mode),
+            timeout_s=parse_duration("timeout", timeout),
+            progress=progress,
+            on_disconnect=on_disconnect,
+            metadata=dict(metadata or {}),
+            origin=origin,
+        )
+        self.tools[name] = spec
+        return spec
+
+    def _add(self, name: str, address: str, origin: str, named: bool, options: Mapping[str, Any]) -> str:
+        known = ("timeout", "retry", "concurrency", "join", "join_timeout", "key", "handler_mode")
+        for option in options:
+            if option not in known:
+                raise InvalidArgument(f"{option}: is no option of an actor{did_you_mean(option, (*known, 'name'))}")
+        try:
+            check_name("name", name)
+        except InvalidArgument as error:
+            hint = (
+                ""
+                if named
+                else f"; the handler's own name does not serve, so give @app.actor(name={name.strip('_')!r})"
+            )
+            raise InvalidArgument(f"{error.message}{hint}") from None
+        if name in (HAPPY_END, ERROR_END):
+            raise InvalidArgument(f"name: {name!r} is a built-in end actor; choose another name")
+        if name in self.actors:
+            raise InvalidArgument(
+                f"name: actor {name!r} is declared twice, first at {self._declared_at[name]}; give one another name"
+            )
+        self.actors[name] = _actor_spec(name, address, **options)
+        self._declared_at[name] = origin
+        return name
+
+    def _route(self, tool: str, route: Any) -> list[str]:
+        if isinstance(route, str) or not isinstance(route, Sequence) or not route:
+            raise InvalidArgument(f"route: {route!r} of tool {tool!r} is not a list of at least one actor")
+        if len(route) > HOPS_MAX:
+            raise InvalidArgument(f"route: {len(route)} actors of tool {tool!r} are more than {HOPS_MAX} hops")
+        return [self._actor_of(tool, index, step) for index, step in enumerate(route)]
+
+    def _actor_of(self, tool: str, index: int, step: Any) -> str:
+        if isinstance(step, str):
+            if step in self.actors:
+                return step
+            hint = did_you_mean(step, self.actors) or f"; declared are {', '.join(self.actors) or 'none'}"
+            raise InvalidArgument(f"route[{index}]: {step!r} of tool {tool!r} is no declared actor{hint}")
+        named = [name for name, handler in self._handlers.items() if handler is step]
+        if len(named) > 1:
+            raise InvalidArgument(
+                f"route[{index}]: {step.__qualname__!r} of tool {tool!r} serves the actors {', '.join(named)}; name one"
+            )
+        if not named:
+            shown = getattr(step, "__qualname__", repr(step))
+            raise InvalidArgument(
+                f"route[{index}]: {shown!r} of tool {tool!r} is no actor; decorate it with @app.actor"
+            )
+        return named[0]
+
+
+def _actor_spec(
+    name: str,
+    handler: str,
+    *,
+    timeout: Any = ACTOR_TIMEOUT_S,
+    retry: Any = 1,
+    concurrency: Any = 1,
+    join: Any = False,
+    join_timeout: Any = None,
+    key: Any = None,
+    handler_mode: Any = "payload",
+) -> ActorSpec:
+    if type(concurrency) is not int or not 1 <= concurrency <= CONCURRENCY_MAX:
+        raise InvalidArgument(
+            f"concurrency: {concurrency!r} of actor {name!r} is not a whole number from 1 to {CONCURRENCY_MAX}"
+        )
+    if type(join) is not bool:
+        raise InvalidArgument(f"join: {join!r} of actor {name!r} is not True or False")
+    if join_timeout is not None and not join:
+        raise InvalidArgument(f"join_timeout: {join_timeout!r} of actor {name!r} needs join=True")
+    if key is not None and (not isinstance(key, str) or not key):
+        raise InvalidArgument(f"key: {key!r} of actor {name!r} is not the name of a payload field")
+    if handler_mode not in get_args(Mode):
+        raise InvalidArgument(f"handler_mode: {handler_mode!r} of actor {name!r} is not 'payload' or 'message'")
+    return ActorSpec(
+        name=name,
+        handler=handler,
+        timeout_s=_seconds("timeout", timeout),
+        retry=_policy(name, retry),
+        concurrency=concurrency,
+        join=join,
+        join_timeout_s=ACTOR_TIMEOUT_S if join_timeout is None else _seconds("join_timeout", join_timeout),
+        key=key,
+        handler_mode=handler_mode,
+    )
+
+
+def _policy(name: str, retry: Any) -> RetryPolicy:
+    if isinstance(retry, RetryPolicy):
+        return retry
+    if type(retry) is not int or retry < 1:
+        raise InvalidArgument(
+            f"retry: {retry!r} of actor {name!r} is neither attempts in all (1 = never again) nor a RetryPolicy"
+        )
+    return RetryPolicy(attempts=retry)
+
+
+def _seconds(field: str, value: Any) -> float:
+    if not isinstance(value, int | float | str):
+        raise InvalidArgument(f"{field}: {value!r} is not a positive duration; write seconds (30) or '30s', '5m'")
+    return parse_duration(field, value)
+
+
+def _schema(tool: str, given: Any, first: Any, mode: str) -> dict[str, Any]:
+    if given is None:
+        return input_schema(first, mode) if first is not None else {"type": "object"}
+    if not isinstance(given, Mapping) or given.get("type") != "object":
+        raise InvalidArgument(f"input_schema: {given!r} of tool {tool!r} is not a JSON Schema of type 'object'")
+    return dict(given)
+
+
+def _caller() -> str:
+    """File and line of the user's code, for messages."""
+    frame = sys._getframe(2)
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
