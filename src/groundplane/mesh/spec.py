@@ -14,17 +14,20 @@ TOOL_TIMEOUT_S = 300.0
 PAYLOAD_INLINE_BYTES_MAX = 256 * 1024
 PAYLOAD_BYTES_MAX = 100 * 1024 * 1024
 HOPS_MAX = 64
+FANOUT_MAX = 10_000
 GRACE_S = 30.0
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of the mesh. Payloads above `payload_inline_bytes_max` travel as a claim check, up to
-    `payload_bytes_max`.
+    `payload_bytes_max`. A route has at most `hops_max` actors, a fan-out at most `fanout_max` children.
     """
 
     payload_inline_bytes_max: int = PAYLOAD_INLINE_BYTES_MAX
     payload_bytes_max: int = PAYLOAD_BYTES_MAX
     hops_max: int = HOPS_MAX
+    fanout_max: int = FANOUT_MAX
     grace_s: float = GRACE_S
 
 
@@ -33,7 +36,8 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `concurrency` calls at once (worker processes for a sync handler, tasks for an async one). `join` makes it a
     fan-in with
-    `join_timeout_s` seconds from the first child's arrival. `key` names a payload field by which order is kept.
+    `join_timeout_s` seconds from the first child's arrival. `key` names a payload field by which order is kept (by one
+    sidecar). `retry_timeouts` lets a call past its timeout be retried as `retry` says; by default it is not.
     """
 
     name: str
@@ -45,6 +49,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     join_timeout_s: float = ACTOR_TIMEOUT_S
     key: str | None = None
     handler_mode: Literal["payload", "message"] = "payload"
+    retry_timeouts: bool = False
 
 
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +62,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     route: list[str]
     description: str = ""
-    input_schema: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+    input_schema: dict[str, Any] = msgspec.field(default_factory=lambda: {**_NO_ARGUMENTS})
     output_schema: dict[str, Any] | None = None
     timeout_s: float = TOOL_TIMEOUT_S
     progress: bool = True
