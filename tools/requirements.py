@@ -88,7 +88,7 @@ def collect(root: Path) -> dict[str, set[str]]:
     """Runs pytest's collection and returns the tests of every id that a mark names."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "proofs.json"
-        environment = os.environ | {"GROUNDPLANE_PROOFS_FILE": str(answer)}
+        environment = os.environ | {"GROUNDPLANE_PROOFS_FILE": str(answer), "PYTHONPATH": str(ROOT / "tools")}
         command = [
             sys.executable,
             "-m",
