@@ -178,9 +178,12 @@ class GroupCommit:
         fail([call], _ours(error, self._path), error)
 
     def _make_room(self) -> bool:
-        """Gives up the ballast, or else moves the log into the file, so that the log's space is used again."""
-        if self._ballast.release():
+        """Moves the log into the file, so that the log's space is used again; gives up the ballast for that."""
+        if self._checkpoint():
             return True
+        return self._ballast.release() and self._checkpoint()
+
+    def _checkpoint(self) -> bool:
         try:
             self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
         except apsw.Error:

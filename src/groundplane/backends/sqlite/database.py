@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from groundplane.backends.sqlite.commit import Call
 from groundplane.backends.sqlite.connection import check_library, connect_read_only
-from groundplane.backends.sqlite.engine import Engine, Statistics, check_not_forked, explained
+from groundplane.backends.sqlite.engine import Engine, Statistics, check_not_forked, explained, give_up_ballast
 from groundplane.backends.sqlite.loops import in_thread, in_thread_within
 from groundplane.backends.sqlite.migrations import missing
 from groundplane.backends.sqlite.options import Options, check_options
 from groundplane.backends.sqlite.transaction import Transaction
 from groundplane.backends.sqlite.wake import Listener
-from groundplane.core.errors import Closed, InvalidArgument
+from groundplane.core.errors import Closed, InvalidArgument, ResourceExhausted
 from groundplane.core.migrations import Migration, MigrationSet
 
 T = TypeVar("T")
@@ -223,12 +223,22 @@ def _attach(
         with shared.setup:
             if shared.engine is None:
                 _make_folder(path)
-                shared.engine = Engine(path, options, inline_loop)
+                shared.engine = _start(path, options, inline_loop)
             shared.engine.migrate(components, upgrade=upgrade)
     except BaseException:
         shared.release()
         raise
     return shared
+
+
+def _start(path: str, options: Options, inline_loop: asyncio.AbstractEventLoop | None) -> Engine:
+    """Starts also on a full disk, with the space held back for it."""
+    try:
+        return Engine(path, options, inline_loop)
+    except ResourceExhausted:
+        if not give_up_ballast(path):
+            raise
+        return Engine(path, options, inline_loop)
 
 
 def _make_folder(path: str) -> None:

@@ -223,6 +223,11 @@ def check_not_forked(path: str, pid: int | None = None) -> None:
         )
 
 
+def give_up_ballast(path: str) -> bool:
+    """Frees the space held back beside a file that is not open; whether there was any."""
+    return Ballast(path + "-ballast", 1).release()
+
+
 @contextmanager
 def explained(path: str) -> Iterator[None]:
     """Turns errors of SQLite and of the system into ours."""

@@ -34,7 +34,7 @@ def translate(error: apsw.Error, path: str) -> GroundplaneError:
         return Closed(f"database: {path!r} was closed; open it again")
     if code == apsw.SQLITE_CONSTRAINT:
         return _constraint(error, extended)
-    if code == apsw.SQLITE_CANTOPEN and _disk_is_full(path):
+    if code in (apsw.SQLITE_CANTOPEN, apsw.SQLITE_IOERR) and _disk_is_full(path):
         code = apsw.SQLITE_FULL
     make = _TABLE.get(code)
     return make(path, error) if make else Internal(f"database: {path!r}: {type(error).__name__}: {error}")

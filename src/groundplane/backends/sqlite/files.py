@@ -62,16 +62,17 @@ class WriteAheadLog:
 class Ballast:
     """A file of zeros whose space is given up when the disk is full, so that essential writes still get through.
 
-    While it is given up (`spent`) other writes are to be refused, or they would eat the space.
+    It is as large as the log may grow between two checkpoints. So there is always room to move the log into the
+    database, after which the log's own space is written over again and again. While it is given up (`spent`) other
+    writes are to be refused, or they would eat the space.
     """
 
     def __init__(self, path: str, size: int) -> None:
         self._path = path
         self._size = size
-        self.spent = False
-        self._checked = 0.0
-        if size:
-            self.spent = not self._fill()
+        self.spent = size > 0 and not os.path.exists(path)
+        self._checked = -_RECHECK_S
+        self.restore()
 
     def release(self) -> bool:
         """Gives the space up. Returns whether there was any left to give."""

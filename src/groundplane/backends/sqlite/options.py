@@ -19,7 +19,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     `batch_works_max`, `batch_hold_s`: what one commit takes at most, so that other processes get their turn.
     `readers`: threads with a connection each that run reads.
     `poll_s`: interval of the safety poll while somebody listens.
-    `ballast_bytes`: disk space held back for writes that are `essential`; 0 for none.
+    `ballast_bytes`: disk space held back for writes that are `essential`; 0 for none. The default is what the log
+    grows to before it is checkpointed, and a little more.
     `vfs`: name of the SQLite VFS; empty for the default.
     `sync`: makes the data of a descriptor durable (replaced in tests).
     """
@@ -31,7 +32,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     batch_hold_s: float = 0.02
     readers: int = 2
     poll_s: float = 0.25
-    ballast_bytes: int = 262_144
+    ballast_bytes: int = 4_325_376
     vfs: str = ""
     sync: Callable[[int], None] = os.fdatasync
 
