@@ -21,8 +21,9 @@ SDK_OF_BACKEND = {"sqlite": {"apsw"}}
 
 
 def _area(target: str) -> str:
+    """The folder under the package; the package itself and its version belong to nobody and are open to all."""
     parts = target.split(".")
-    return parts[1] if parts[0] == "groundplane" and len(parts) > 1 else ""
+    return parts[1] if parts[0] == "groundplane" and len(parts) > 1 and parts[1] != "_version" else ""
 
 
 def _offences(chosen: list[Module], forbidden: object) -> list[str]:
