@@ -134,7 +134,7 @@ class RuntimeClient:
         if self._old is not None:
             await self._patiently(self._old.probe)
         elif not self._links:
-            await self._patiently(self._open)
+            await self._patiently(self._open_any)
 
     async def call(self, request: CallRequest, events: CallEvents, ticket: Ticket | None = None) -> Outcome:
         """Call the handler; wait for room first. Cancelling the wait cancels the call."""
@@ -201,15 +201,12 @@ class RuntimeClient:
     async def _link(self) -> Link | None:
         """A connection with room for a call; None when the peer turns out to speak protocol 0."""
         while True:
-            for link in self._links:
-                if link.has_room:
-                    return link
+            free = next((link for link in self._links if link.has_room), None)
+            if free is not None:
+                return free
             if len(self._links) + self._opening < self.settings.calls:
-                link = await self._patiently(self._open)
-                if self._old is not None:
+                if await self._patiently(self._open_any) is None:
                     return None
-                if link is not None and link.has_room:
-                    return link
                 continue
             self._changed.clear()
             await self._changed.wait()
@@ -243,6 +240,9 @@ class RuntimeClient:
         self._links.append(link)
         self._changed.set()
         return link
+
+    async def _open_any(self) -> Link | None:
+        return await self._open()
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until it works or `connect_timeout_s` is over."""
