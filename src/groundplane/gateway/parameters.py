@@ -30,16 +30,20 @@ _KINDS = {
 
 
 class ArgumentCheck:
-    """The compiled schema of one tool. Stateless after construction; may be used concurrently."""
+    """A compiled schema of an object: the arguments of a tool, or (`root="body"`) the body of a request.
 
-    def __init__(self, tool: str, schema: Mapping[str, Any]) -> None:
+    Stateless after construction; may be used concurrently.
+    """
+
+    def __init__(self, owner: str, schema: Mapping[str, Any], *, root: str = "arguments") -> None:
         try:
             Draft202012Validator.check_schema(dict(schema))
         except SchemaError as error:
-            raise InvalidArgument(f"input_schema: of tool {tool!r} is no JSON Schema: {error.message}") from error
+            raise InvalidArgument(f"input_schema: of {owner} is no JSON Schema: {error.message}") from error
         if schema.get("type") != "object":
-            raise InvalidArgument(f"input_schema: type of tool {tool!r} is {schema.get('type')!r}; it must be 'object'")
-        self._tool = tool
+            raise InvalidArgument(f"input_schema: type of {owner} is {schema.get('type')!r}; it must be 'object'")
+        self._owner = owner
+        self._root = root
         self._schema = dict(schema)
         self._validator = Draft202012Validator(self._schema)
 
@@ -50,8 +54,8 @@ class ArgumentCheck:
         if arguments is None:
             arguments = {}
         if not isinstance(arguments, dict):
-            raise _invalid([("arguments", f"{_shown(arguments)} is not an object of named arguments")])
-        refuse_uncarryable(arguments)
+            raise _invalid([(self._root, f"{_shown(arguments)} is not an object")])
+        refuse_uncarryable(arguments, self._root)
         filled = _with_defaults(arguments, self._schema)
         problems = [found for error in self._validator.iter_errors(filled) for found in self._problems(error)]
         if problems:
@@ -60,22 +64,19 @@ class ArgumentCheck:
 
     def _problems(self, error: ValidationError) -> Iterable[tuple[str, str]]:
         """Field and message of one violation; an object with several unknown or missing members yields each."""
-        where = _path(error)
+        where = self._root + _path(error)
         schema: Any = error.schema
         rule: Any = error.validator_value
         if error.validator == "required" and isinstance(error.instance, dict):
             for name in rule:
                 if name not in error.instance and f"{name!r} is a required" in error.message:
-                    yield f"{where}.{name}", f"is missing; {self._tool!r} needs {_kind(schema, name)}"
+                    yield f"{where}.{name}", f"is missing; {self._owner} needs {_kind(schema, name)}"
         elif error.validator == "additionalProperties" and isinstance(error.instance, dict):
             known = list(schema.get("properties", {}))
             for name in error.instance:
                 if name not in known:
-                    near = did_you_mean(str(name), known) or f"; it takes {', '.join(known) or 'no arguments'}"
-                    yield (
-                        f"{where}.{name}",
-                        f"{_shown(error.instance[name])} is for no argument of {self._tool!r}{near}",
-                    )
+                    near = did_you_mean(str(name), known) or f"; it takes {', '.join(known) or 'nothing'}"
+                    yield f"{where}.{name}", f"{_shown(error.instance[name])} is unknown to {self._owner}{near}"
         elif error.validator == "type":
             yield where, f"{_shown(error.instance)} is not {_kinds(rule)}"
         elif error.validator == "enum":
@@ -140,7 +141,7 @@ def _invalid(problems: list[tuple[str, str]]) -> InvalidArgument:
 
 def _path(error: ValidationError) -> str:
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-    return "arguments" + "".join(parts)
+    return "".join(parts)
 
 
 def _kind(schema: Mapping[str, Any], name: str) -> str:

@@ -27,7 +27,7 @@ class Tool:
         if spec.timeout_s <= 0:
             raise InvalidArgument(f"timeout: {spec.timeout_s!r} of tool {spec.name!r} is not positive seconds")
         self.spec = spec
-        self._check = ArgumentCheck(spec.name, spec.input_schema)
+        self._check = ArgumentCheck(f"tool {spec.name!r}", spec.input_schema)
 
     def __repr__(self) -> str:
         return f"<Tool {self.spec.name} -> {' -> '.join(self.spec.route)} ({self.spec.origin})>"

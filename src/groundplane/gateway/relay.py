@@ -1,0 +1,43 @@
+"""From the jobs' outbox to the queues: what makes an accepted job run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from groundplane.core.envelope import ERROR_END, HAPPY_END
+from groundplane.core.errors import NotFound
+from groundplane.gateway.metrics import GatewayMetrics
+from groundplane.jobs.port import OutboxMessage
+from groundplane.queues import Queues
+from groundplane.queues.port import OutgoingMessage, QueueSpec
+
+
+async def declare_missing(queues: Queues, names: Iterable[str]) -> None:
+    """Declare the queues that are not there, with default limits; those that are there keep theirs."""
+    known = {spec.name for spec in await queues.queues()}
+    missing = sorted({*names, HAPPY_END, ERROR_END} - known)
+    if missing:
+        await queues.declare(*(QueueSpec(name=name) for name in missing))
+
+
+class Relay:
+    """Sends first messages. A queue that is not there yet is declared, so that no tool blocks another's messages."""
+
+    def __init__(self, queues: Queues, metrics: GatewayMetrics) -> None:
+        self._queues = queues
+        self._metrics = metrics
+
+    async def send(self, messages: list[OutboxMessage]) -> None:
+        """Durable when it returns; repeats are dropped by their key."""
+        outgoing = [
+            OutgoingMessage(
+                queue=one.queue, payload=one.payload, id=one.id, headers=one.headers, dedup_key=one.dedup_key
+            )
+            for one in messages
+        ]
+        try:
+            await self._queues.send(*outgoing)
+        except NotFound:
+            await declare_missing(self._queues, (one.queue for one in messages))
+            await self._queues.send(*outgoing)
+        self._metrics.relayed.inc(len(outgoing))
