@@ -1,0 +1,1 @@
+"""The tables of the queues, a folder for each dialect."""

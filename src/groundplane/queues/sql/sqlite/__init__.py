@@ -1,0 +1,1 @@
+"""Numbered migrations for SQLite. A released file never changes."""
