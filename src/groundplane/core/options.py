@@ -120,7 +120,7 @@ OPTIONS: tuple[Option, ...] = (
         "port of metrics and probes; 0 takes a free one",
     ),
     Option("routes", "gateway.routes", "GROUNDPLANE_ROUTES", path, "routes.yaml, or a folder of such files"),
-    Option("grace_s", "mesh.grace", "GROUNDPLANE_GRACE", duration, "time that running work gets at a stop"),
+    Option("grace_s", "mesh.grace", "GROUNDPLANE_GRACE_S", duration, "time that running work gets at a stop"),
     Option("hops_max", "mesh.hops_max", "GROUNDPLANE_HOPS_MAX", whole(1, 10_000), "hops before a route is a loop"),
     Option(
         "payload_inline_bytes_max",

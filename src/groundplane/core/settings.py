@@ -29,7 +29,16 @@ from groundplane.core.secrets import Url, mask_urls
 
 CONFIG_FILE = "groundplane.toml"
 _PREFIX = "GROUNDPLANE_"
-_OTHER_VARIABLES = frozenset({"GROUNDPLANE_CONFIG", "GROUNDPLANE_FAILPOINTS", "GROUNDPLANE_FAILPOINTS_LOG"})
+_OTHER_VARIABLES = frozenset(
+    f"{_PREFIX}{name}"
+    for name in (
+        # of this module and of tests
+        "CONFIG", "FAILPOINTS", "FAILPOINTS_FILE", "FAILPOINTS_LOG",
+        # of sidecar and runtime, which read them themselves
+        "HANDLER", "HANDLER_MODE", "SOCKET_PATH", "SOCKET_CHMOD", "WORKERS", "STANDBY", "CONCURRENCY", "CUDA_CLEANUP",
+        "READY_FILE",
+    )
+)  # fmt: skip
 _OTHER_PREFIXES = ("GROUNDPLANE_TEST_", "GROUNDPLANE_ACTOR_", "GROUNDPLANE_REQUIRE_")
 
 Schemes = Mapping[str, Mapping[str, frozenset[str] | None]]

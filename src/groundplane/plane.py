@@ -1,0 +1,196 @@
+"""Plane: the opened ports of one process. Settings decide the drivers; nothing is imported before it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from groundplane.core.envelope import ERROR_END, HAPPY_END
+from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument
+from groundplane.core.names import did_you_mean
+from groundplane.core.settings import Settings, load
+
+if TYPE_CHECKING:
+    from groundplane.blobs import Blobs
+    from groundplane.jobs import Jobs
+    from groundplane.mesh.ledger import Ledger
+    from groundplane.mesh.spec import ActorSpec
+    from groundplane.queues import Queues
+
+PORTS = ("queues", "jobs", "ledger", "blobs")
+CHECK_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 10.0
+_DRIVERS = {
+    "queues": "groundplane.queues.drivers",
+    "jobs": "groundplane.jobs.drivers",
+    "ledger": "groundplane.mesh.ledger.drivers",
+    "blobs": "groundplane.blobs.drivers",
+}
+
+
+class Plane:
+    """Queues, jobs, ledger and blobs of one plane, opened together and closed together.
+
+    Made by `Plane.open`. Everything may be called concurrently. A port that was not asked for, and every port after
+    closing, raises `closed`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._ports: dict[str, Any] = {}
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing is not None else f"open: {', '.join(self._ports)}"
+        return f"<Plane {self.settings.name} {state}>"
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        settings: Settings | None = None,
+        *,
+        ports: Collection[str] = PORTS,
+        upgrade: bool = False,
+        inline: bool = False,
+    ) -> AsyncIterator[Plane]:
+        """Open `ports`, all or none. Without `settings` they are loaded from the environment and `groundplane.toml`.
+
+        Data of an older schema is migrated only with `upgrade`; else `failed_precondition` (`schema_old`) names the
+        command. `schema_newer`, `foreign_database`, `read_only`, `disk_full` come from the drivers. `inline` lets the
+        embedded drivers work in the event loop where that needs no waiting.
+        """
+        plane = cls(settings if settings is not None else load(schemes=installed_schemes()).settings)
+        for port in ports:
+            if port not in PORTS:
+                raise InvalidArgument(f"ports: {port!r} is none of {', '.join(PORTS)}{did_you_mean(port, PORTS)}")
+        async with AsyncExitStack() as stack:
+            for port in (port for port in PORTS if port in ports):
+                plane._ports[port] = await stack.enter_async_context(plane._opener(port, upgrade, inline))
+            stack.push_async_callback(plane.aclose)
+            yield plane
+
+    @property
+    def queues(self) -> Queues:
+        """The work queues."""
+        return self._port("queues")  # type: ignore[no-any-return]
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs."""
+        return self._port("jobs")  # type: ignore[no-any-return]
+
+    @property
+    def ledger(self) -> Ledger:
+        """Effects done once, and joins."""
+        return self._port("ledger")  # type: ignore[no-any-return]
+
+    @property
+    def blobs(self) -> Blobs:
+        """Objects by key."""
+        return self._port("blobs")  # type: ignore[no-any-return]
+
+    async def declare(self, actors: Iterable[ActorSpec]) -> None:
+        """Make the queue of each actor and of the two end actors. Idempotent, concurrent; messages are kept."""
+        from groundplane.queues import QueueSpec
+
+        names = [*dict.fromkeys([*(actor.name for actor in actors), HAPPY_END, ERROR_END])]
+        await self.queues.declare(*(QueueSpec(name=name) for name in names))
+
+    async def check(self) -> dict[str, GroundplaneError | None]:
+        """Ask each open port for something small, within 5 s each: None, or what is wrong. Never raises."""
+        answers = await asyncio.gather(*(self._check(port) for port in self._ports))
+        return dict(zip(self._ports, answers, strict=True))
+
+    async def aclose(self) -> None:
+        """Close every port, the last opened first, within 10 s. Idempotent; calls under way end with `closed`."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="plane:close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await asyncio.gather(*(port.aclose() for port in self._ports.values()))
+
+    async def _check(self, port: str) -> GroundplaneError | None:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await self._ask(port)
+        except GroundplaneError as error:
+            return error
+        except TimeoutError:
+            return DeadlineExceeded(f"{port}: did not answer within {CHECK_TIMEOUT_S:g} s")
+        return None
+
+    async def _ask(self, port: str) -> None:
+        from groundplane.jobs.port import JobQuery
+        from groundplane.mesh.ledger import JoinKey
+
+        if port == "queues":
+            await self.queues.queues()
+        elif port == "jobs":
+            await self.jobs.list_jobs(JobQuery(limit=1))
+        elif port == "blobs":
+            await self.blobs.list("groundplane-check", limit=1)
+        else:
+            await self.ledger.join_items(JoinKey("groundplane-check", 0, "none"))
+
+    def _opener(self, port: str, upgrade: bool, inline: bool) -> Any:
+        settings, url = self.settings, getattr(self.settings, port).reveal()
+        if port == "blobs":
+            from groundplane.blobs import Blobs
+
+            return Blobs.open(url, state=settings.state)
+        if port == "ledger":
+            from groundplane.mesh.ledger import open_ledger
+
+            return open_ledger(url, namespace=settings.name, state=settings.state, upgrade=upgrade)
+        options = {"namespace": settings.name, "state": settings.state, "upgrade": upgrade, "inline": inline}
+        if port == "queues":
+            from groundplane.queues import Queues
+
+            return Queues.open(url, **options)
+        from groundplane.jobs import Jobs
+
+        return Jobs.open(url, **options)
+
+    def _port(self, name: str) -> Any:
+        if self._closing is not None:
+            raise Closed(f"{name}: the plane is closed; open it again")
+        if name not in self._ports:
+            raise Closed(f"{name}: was not opened; Plane.open(ports=…) opened {', '.join(self._ports) or 'none'}")
+        return self._ports[name]
+
+
+class _KnownSchemes(Mapping[str, "frozenset[str] | None"]):
+    """The schemes of one port: those of its table, and those of installed packages, looked up only when asked for."""
+
+    def __init__(self, port: str) -> None:
+        self._port = port
+        self._own: dict[str, str] = importlib.import_module(_DRIVERS[port]).DRIVERS
+
+    def __getitem__(self, scheme: str) -> frozenset[str] | None:
+        if scheme == "embedded":
+            return frozenset()
+        if scheme in self._own or scheme in self._others():
+            return None  # the driver knows its parameters
+        raise KeyError(scheme)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._own, **dict.fromkeys(self._others())})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def _others(self) -> list[str]:
+        from importlib.metadata import entry_points
+
+        return [point.name for point in entry_points(group=f"groundplane.{self._port}")]
+
+
+def installed_schemes() -> Mapping[str, Mapping[str, frozenset[str] | None]]:
+    """For each port the URL schemes that a driver is installed for: what `core.settings.load` checks URLs against."""
+    return {port: _KnownSchemes(port) for port in PORTS}
