@@ -553,8 +553,11 @@ def _prepare_path() -> None:
     sys.path[:0] = [path for path in wanted if path not in sys.path]
 
 
-def find(spec: str) -> tuple[Any, type | None]:
-    """What `spec` names, and the class to be instantiated for it, if any. Imports; `HandlerError` if that fails."""
+def find(spec: str) -> tuple[Any, type | None, str]:
+    """What `spec` names; if that is a method, the class to instantiate for it; and its name.
+
+    Imports; `HandlerError` if that fails.
+    """
     name, colon, attribute = spec.partition(":")
     if not name or (colon and not attribute):
         raise HandlerError(f"handler: {spec!r} is not module:function, module.function or path/to/file.py:function")
@@ -605,7 +608,7 @@ def _import_file(path: str) -> Any:
     return module
 
 
-def _attribute(spec: str, module: Any, names: list[str]) -> tuple[Any, type | None]:
+def _attribute(spec: str, module: Any, names: list[str]) -> tuple[Any, type | None, str]:
     if not names or not all(names):
         raise HandlerError(f"handler: {spec!r} names a module only; add the function, as in module:function")
     target, owner = module, None
@@ -617,11 +620,13 @@ def _attribute(spec: str, module: Any, names: list[str]) -> tuple[Any, type | No
         method = "process" if hasattr(target, "process") else "__call__"
         if method not in dir(target):
             raise HandlerError(f"handler: class {spec!r} has neither a method 'process' nor '__call__'")
-        return getattr(target, method), target
+        return getattr(target, method), target, method
     if not callable(target):
         raise HandlerError(f"handler: {spec!r} is {_show(target)}, which cannot be called")
-    is_method = isinstance(owner, type) and type(vars(owner).get(names[-1])) is type(find)
-    return target, owner if is_method else None
+    if isinstance(owner, type):
+        static = next((vars(one)[names[-1]] for one in owner.__mro__ if names[-1] in vars(one)), None)
+        return target, owner if type(static) is type(find) else None, names[-1]
+    return target, None, names[-1]
 
 
 class Handler:
@@ -638,7 +643,7 @@ class Handler:
 
     def load(self) -> None:
         """Import it; `HandlerError` when that cannot be done."""
-        self._target, self._owner = find(self.spec)
+        self._target, self._owner, self._method = find(self.spec)
         self.is_async = bool(_flags(self._target) & 0x280)  # coroutine, async generator
         if self._cleanup_spec:
             self._cleanup = find(self._cleanup_spec)[0]
@@ -649,7 +654,7 @@ class Handler:
         self._call = self._target
         try:
             if self._owner is not None:
-                self._call = getattr(self._owner(), self._target.__name__)
+                self._call = getattr(self._owner(), self._method)
             self._parameters = Parameters(self._call)
         except Exception as error:
             raise HandlerError(f"handler: {self.spec!r} cannot be set up\n{_traceback(error)}") from error
@@ -951,7 +956,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         info.update(reason="cuda_oom_error")
     elif isinstance(error, MemoryError):
         info.update(reason="oom_error")
-    elif getattr(error, "code", None) in _codes_for(error) and hasattr(error, "retryable"):
+    elif _is_coded(error):
         details = _sendable(getattr(error, "details", None) or {})
         reason = getattr(error, "reason", "") or "processing_error"
         retryable = getattr(error, "retryable", None)
@@ -960,8 +965,10 @@ def describe(error: BaseException) -> dict[str, Any]:
     return info
 
 
-def _codes_for(error: BaseException) -> frozenset[str]:
-    return _CODES if isinstance(getattr(error, "code", None), str) and hasattr(error, "reason") else frozenset()
+def _is_coded(error: BaseException) -> bool:
+    """Whether it has the shape of Groundplane's errors: a known code, a reason, and whether to try again."""
+    code = getattr(error, "code", None)
+    return isinstance(code, str) and code in _CODES and hasattr(error, "reason") and hasattr(error, "retryable")
 
 
 def _is_cuda_oom(error: BaseException, message: str) -> bool:
@@ -1040,6 +1047,15 @@ def log(level: str, message: str) -> None:
             return  # stderr is closed; there is nobody to tell
 
 
+def _flush() -> None:
+    """Before a fork, or what is buffered would be written twice; before an end, or it would be lost."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, ValueError, OSError):
+            continue  # closed, or there is none
+
+
 def _show_logs() -> None:
     """Handlers' own `logging` is shown at the chosen level, unless they have set it up themselves."""
     logging = sys.modules.get("logging")
@@ -1072,6 +1088,7 @@ class Connection:
         """Waits for the next call; None when the peer has gone."""
         self._cancelled.clear()
         with self._reading:
+            self._sort_received()
             while not self._calls and not self._lost:
                 self._receive(0)
             if self._calls:
@@ -1123,17 +1140,20 @@ class Connection:
             data = b""
         self._lost = not data
         self._reader.feed(data)
+        self._sort_received()
+        return True
+
+    def _sort_received(self) -> None:
         try:
-            while True:
+            while not self._lost:
                 body = self._reader.next()
                 if body is None:
-                    return True
+                    return
                 self._sort(self._wire.parse(body))
         except Fault as fault:
             self._fault, self._lost = fault, True
             if fault.reason == "payload_too_large":
                 self._discard()
-            return True
 
     def _sort(self, message: dict[str, Any]) -> None:
         kind = message.get("t")
@@ -1194,7 +1214,7 @@ class WorkerProcess:
                 self.start()
                 self._run_sync()
         except HandlerError as error:
-            self.control.send(json.dumps({"failed": str(error)[-60000:]}).encode())
+            self.control.send(json.dumps({"failed": str(error)[-8000:]}).encode())
             self.leave(EXIT_HANDLER)
         self.leave(EXIT_OK)
 
@@ -1228,8 +1248,7 @@ class WorkerProcess:
 
         try:
             atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
         finally:
             os._exit(status)
 
@@ -1318,7 +1337,6 @@ class WorkerProcess:
                 return
             sock, wire, rest = arrival
             peer = AsyncConnection(self, wire)
-            loop.remove_signal_handler(signal.SIGTERM)
             loop.add_signal_handler(signal.SIGTERM, peer.drain)
             sock.setblocking(False)
             await loop.create_unix_connection(lambda peer=peer: peer, sock=sock)  # type: ignore[misc]
@@ -1442,7 +1460,8 @@ class AsyncConnection:
     def _start_waiting(self) -> None:
         while self._waiting and len(self._tasks) < self._worker.concurrency:
             call = self._waiting.popleft()
-            self._tasks[call["id"]] = self._asyncio.get_running_loop().create_task(self._run(call))
+            task = self._tasks[call["id"]] = self._asyncio.get_running_loop().create_task(self._run(call))
+            task.add_done_callback(lambda _, call=call["id"]: self._never_began(call))  # type: ignore[misc]
         if not self._lost and not self._wire.lists_fan_out:
             (self._transport.pause_reading if self._waiting else self._transport.resume_reading)()
 
@@ -1458,6 +1477,11 @@ class AsyncConnection:
         except BaseException as error:
             body = self._worker.failure(wire, call, error)
         self._end(identifier, body)
+
+    def _never_began(self, call: Any) -> None:
+        """A task that is cancelled before its first step ends without having answered."""
+        if call in self._tasks:
+            self._end(call, self._wire.error(call, _ended(self._reasons.get(call, "cancelled"))))
 
     def _end(self, call: Any, body: bytes) -> None:
         del self._tasks[call]
@@ -1599,8 +1623,7 @@ class Supervisor:
     def _fork(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         read, write = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         pid = os.fork()
         if pid == 0:
             self._become_worker(theirs, read, (ours, write))
@@ -1649,7 +1672,7 @@ class Supervisor:
         worker.state = "idle"
         if "ready" in report:
             self._concurrency, self._failures = report["ready"], 0
-            if self._listener is None:
+            if self._listener is None and self._drain_until is None:
                 self._listen()
 
     def _release(self, worker: Worker) -> None:
@@ -1693,18 +1716,21 @@ class Supervisor:
     def _listen(self) -> None:
         try:
             self._listener, self._inode = bind(self._settings.socket, self._settings.socket_chmod)
+            self._write_ready_file()
         except OSError as error:
             log("CRITICAL", f"socket: {self._settings.socket!r} cannot be bound: {error}")
             self._status = EXIT_SOCKET
             return
         self._watch(self._listener, select.EPOLLIN, self._on_connection)
+        log("INFO", f"ready: {self._handler.spec} on {self._settings.socket}, at most {self._settings.workers} workers")
+
+    def _write_ready_file(self) -> None:
         if self._settings.ready_file:
             ready = {"pid": os.getpid(), "socket": self._settings.socket, "handler": self._handler.spec}
             temporary = f"{self._settings.ready_file}.{os.getpid()}"
             with open(temporary, "w", encoding="utf-8") as file:
                 json.dump(ready, file)
             os.replace(temporary, self._settings.ready_file)
-        log("INFO", f"ready: {self._handler.spec} on {self._settings.socket}, at most {self._settings.workers} workers")
 
     def _on_connection(self, _events: int) -> None:
         if self._listener is None:
@@ -1850,12 +1876,13 @@ class Supervisor:
         self._waiting.clear()
 
     def _stop_listening(self) -> None:
-        if self._listener is None:
+        if self._listener is None or not self._inode:
             return
         self._forget(self._listener)
         self._listener.close()
+        inode, self._inode = self._inode, 0
         try:
-            if os.stat(self._settings.socket).st_ino == self._inode:
+            if os.stat(self._settings.socket).st_ino == inode:
                 os.unlink(self._settings.socket)
             if self._settings.ready_file:
                 os.unlink(self._settings.ready_file)
@@ -2187,7 +2214,7 @@ def _start_again_without_preload(name: str, arguments: list[str]) -> NoReturn:
     flags = [("isolated", "-I"), ("no_site", "-S"), ("dont_write_bytecode", "-B"), ("no_user_site", "-s")]
     flags += [("ignore_environment", "-E"), ("optimize", "-O")]
     chosen = [flag for attribute, flag in flags if getattr(sys.flags, attribute)]
-    sys.stdout.flush()
+    _flush()
     os.execv(sys.executable, [sys.executable, *chosen, os.path.abspath(__file__), *arguments, "--no-preload"])
 
 
