@@ -1,0 +1,173 @@
+"""How work enters the mesh: the first envelope of a tool's route, and the job that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from groundplane.core.clock import SYSTEM_CLOCK, Clock
+from groundplane.core.envelope import Envelope
+from groundplane.core.errors import InvalidArgument
+from groundplane.core.ids import new_id
+from groundplane.core.names import check_name
+from groundplane.jobs.port import Created, NewJob, OutboxMessage
+from groundplane.mesh.routing import RESERVED, dedup_key
+from groundplane.mesh.spec import ERROR_END, HAPPY_END, HOPS_MAX, ActorSpec, ToolSpec
+from groundplane.queues.port import ATTEMPTS_MAX, MESSAGE_BYTES_MAX, QueueSpec
+
+if TYPE_CHECKING:
+    from groundplane.jobs.store import Jobs
+    from groundplane.mesh.claims import Claims
+
+JOB_TOKEN = RESERVED + "job-token"
+TOOL = RESERVED + "tool"
+TOKEN_BYTES = 32
+
+
+def check_route(route: Sequence[str], hops_max: int = HOPS_MAX) -> list[str]:
+    """The route when it is one: names, at least one, at most `hops_max`, no end actor among them."""
+    if not route or len(route) > hops_max:
+        raise InvalidArgument(
+            f"route: {list(route)[:5]!r} has {len(route)} actors; name 1 to {hops_max}", reason="route_error"
+        )
+    for name in route:
+        check_name("route", name)
+        if name in (HAPPY_END, ERROR_END):
+            raise InvalidArgument(f"route: {name!r} is an end actor; every route goes there by itself")
+    return list(route)
+
+
+def token_hash(token: str) -> str:
+    """What a store keeps of a job's token: SHA-256 in hex."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def arguments_hash(tool: str, arguments: Any) -> str:
+    """SHA-256 in hex over tool and arguments, whatever the order of their keys."""
+    ordered = msgspec.msgpack.encode([tool, arguments], order="deterministic")
+    return hashlib.sha256(ordered).hexdigest()
+
+
+def first_message(
+    tool: ToolSpec,
+    arguments: Any,
+    *,
+    job_id: str,
+    headers: Mapping[str, Any] | None = None,
+    deadline_at: int | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> OutboxMessage:
+    """The message that begins a tool's route. The envelope's id is the job's id.
+
+    Raises `invalid_argument`: `route_error`, or `payload_too_large` for arguments over the size of a message
+    (`start_job` with `claims` has room for more).
+    """
+    envelope = _first(tool, arguments, job_id, headers, deadline_at, clock)
+    return outbox_message(tool.route[0], envelope, envelope.to_bytes())
+
+
+def outbox_message(queue: str, envelope: Envelope, data: bytes, *, dedup: str | None = None) -> OutboxMessage:
+    """An envelope as the job store's outbox takes it. Raises `invalid_argument` (`payload_too_large`)."""
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise InvalidArgument(
+            f"arguments: {len(data)} bytes with headers are over the limit of {MESSAGE_BYTES_MAX} of a message; "
+            "put the data into blobs and send its key",
+            reason="payload_too_large",
+        )
+    return OutboxMessage(
+        queue=queue,
+        id=envelope.id,
+        payload=data,
+        headers=transport_headers(envelope),
+        dedup_key=dedup or dedup_key(envelope),
+    )
+
+
+async def start_job(
+    jobs: Jobs,
+    tool: ToolSpec,
+    arguments: Any,
+    *,
+    owner: str = "",
+    idempotency_key: str | None = None,
+    headers: Mapping[str, Any] | None = None,
+    timeout_s: float | None = None,
+    claims: Claims | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Created:
+    """Create the job and its first envelope in one transaction. `timeout_s` defaults to the tool's; with `claims`,
+    arguments over the inline limit travel as a claim check.
+
+    A repeated idempotency key of the same owner gives the job that is there. Raises as `first_message` does, and
+    `conflict` (`idempotency_mismatch`).
+    """
+    limit_s = tool.timeout_s if timeout_s is None else timeout_s
+    if not limit_s > 0:
+        raise InvalidArgument(f"timeout_s: {timeout_s!r} must be more than 0 seconds")
+    job_id = new_id()
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    deadline_at = clock.now_ms() + round(limit_s * 1000)
+    given = dict(headers or {})
+    envelope = _first(tool, arguments, job_id, {**given, JOB_TOKEN: token}, deadline_at, clock)
+    envelope, data = await claims.outgoing(envelope) if claims is not None else (envelope, envelope.to_bytes())
+    message = outbox_message(tool.route[0], envelope, data)
+    job = NewJob(
+        job_id=job_id,
+        tool=tool.name,
+        route=list(tool.route),
+        arguments=arguments,
+        arguments_hash=arguments_hash(tool.name, arguments),
+        owner=owner,
+        idempotency_key=idempotency_key,
+        deadline_at=deadline_at,
+        token_hash=token_hash(token),
+        trace=str(given.get("traceparent", "")),
+    )
+    return await jobs.create(job, [message])
+
+
+def _first(
+    tool: ToolSpec,
+    arguments: Any,
+    job_id: str,
+    headers: Mapping[str, Any] | None,
+    deadline_at: int | None,
+    clock: Clock,
+) -> Envelope:
+    return Envelope.new(
+        check_route(tool.route),
+        arguments,
+        headers={**(headers or {}), TOOL: tool.name},
+        job_id=job_id,
+        deadline_at=deadline_at,
+        envelope_id=job_id,
+        clock=clock,
+    )
+
+
+def transport_headers(envelope: Envelope) -> dict[str, str]:
+    """Headers of the queue's message: what tools that do not read envelopes need."""
+    trace = envelope.headers.get("traceparent")
+    kind = {"content-type": "application/msgpack"}
+    return {**kind, "traceparent": trace} if isinstance(trace, str) else kind
+
+
+def queue_specs(
+    actors: Sequence[ActorSpec], *, happy_end: str = HAPPY_END, error_end: str = ERROR_END
+) -> list[QueueSpec]:
+    """The queues that actors and end actors need. One attempt more than the mesh uses itself: with it the sidecar
+    tells the error end of a message whose attempts were all ended by crashes.
+    """
+    own = [QueueSpec(name=a.name, attempts_max=max(ATTEMPTS_MAX, a.retry.attempts) + 1) for a in actors]
+    ends = [QueueSpec(name=name, attempts_max=1_000_000) for name in (happy_end, error_end)]
+    return [*own, *ends]
+
+
+__all__ = [
+    "JOB_TOKEN", "TOOL", "arguments_hash", "check_route", "first_message", "outbox_message", "queue_specs", "start_job",
+    "token_hash", "transport_headers",
+]  # fmt: skip
