@@ -52,7 +52,7 @@ class Module:
             for node in self.tree.body
             if isinstance(node, ast.ClassDef)
             and not node.name.startswith("_")
-            and any(ast.unparse(base).split("[")[0].split(".")[-1] == "Protocol" for base in node.bases)
+            and any(ast.unparse(base).split("[")[0] in ("Protocol", "typing.Protocol") for base in node.bases)
         ]
 
     def public(self) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
