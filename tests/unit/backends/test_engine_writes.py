@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,27 @@ async def test_a_file_that_was_replaced_while_open_gets_no_acknowledgement(
         assert caught.value.reason == "database_replaced"
         assert str(path) in str(caught.value)
         os.rename(moved, path)
+
+
+async def test_while_the_disk_is_slow_inline_writes_go_to_the_thread_and_leave_the_loop_free(
+    path: Path, notes: MigrationSet
+) -> None:
+    delay_s = 0.05
+
+    def slow(fd: int) -> None:
+        time.sleep(delay_s)
+
+    async with Database.open(path, [notes], options=Options(sync=slow), inline=True) as db:
+        await db.write(insert("blocks the loop once"))
+        assert db.statistics().inline_handed_over == 0
+        rounds = 0
+        write = asyncio.create_task(db.write(insert("does not")))
+        while not write.done():
+            await asyncio.sleep(0.001)
+            rounds += 1
+        assert rounds > 5
+        assert db.statistics().inline_handed_over == 1
+        delay_s = 0
+        for i in range(100):
+            await db.write(insert(f"quick {i}"))
+        assert db.statistics().inline_handed_over < 100

@@ -90,6 +90,7 @@ class GroupCommit:
         self._broken: GroundplaneError | None = None
         self.commits = self.writes = self.syncs = self.failed = 0
         self.longest_batch = 0
+        self.sync_s = 0.0
 
     def run(self, calls: list[Call], *, wait: bool = True) -> list[Call] | None:
         """Commits as many calls as fit, resolves them, and returns the rest.
@@ -245,10 +246,12 @@ class GroupCommit:
 
     def _sync(self, calls: list[Call]) -> None:
         """After a failed sync the kernel may call lost pages clean: nothing can be promised until a new start."""
+        began = time.monotonic()
         try:
             self._log.sync()
             self._log.check()
             self.syncs += 1
+            self.sync_s += (time.monotonic() - began - self.sync_s) / 8
         except OSError as error:
             self._broken = Unavailable(
                 f"database: the log of {self._path!r} could not be synced ({error}); it is not known whether the "

@@ -38,6 +38,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     commits: int
     syncs: int
     batch_longest: int
+    sync_mean_s: float
+    inline_handed_over: int
     writes_waiting: int
     reads_waiting: int
     wal_bytes: int
@@ -135,6 +137,8 @@ class Engine:
             commits=self._commit.commits,
             syncs=self._commit.syncs,
             batch_longest=self._commit.longest_batch,
+            sync_mean_s=self._commit.sync_s,
+            inline_handed_over=self._inline_writer.handed_over if self._inline_writer else 0,
             writes_waiting=self._writer.outstanding,
             reads_waiting=self._readers.queued,
             wal_bytes=self._log.size(),

@@ -1,8 +1,8 @@
 """Who runs the calls: a writer thread, reader threads, or the loop itself.
 
 The threads never block the loop. Running inline spares two thread switches for each call, which is most of the time of
-a small one; it is for processes that do little else (a sidecar), and falls back to the writer thread whenever the
-lock of the file is not free at once.
+a small one; it is for processes that do little else (a sidecar). It falls back to the writer thread whenever the lock
+of the file is not free at once, and while the disk is slow.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from groundplane.backends.sqlite.commit import Call, GroupCommit, check_result, 
 from groundplane.backends.sqlite.errors import translate
 from groundplane.backends.sqlite.transaction import Transaction
 from groundplane.core.errors import Closed, ResourceExhausted
+
+_INLINE_SYNC_MAX_S = 0.001
+"""Syncs that take longer, as a moving mean, are not done in the loop."""
 
 
 class WriterThread:
@@ -107,7 +110,7 @@ class InlineWriter:
     def _flush(self) -> None:
         calls, self._calls = self._calls, []
         rest: list[Call] | None = calls
-        if not self._thread.outstanding:
+        if not self._thread.outstanding and self._commit.sync_s < _INLINE_SYNC_MAX_S:
             rest = self._commit.run(calls, wait=False)
             rest = calls if rest is None else rest
         for call in rest or ():
