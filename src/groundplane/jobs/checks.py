@@ -1,0 +1,69 @@
+"""What the façade refuses before a driver sees it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from groundplane.core.errors import InvalidArgument
+from groundplane.jobs.port import Change, Control, Finish, JobQuery, JobState, NewJob, Note, OutboxMessage, Split
+
+OWNER_CHARS_MAX = 255
+KEY_CHARS_MAX = 255
+PAGE_MAX = 1000
+CHANGES_MAX = 10_000
+ACTIONS = ("cancel", "pause", "resume")
+FINAL_KINDS = frozenset(state.value for state in JobState if state.terminal)
+"""The kinds of the last event of a job."""
+RESERVED_KINDS = FINAL_KINDS | {
+    "created", "progress", "split", "joined", "branch", "paused", "resumed", "parked", "snapshot"
+}  # fmt: skip
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def check_new_job(job: NewJob, messages: Sequence[OutboxMessage]) -> None:
+    """`invalid_argument` names the field."""
+    for field, value, least, most in (
+        ("job_id", job.job_id, 1, 255),
+        ("tool", job.tool, 1, 255),
+        ("owner", job.owner, 0, OWNER_CHARS_MAX),
+    ):
+        if not least <= len(value) <= most:
+            raise InvalidArgument(f"{field}: {value!r} must have {least} to {most} characters")
+    if job.idempotency_key is not None and not 1 <= len(job.idempotency_key) <= KEY_CHARS_MAX:
+        raise InvalidArgument(f"idempotency_key: {job.idempotency_key!r} must have 1 to {KEY_CHARS_MAX} characters")
+    if not job.route:
+        raise InvalidArgument("route: [] is empty; name at least one actor", reason="route_error")
+    if job.deadline_at is not None and job.deadline_at <= 0:
+        raise InvalidArgument(f"deadline_at: {job.deadline_at!r} must be a time in Unix milliseconds")
+    for message in messages:
+        if not message.queue or not message.id or not message.dedup_key:
+            raise InvalidArgument(f"messages: {message!r} needs a queue, an id and a dedup_key")
+
+
+def check_changes(changes: Sequence[Change]) -> None:
+    """`invalid_argument` names the field of the first change that is none."""
+    if len(changes) > CHANGES_MAX:
+        raise InvalidArgument(f"changes: {len(changes)} are more than {CHANGES_MAX} in one call; split them")
+    for change in changes:
+        if isinstance(change, Control) and change.action not in ACTIONS:
+            raise InvalidArgument(f"action: {change.action!r} must be one of {', '.join(ACTIONS)}")
+        if isinstance(change, Note) and (change.kind in RESERVED_KINDS or not _KIND.fullmatch(change.kind)):
+            raise InvalidArgument(f"kind: {change.kind!r} is reserved or no lower-case word; choose another")
+        if isinstance(change, Split):
+            _check_split(change)
+        if isinstance(change, Finish) and change.error is not None and change.aborted:
+            raise InvalidArgument("aborted: True is a success; leave out error")
+
+
+def check_query(query: JobQuery) -> None:
+    """`invalid_argument` names the field."""
+    if not 1 <= query.limit <= PAGE_MAX:
+        raise InvalidArgument(f"limit: {query.limit!r} must be 1 to {PAGE_MAX}")
+
+
+def _check_split(change: Split) -> None:
+    if not change.children:
+        raise InvalidArgument("children: [] is empty; a branch without output ends with Finish")
+    if len(set(change.children)) != len(change.children) or change.envelope_id in change.children:
+        raise InvalidArgument(f"children: {change.children!r} must differ from each other and from their parent")

@@ -1,0 +1,48 @@
+"""Reading the event log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from groundplane.backends.sqlite import Row, Transaction
+from groundplane.core.errors import NotFound
+from groundplane.jobs.drivers.unit import Scope
+from groundplane.jobs.port import Events, JobEvent
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def of_all(tx: Transaction, scope: Scope, after: int, limit: int) -> Events:
+    """Events of every job of the namespace after an id."""
+    rows = tx.execute(
+        "SELECT one.id, jobs.job_id, one.kind, one.data, one.created_at FROM job_events AS one "
+        "JOIN jobs ON jobs.seq = one.job WHERE one.id > ? AND jobs.namespace = ? ORDER BY one.id LIMIT ?",
+        (after, scope.number, limit),
+    )
+    trimmed_to = tx.execute("SELECT trimmed_to FROM job_namespaces WHERE id = ?", (scope.number,))[0][0]
+    newest = tx.execute("SELECT coalesce(max(id), 0) FROM job_events")[0][0]
+    return _page(rows, after, limit, newest, truncated=after < trimmed_to)
+
+
+def of_job(tx: Transaction, scope: Scope, job_id: str, after: int, limit: int) -> Events:
+    """Events of one job after an id; `not_found` for an unknown one."""
+    found = tx.execute("SELECT seq, trimmed_to FROM jobs WHERE namespace = ? AND job_id = ?", (scope.number, job_id))
+    if not found:
+        raise NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
+    seq, trimmed_to = found[0]
+    rows = tx.execute(
+        "SELECT id, ?, kind, data, created_at FROM job_events WHERE job = ? AND id > ? ORDER BY id LIMIT ?",
+        (job_id, seq, after, limit),
+    )
+    newest = tx.execute("SELECT coalesce(max(id), 0) FROM job_events WHERE job = ?", (seq,))[0][0]
+    return _page(rows, after, limit, newest, truncated=after < trimmed_to)
+
+
+def _page(rows: Sequence[Row], after: int, limit: int, newest: int, *, truncated: bool) -> Events:
+    items = [JobEvent(id=row[0], job_id=row[1], kind=row[2], data=_decode(row[3]), created_at=row[4]) for row in rows]
+    # an incomplete page has seen all that was committed: the next one begins after the newest id of the snapshot
+    last = items[-1].id if items and len(items) == limit else max(after, newest)
+    return Events(items=items, last_id=last, truncated=truncated)

@@ -1,0 +1,128 @@
+"""One transaction of the embedded job store: the rows, the log, the bells, one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from groundplane.backends.sqlite import Row, Transaction
+from groundplane.core.errors import ErrorRecord
+from groundplane.jobs.port import JobState
+
+LIVE = "('pending', 'running', 'paused')"
+"""The states that are not terminal, for a guard in SQL."""
+
+SHOWN = "seq, state, progress, message, actor, steps_completed, total_steps"
+"""The columns that an event tells, after `seq`."""
+
+to_json = msgspec.json.Encoder().encode
+pack = msgspec.msgpack.Encoder().encode
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Whose jobs: the namespace's number and name."""
+
+    number: int
+    name: str
+
+    @property
+    def events_topic(self) -> str:
+        """Rung when events were committed."""
+        return f"job-events/{self.name}"
+
+    @property
+    def outbox_topic(self) -> str:
+        """Rung when messages became due."""
+        return f"job-outbox/{self.name}"
+
+
+class Unit:
+    """What a work of the store needs. `now` is the store's clock, Unix milliseconds."""
+
+    __slots__ = ("now", "scope", "tx")
+
+    def __init__(self, tx: Transaction, scope: Scope, now: int) -> None:
+        self.tx = tx
+        self.scope = scope
+        self.now = now
+
+    def event(self, seq: int, kind: str, data: Mapping[str, Any], *, final: bool = False) -> None:
+        """Append to the log, and ring."""
+        self.tx.execute(
+            "INSERT INTO job_events (job, kind, final, data, created_at) VALUES (?, ?, ?, ?, ?)",
+            (seq, kind, final, to_json(data).decode(), self.now),
+        )
+        self.tx.wake(self.scope.events_topic)
+
+    def one(self, sql: str, *bindings: Any) -> Row | None:
+        """The first row, or None."""
+        rows = self.tx.execute(sql, bindings)
+        return rows[0] if rows else None
+
+
+def shown(row: Row) -> dict[str, Any]:
+    """What an event tells of its job, from the columns `SHOWN`."""
+    return {
+        "state": row[1],
+        "progress": round(row[2], 3),
+        "message": row[3],
+        "actor": row[4],
+        "steps_completed": row[5],
+        "total_steps": row[6],
+    }
+
+
+def error_shown(error: ErrorRecord) -> dict[str, Any]:
+    """What an event tells of an error; the rest of it is in the record of the job."""
+    return {"code": error.code, "reason": error.reason, "message": error.message, "type": error.type}
+
+
+def end(
+    unit: Unit,
+    seq: int,
+    state: JobState,
+    *,
+    result: bytes | None = None,
+    error: ErrorRecord | None = None,
+    message: str = "",
+    aborted: bool = False,
+    result_key: str | None = None,
+    finished_by: str | None = None,
+) -> bool:
+    """The one way into a terminal state, guarded in SQL. False where the job has ended before (or, for `timed_out`,
+    is paused: its deadline stands still)."""
+    rows = unit.tx.execute(
+        f"""UPDATE jobs SET state = :state, finished_at = :now, updated_at = :now, paused_at = NULL,
+              progress = CASE :state WHEN 'succeeded' THEN 100 ELSE progress END,
+              steps_completed = CASE WHEN :state = 'succeeded' AND NOT :aborted THEN total_steps
+                                     ELSE steps_completed END,
+              message = CASE :message WHEN '' THEN message ELSE :message END,
+              result = :result, error = :error, result_key = :result_key, aborted = :aborted,
+              finished_by = :finished_by
+            WHERE seq = :seq AND state IN {LIVE} AND NOT (:state = 'timed_out' AND state = 'paused')
+            RETURNING {SHOWN}""",
+        {
+            "state": state.value,
+            "now": unit.now,
+            "message": message,
+            "result": result,
+            "error": pack(error) if error is not None else None,
+            "result_key": result_key,
+            "aborted": aborted,
+            "finished_by": finished_by,
+            "seq": seq,
+        },
+    )
+    if not rows:
+        return False
+    data = shown(rows[0])
+    if error is not None:
+        data["error"] = error_shown(error)
+    if aborted:
+        data["aborted"] = True
+    unit.event(seq, state.value, data, final=True)
+    unit.tx.execute("DELETE FROM job_outbox WHERE parked_for = ? AND held = 1", (seq,))
+    unit.tx.execute("UPDATE job_branches SET result = NULL WHERE job = ? AND result IS NOT NULL", (seq,))
+    return True

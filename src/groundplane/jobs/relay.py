@@ -1,0 +1,87 @@
+"""The relay: takes due messages from the outbox, sends them, and only then deletes them.
+
+Any number of relays may run. A message is leased while it is sent; a relay that dies loses its lease, and the message
+is sent again with the same `dedup_key`. What cannot be sent stays in the outbox and is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from groundplane.core import failpoints
+from groundplane.core.errors import GroundplaneError
+from groundplane.core.retry import RetryPolicy
+from groundplane.jobs.port import JobStore, OutboxMessage
+from groundplane.telemetry.logs import get_logger
+
+Send = Callable[[list[OutboxMessage]], Awaitable[None]]
+Taken = list[tuple[int, OutboxMessage]]
+
+BATCH = 200
+LEASE_S = 5.0
+_BACKOFF = RetryPolicy(attempts=1_000_000, base_s=0.05, cap_s=1.0)
+_log = get_logger("jobs")
+
+
+class Relay:
+    """Moves messages from one outbox until it is cancelled."""
+
+    def __init__(self, driver: JobStore, send: Send, *, lease_s: float = LEASE_S) -> None:
+        self._driver = driver
+        self._send = send
+        self._lease_s = lease_s
+        self.relayed = 0
+        self.failures = 0
+
+    async def run(self) -> None:
+        """Relay until cancelled. Waits for the bell of the outbox; a look each lease finds what a dead relay left."""
+        failures = 0
+        while True:
+            try:
+                async with self._driver.watch("outbox") as watch:
+                    while True:
+                        if not await self.step():
+                            await watch.wait(self._lease_s)
+                        failures = 0
+            except GroundplaneError as error:
+                if error.code == "closed":
+                    raise
+                failures += 1
+                self._note(error, "store")
+                await asyncio.sleep(_BACKOFF.delay_s(failures))
+
+    async def step(self) -> int:
+        """Move one batch; how many were taken."""
+        taken = await self._driver.outbox.take(BATCH, self._lease_s)
+        if taken:
+            await self._move(taken)
+        return len(taken)
+
+    async def _move(self, taken: Taken) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._send([message for _, message in taken])
+                break
+            except GroundplaneError as error:
+                self._note(error, taken[0][1].queue)
+                if not error.retryable:
+                    await self._one_by_one(taken)
+                    return
+                failures += 1
+                await asyncio.sleep(_BACKOFF.delay_s(failures))
+        failpoints.hit("relayed")
+        await self._driver.outbox.done([one for one, _ in taken])
+        self.relayed += len(taken)
+
+    async def _one_by_one(self, taken: Taken) -> None:
+        """One of them cannot be sent: the others must not wait for it. It is tried again when its lease has ended."""
+        if len(taken) == 1:
+            return
+        for one in taken:
+            await self._move([one])
+
+    def _note(self, error: GroundplaneError, queue: str) -> None:
+        self.failures += 1
+        _log.warning("job_relay_failed", queue=queue, code=error.code, error=error.message, failures=self.failures)

@@ -1,0 +1,353 @@
+"""The façade of jobs: checks, retries, following, relaying and sweeping, over any driver."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from groundplane.core import failpoints
+from groundplane.core.clock import SYSTEM_CLOCK, Clock
+from groundplane.core.errors import AlreadyExists, Closed, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from groundplane.core.lifecycle import Lifecycle
+from groundplane.core.names import check_name
+from groundplane.core.retry import RetryPolicy
+from groundplane.jobs.checks import FINAL_KINDS, PAGE_MAX, check_changes, check_new_job, check_query
+from groundplane.jobs.drivers import open_driver
+from groundplane.jobs.feed import Feed
+from groundplane.jobs.port import (
+    Change,
+    Control,
+    Created,
+    Events,
+    Job,
+    JobEvent,
+    JobPage,
+    JobQuery,
+    JobStore,
+    NewJob,
+    OutboxMessage,
+    Outcome,
+    Retention,
+    Swept,
+    Watch,
+)
+from groundplane.jobs.relay import LEASE_S, Relay, Send
+from groundplane.telemetry.logs import get_logger
+
+T = TypeVar("T")
+
+SWEEP_INTERVAL_S = 2.0
+_RETRY = RetryPolicy(attempts=3, base_s=0.05, cap_s=1.0)
+_log = get_logger("jobs")
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of this object since it was opened, and the last sweep's sizes (None before the first)."""
+
+    created: int
+    changes: int
+    refused: int
+    retries: int
+    followers: int
+    delivered: int
+    relayed: int
+    relay_failures: int
+    swept: Swept | None
+
+
+class Jobs:
+    """The store of jobs of one namespace. Everything may be called concurrently, in the loop that opened it.
+
+    Errors of every method: `closed`, and `unavailable` after three attempts.
+    """
+
+    def __init__(self, driver: JobStore, *, retention: Retention | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.driver = driver
+        self._clock = clock
+        self.retention = retention or Retention()
+        self._lifecycle = Lifecycle("jobs")
+        self._lifecycle.on_close(driver.aclose)
+        self._feed = Feed(driver, self._lifecycle)
+        self._relays: list[Relay] = []
+        self._created = self._changes = self._refused = self._retries = 0
+        self._swept: Swept | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        url: str = "embedded://",
+        *,
+        namespace: str = "default",
+        state: Path | str = ".groundplane",
+        upgrade: bool = False,
+        inline: bool = False,
+        retention: Retention | None = None,
+    ) -> AsyncIterator[Jobs]:
+        """Open the store that the URL names; `embedded://` is `<state>/plane.db`.
+
+        `upgrade` migrates an older schema (else `failed_precondition`, `schema_old`). `inline` runs short calls in the
+        loop instead of a thread: less delay, for processes that do little else.
+        """
+        driver = await open_driver(
+            url, namespace=check_name("namespace", namespace), state=Path(state), upgrade=upgrade, inline=inline
+        )
+        jobs = cls(driver, retention=retention)
+        try:
+            yield jobs
+        finally:
+            await jobs.aclose()
+
+    async def create(self, job: NewJob, messages: Sequence[OutboxMessage] = ()) -> Created:
+        """Record a job and its first messages in one transaction, durable when this returns; the relay sends them.
+
+        A repeated idempotency key (of the same owner) returns the job that is there, as long as it is retained.
+        Raises `conflict` (`idempotency_mismatch`) for the key with another tool or arguments, `already_exists` for
+        a known id, `invalid_argument`.
+        """
+        check_new_job(job, messages)
+        self._lifecycle.check_open()
+        try:
+            created = await self.driver.create(job, messages)
+        except Unavailable:
+            created = await self._create_again(job, messages)
+        failpoints.hit("accepted")
+        self._created += created.created
+        return created
+
+    async def get(self, job_id: str) -> Job:
+        """The job as it stands. Raises `not_found` (`job_not_found`)."""
+        return await self._call(lambda: self.driver.get(job_id))
+
+    async def list_jobs(self, query: JobQuery | None = None) -> JobPage:
+        """Jobs newest first, without results and arguments."""
+        wanted = query or JobQuery()
+        check_query(wanted)
+        return await self._call(lambda: self.driver.list_jobs(wanted))
+
+    async def apply(self, *changes: Change) -> list[Outcome]:
+        """Apply changes in order, in one transaction, each guarded by the store; durable when this returns.
+
+        A change that comes too late is not applied and raises nothing: see its outcome, whose `detail` is
+        `job_not_found`, `job_terminal`, `job_state`, `late`, `repeated` or `unknown_branch`.
+        """
+        check_changes(changes)
+        if not changes:
+            return []
+        outcomes = await self._call(lambda: self.driver.apply(changes))
+        self._changes += len(outcomes)
+        self._refused += sum(not one.applied for one in outcomes)
+        return outcomes
+
+    async def cancel(self, job_id: str, reason: str = "") -> Job:
+        """End a job as cancelled. Raises `failed_precondition` (`job_terminal`) when it has ended, `not_found`."""
+        return await self._control(job_id, "cancel", reason)
+
+    async def pause(self, job_id: str, reason: str = "") -> Job:
+        """Stop a job before its next hop; its deadline stands still. Raises `failed_precondition`, `not_found`."""
+        return await self._control(job_id, "pause", reason)
+
+    async def resume(self, job_id: str, reason: str = "") -> Job:
+        """Let a paused job go on, its deadline later by the pause. Raises `failed_precondition`, `not_found`."""
+        return await self._control(job_id, "resume", reason)
+
+    async def events(self, after: int = 0, job_id: str | None = None, limit: int = 500) -> Events:
+        """Events with an id above `after`, oldest first, of one job (`not_found`) or of all; go on from `last_id`.
+
+        `limit=0` reads none and tells the newest id in `last_id`.
+        """
+        if not 0 <= limit <= PAGE_MAX:
+            raise InvalidArgument(f"limit: {limit!r} must be 0 to {PAGE_MAX}")
+        return await self._call(lambda: self.driver.events(after=after, job_id=job_id, limit=limit))
+
+    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+        """The job's events after an id, then live ones, ending after the final one. Raises `not_found`, `closed`.
+
+        Where events after that id are no longer retained, an event of kind `snapshot` with the job's present state
+        comes first. Where the final event is not after that id, there is nothing to come and it ends at once.
+        """
+        self._lifecycle.check_open()
+        first = await self.events(after, job_id, 1)
+        async with self._feed.subscribe(job_id, after) as subscription:
+            if first.truncated:
+                snapshot = await self._snapshot(job_id, after)
+                subscription.seen = snapshot.id
+                yield snapshot
+            complete = False
+            while True:
+                batch = await subscription.ready()
+                for event in batch:
+                    yield event
+                    if event.kind in FINAL_KINDS:
+                        return
+                if batch:
+                    continue
+                if not complete and await self._has_ended_before(job_id, subscription.seen):
+                    return
+                complete = True
+                await subscription.wait()
+                self._lifecycle.check_open()
+
+    async def wait_finished(self, job_id: str, timeout_s: float | None = None) -> Job | None:
+        """The job once it has ended; None after `timeout_s` seconds. Never polls. Raises `not_found`, `closed`."""
+        job = await self.get(job_id)
+        if job.state.terminal:
+            return job
+        try:
+            async with asyncio.timeout(timeout_s), self._feed.subscribe(job_id, job.last_event_id) as subscription:
+                while not any(event.kind in FINAL_KINDS for event in await subscription.ready()):
+                    await subscription.wait()
+                    self._lifecycle.check_open()
+        except TimeoutError:
+            return None
+        return await self.get(job_id)
+
+    def watch(self, topic: str = "events") -> AbstractAsyncContextManager[Watch]:
+        """Wait for commits of `events` or of the `outbox`, of any process."""
+        if topic not in ("events", "outbox"):
+            raise InvalidArgument(f"topic: {topic!r} must be 'events' or 'outbox'")
+        self._lifecycle.check_open()
+        return self.driver.watch(topic)
+
+    async def run_relay(self, send: Send, *, lease_s: float = LEASE_S) -> None:
+        """Relay the outbox until cancelled or closed: `send` returns when its messages are durable in their queues.
+
+        Any number of relays may run, in any process. At least once: a repeat has the same `dedup_key`.
+        """
+        relay = Relay(self.driver, send, lease_s=lease_s)
+        self._relays.append(relay)
+        await self._until_closed(relay.run())
+
+    async def run_sweeper(self, interval_s: float = SWEEP_INTERVAL_S) -> None:
+        """Sweep until cancelled or closed: at the next deadline that is known, at the latest every `interval_s`."""
+        await self._until_closed(self._sweep_for_ever(interval_s))
+
+    async def sweep(self) -> Swept:
+        """End jobs past their deadline and delete what retention lets go, now."""
+        swept = await self._call(lambda: self.driver.sweep(self.retention))
+        self._swept = swept
+        return swept
+
+    def statistics(self) -> Statistics:
+        """Counters and sizes."""
+        return Statistics(
+            created=self._created,
+            changes=self._changes,
+            refused=self._refused,
+            retries=self._retries,
+            followers=self._feed.followers,
+            delivered=self._feed.delivered,
+            relayed=sum(relay.relayed for relay in self._relays),
+            relay_failures=sum(relay.failures for relay in self._relays),
+            swept=self._swept,
+        )
+
+    async def aclose(self) -> None:
+        """End following, relaying and sweeping, then close the driver. Idempotent, ≤ 10 s."""
+        await self._lifecycle.aclose()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._lifecycle.closed else f"{self._created} created, {self._feed.followers} followers"
+        return f"<Jobs {type(self.driver).__name__} {state}>"
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        attempt = 1
+        while True:
+            self._lifecycle.check_open()
+            try:
+                return await call()
+            except Unavailable:
+                if attempt >= _RETRY.attempts:
+                    raise
+                self._retries += 1
+                await asyncio.sleep(_RETRY.delay_s(attempt))
+                attempt += 1
+
+    async def _create_again(self, job: NewJob, messages: Sequence[OutboxMessage]) -> Created:
+        """The first attempt may have been stored all the same: then its id is taken by itself."""
+        self._retries += 1
+        await asyncio.sleep(_RETRY.delay_s(1))
+        try:
+            return await self._call(lambda: self.driver.create(job, messages))
+        except AlreadyExists:
+            return Created(await self.get(job.job_id), True)
+
+    async def _control(self, job_id: str, action: str, reason: str) -> Job:
+        (outcome,) = await self.apply(Control(job_id=job_id, action=action, reason=reason))
+        if outcome.state is None:
+            raise NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
+        if not outcome.applied:
+            why = "has ended" if outcome.state.terminal else f"is {outcome.state.value}"
+            raise FailedPrecondition(
+                f"job_id: {job_id!r} {why} and cannot be changed by {action!r}; look at its state first",
+                reason="job_terminal" if outcome.state.terminal else "job_state",
+                details={"state": outcome.state.value, "action": action},
+            )
+        return await self.get(job_id)
+
+    async def _snapshot(self, job_id: str, after: int) -> JobEvent:
+        """The present state as an event; what is read next are the live ones, or the final one of a job that ended."""
+        job = await self.get(job_id)
+        last = job.last_event_id
+        if job.state.terminal:
+            last = max(after, await self._final_id(job_id, after) - 1)
+        data: dict[str, Any] = {
+            "state": job.state.value,
+            "progress": round(job.progress, 3),
+            "message": job.message,
+            "actor": job.actor,
+            "steps_completed": job.steps_completed,
+            "total_steps": job.total_steps,
+        }
+        return JobEvent(id=last, job_id=job_id, kind="snapshot", data=data, created_at=job.updated_at)
+
+    async def _final_id(self, job_id: str, after: int) -> int:
+        while True:
+            page = await self.events(after, job_id, PAGE_MAX)
+            for event in page.items:
+                if event.kind in FINAL_KINDS:
+                    return event.id
+            if len(page.items) < PAGE_MAX:
+                return page.last_id + 1
+            after = page.last_id
+
+    async def _has_ended_before(self, job_id: str, seen: int) -> bool:
+        """Whether the final event is not after `seen`: then nothing but late ones can come."""
+        if not (await self.get(job_id)).state.terminal:
+            return False
+        page = await self.events(seen, job_id, PAGE_MAX)
+        return not any(event.kind in FINAL_KINDS for event in page.items)
+
+    async def _sweep_for_ever(self, interval_s: float) -> None:
+        while True:
+            wait_s = interval_s
+            try:
+                swept = await self.sweep()
+            except Unavailable as error:
+                _log.warning("job_sweep_failed", code=error.code, error=error.message)
+            else:
+                if swept.timed_out:
+                    _log.info("jobs_timed_out", job_ids=swept.timed_out[:20], count=len(swept.timed_out))
+                wait_s = self._until_deadline(swept.next_deadline_at, interval_s)
+            await asyncio.sleep(wait_s)
+
+    def _until_deadline(self, deadline_at: int | None, interval_s: float) -> float:
+        if deadline_at is None:
+            return interval_s
+        left = (deadline_at - self._clock.now_ms()) / 1000
+        return min(interval_s, max(0.0, left) + random.uniform(0.001, 0.02))
+
+    async def _until_closed(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await self._lifecycle.run(work)
+        except Closed:
+            if not self._lifecycle.closed:
+                raise
+        finally:
+            work.close()
