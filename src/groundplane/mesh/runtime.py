@@ -1181,11 +1181,15 @@ class Connection:
 
 
 def _answer(reply: dict[str, Any]) -> dict[str, Any]:
+    """What a `reply` says: the map that is its value, or its error raised."""
     error = reply.get("error")
-    if not error:
-        return reply
-    message = str(error.get("message") or "the sidecar refused the question")
-    raise Fault(str(error.get("code") or "internal"), str(error.get("reason") or ""), message, error.get("retryable"))
+    if error:
+        message = str(error.get("message") or "the sidecar refused the question")
+        raise Fault(
+            str(error.get("code") or "internal"), str(error.get("reason") or ""), message, error.get("retryable")
+        )
+    value = reply.get("value")
+    return value if isinstance(value, dict) else {}
 
 
 class WorkerProcess:
