@@ -157,6 +157,8 @@ class Feed:
                             failures = 0
                             await watch.wait(_SAFETY_POLL_S)
             except GroundplaneError as error:
+                if error.code == "closed":
+                    raise
                 failures += 1
                 _log.warning("feed_interrupted", error=error.message, code=error.code, failures=failures)
                 await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1.0))

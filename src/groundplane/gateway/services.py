@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groundplane.blobs import Blobs
-from groundplane.core import codec
 from groundplane.core.errors import InvalidArgument, Unavailable
 from groundplane.gateway.feed import Feed
 from groundplane.gateway.metrics import GatewayMetrics
@@ -15,6 +14,7 @@ from groundplane.gateway.settings import GatewaySettings
 from groundplane.gateway.tools import Tool, ToolTable
 from groundplane.jobs import Jobs
 from groundplane.jobs.port import Created, Job
+from groundplane.mesh.claims import Claims
 from groundplane.mesh.start import start_job
 from groundplane.queues import Queues
 
@@ -62,6 +62,7 @@ class Services:
             idempotency_key=check_idempotency_key(idempotency_key),
             headers={"traceparent": traceparent} if is_traceparent(traceparent) and traceparent else {},
             timeout_s=timeout_s,
+            claims=Claims(self.blobs) if self.blobs is not None else None,
         )
         if created.created:
             self.metrics.accepted(tool.spec.name, lane)
@@ -89,4 +90,4 @@ def is_traceparent(text: str | None) -> bool:
     return text is not None and len(text) <= 512 and _TRACEPARENT.fullmatch(text) is not None
 
 
-__all__ = ["Services", "check_idempotency_key", "codec", "is_traceparent"]
+__all__ = ["Services", "check_idempotency_key", "is_traceparent"]

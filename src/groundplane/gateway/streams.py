@@ -12,10 +12,10 @@ from groundplane.gateway.problems import HTTPProblem
 from groundplane.gateway.services import Services
 from groundplane.gateway.shapes import asya_json, event_json, job_json
 from groundplane.gateway.sse import KEEPALIVE, EventStream, frame, retry_hint
-from groundplane.jobs.port import Job, JobEvent, JobState
+from groundplane.jobs.checks import FINAL_KINDS
+from groundplane.jobs.port import Job, JobEvent
 from groundplane.jobs.words import ASYA, ASYA_UNKNOWN
 
-_TERMINAL = frozenset(state.value for state in JobState if state.terminal)
 _ASYA = {state.value: word for state, word in ASYA.items()}
 
 
@@ -42,7 +42,7 @@ def last_event_id(request: Request) -> int:
 
 def is_final(event: JobEvent) -> bool:
     """Whether the job ended with this event."""
-    return event.kind in _TERMINAL
+    return event.kind in FINAL_KINDS
 
 
 class _Words:
