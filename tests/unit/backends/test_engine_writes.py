@@ -265,3 +265,18 @@ async def test_while_the_disk_is_slow_inline_writes_go_to_the_thread_and_leave_t
         for i in range(100):
             await db.write(insert(f"quick {i}"))
         assert db.statistics().inline_handed_over < 100
+
+
+async def test_compacting_gives_the_pages_of_deleted_rows_back(path: Path, notes: MigrationSet) -> None:
+    async with Database.open(path, [notes]) as db:
+        await db.write(
+            lambda tx: tx.executemany("INSERT INTO note (text) VALUES (?)", [(f"{i:05000d}",) for i in range(900)])
+        )
+        await db.write(insert("kept"))
+        await db.write(lambda tx: tx.execute("DELETE FROM note WHERE text <> 'kept'"))
+        pages = await db.read(lambda tx: tx.execute("PRAGMA page_count")[0][0])
+        assert pages > 1000
+        freed = await db.compact()
+        assert await db.read(lambda tx: tx.execute("PRAGMA page_count")[0][0]) == pages - freed < 100
+        assert await texts(db) == ["kept"]
+        assert await db.compact() == 0

@@ -24,18 +24,18 @@ class LockFile:
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._changed = threading.Condition()
-        self._waiting = self._wanted = self._granted = self._closed = False
+        self._waiting = self._wanted = self._granted = self._aborted = self._closed = False
         self.contended = 0
 
     def try_acquire(self) -> bool:
         """Takes the lock if it is free now."""
         with self._changed:
-            if self._waiting or self._closed:
+            if self._waiting or self._aborted:
                 return False
             return self._try()
 
     def acquire(self, deadline: float) -> bool:
-        """Takes the lock, or returns False at the deadline (of `time.monotonic`) and after `close`."""
+        """Takes the lock, or returns False at the deadline (of `time.monotonic`) and after `abort`."""
         if self.try_acquire():
             return True
         self.contended += 1
@@ -52,13 +52,14 @@ class LockFile:
     def abort(self) -> None:
         """Ends waiting at once; from now on the lock is never had."""
         with self._changed:
-            self._closed = True
+            self._aborted = True
             self._changed.notify_all()
 
     def close(self) -> None:
         """Call once, when nobody holds the lock. A thread still waiting in the kernel closes it when it wakes."""
         self.abort()
         with self._changed:
+            self._closed = True
             if not self._waiting:
                 os.close(self._fd)
 
@@ -88,12 +89,12 @@ class LockFile:
     def _await_kernel(self, deadline: float) -> bool:
         with self._changed:
             self._wanted = True
-            if not self._waiting and not self._closed:
-                self._waiting = True
+            if not self._waiting and not self._aborted:
                 threading.Thread(target=self._wait_in_kernel, name="groundplane-flock", daemon=True).start()
+                self._waiting = True
             while not self._granted:
                 remaining = deadline - time.monotonic()
-                if remaining <= 0 or self._closed:
+                if remaining <= 0 or self._aborted:
                     self._wanted = False
                     return False
                 self._changed.wait(remaining)
@@ -104,7 +105,7 @@ class LockFile:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         with self._changed:
             self._waiting = False
-            if self._wanted and not self._closed:
+            if self._wanted and not self._aborted:
                 self._granted = True
                 self._changed.notify_all()
                 return
