@@ -38,7 +38,7 @@ def _progress(unit: Unit, change: Progress) -> Outcome:
     row = _report(unit, change, percent, steps, fan_out=False) or _progress_of_a_branch(unit, change, percent)
     if isinstance(row, Outcome):
         return row
-    data = {**shown(row), "envelope_id": change.envelope_id, "hop": change.hop}
+    data = {**shown(row), "envelope_id": change.envelope_id, "hop": change.hop, "attempt": change.attempt}
     if change.status:
         data["status"] = change.status
     unit.event(row[0], "progress", data)
