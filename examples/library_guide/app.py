@@ -1,8 +1,8 @@
 """A guide to a library of Python code: `ingest` reads every package of a folder, `ask` answers with file and line.
 
-    groundplane dev app:app
-    groundplane call ingest path=/usr/lib/python3.11
-    groundplane call ask question="parse a TOML file"
+groundplane dev app:app
+groundplane call ingest path=/usr/lib/python3.11
+groundplane call ask question="parse a TOML file"
 """
 
 import ast

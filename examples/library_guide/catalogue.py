@@ -14,13 +14,32 @@ CREATE VIRTUAL TABLE IF NOT EXISTS symbols USING fts5(
     tokenize = 'porter unicode61'
 )
 """
-STOP_WORDS = {"a", "an", "and", "do", "for", "from", "how", "i", "in", "into", "is", "of", "on", "the", "to", "what", "with"}
+STOP_WORDS = {
+    "a",
+    "an",
+    "and",
+    "do",
+    "for",
+    "from",
+    "how",
+    "i",
+    "in",
+    "into",
+    "is",
+    "of",
+    "on",
+    "the",
+    "to",
+    "what",
+    "with",
+}
 
 
 def replace(root: str, symbols: list[dict[str, Any]]) -> None:
     """Index `symbols` as the whole of `root`, in one transaction: doing it twice leaves what doing it once does."""
     rows = [
-        (_words(s["name"]), s["text"], s["name"], s["signature"], s["kind"], s["file"], s["line"], root) for s in symbols
+        (_words(s["name"]), s["text"], s["name"], s["signature"], s["kind"], s["file"], s["line"], root)
+        for s in symbols
     ]
     with closing(sqlite3.connect(FILE, timeout=30)) as database, database:
         database.execute(SCHEMA)

@@ -1,0 +1,305 @@
+"""The demo: makes a library of Python code answerable, kills what it runs on half-way, and shows that nothing was lost.
+
+    make demo                               the standard library of this Python
+    make demo ARGS="--path ~/my/project"    a folder of your own
+
+No server, no key: one state folder in a temporary place, one command that supervises everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from groundplane import Client
+
+HERE = Path(__file__).resolve().parent
+QUESTIONS = ["parse a TOML file", "find the median of numbers", "make a temporary directory"]
+TERMINAL = {"succeeded", "failed", "cancelled", "timed_out"}
+console = Console(highlight=False)
+
+
+class DemoFailed(Exception):
+    """What was promised did not happen."""
+
+
+async def main(path: Path, questions: list[str]) -> None:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="groundplane-demo-") as folder:
+        state = Path(folder) / "state"
+        os.environ["LIBRARY_GUIDE_INDEX"] = str(Path(folder) / "index.db")
+        title("1", "One command starts everything: a gateway, three actors, no server")
+        async with plane(state) as (url, pid):
+            await ingest(url, pid, path)
+            await mend_and_redrive(url, state, Path(folder) / "project")
+            await ask(url, questions)
+            await ask_badly(url)
+    title("✓", f"Done in {time.monotonic() - began:.0f} s; nothing is left running, nothing is left on disk")
+    what_next(path)
+
+
+@contextlib.asynccontextmanager
+async def plane(state: Path) -> AsyncIterator[tuple[str, int]]:
+    """`groundplane dev`, as a user would start it."""
+    argv = [*GROUNDPLANE, "dev", "app:app", "--port", "0", "--state", str(state), "--json"]
+    command("groundplane dev app:app")
+    process = await asyncio.create_subprocess_exec(*argv, cwd=HERE, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            line = await process.stdout.readline()
+        if not line:
+            raise DemoFailed("`groundplane dev` ended before it was ready")
+        ready = json.loads(line)
+        say(f"ready after {ready['seconds']:.1f} s on {ready['url']} (pid {ready['pid']})")
+        drain = asyncio.create_task(show_restarts(process.stdout))
+        yield ready["url"], ready["pid"]
+        drain.cancel()
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+async def ingest(url: str, pid: int, path: Path) -> None:
+    """The main job, watched live, with two kills half-way; then the proof."""
+    title("2", f"An MCP client (the official SDK, its own process) calls `ingest` on {path}")
+    expected = await asyncio.to_thread(plain_walk, path)
+    client = asyncio.create_task(call_over_mcp(url, "ingest", {"path": str(path)}, live=True))
+    async with Client(url) as gateway:
+        job_id = await job_of(gateway, "ingest")
+        say(f"job {job_id}: durable before the client heard of it")
+        await kill_and_watch(gateway, job_id, pid)
+    answer = await client
+    result = answer["value"]["result"] if "result" in (answer["value"] or {}) else answer["value"]
+    prove(expected, result)
+
+
+async def kill_and_watch(gateway: Client, job_id: str, pid: int) -> None:
+    """Follow the job; when a third is done kill a worker, then a sidecar, each in the middle of an envelope."""
+    killed: dict[str, str] = {}
+    holding: dict[str, int] = {}
+    targets = ["worker", "sidecar"]
+    async for event in gateway.follow(job_id):
+        data = event.data
+        envelope, attempt = data.get("envelope_id"), data.get("attempt", 1)
+        if envelope in killed and attempt > 1 and data.get("status") == "picked_up":
+            say(f"  [green]envelope {envelope} is at attempt {attempt}[/] (its {killed.pop(envelope)} was killed)")
+        if data.get("actor") != "parse" or envelope is None:
+            continue
+        if data.get("status") == "completed":
+            holding.pop(envelope, None)
+        elif " in worker " in (data.get("message") or ""):
+            holding[envelope] = int(data["message"].rpartition(" ")[2])
+        if targets and holding and data.get("progress", 0) > 40:
+            victim, worker = next(reversed(holding.items()))
+            what = targets.pop(0)
+            number = worker if what == "worker" else sidecar_of("parse", pid)
+            if not kill(number):
+                targets.insert(0, what)
+                continue
+            say(f"  [red]kill -9 {number}[/]: the {what} that holds envelope {victim}")
+            killed |= {victim: what} if what == "worker" else dict.fromkeys(holding, what)
+            holding.clear()
+    if targets:
+        raise DemoFailed(f"the job was over before the {targets[0]} could be killed")
+
+
+def sidecar_of(actor: str, dev: int) -> int:
+    """The pid of an actor's sidecar below `groundplane dev`, from the process table."""
+    for child in children(dev):
+        argv = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        if b"groundplane.mesh.sidecar" in argv and any(actor.encode() in part for part in argv):
+            return child
+    raise DemoFailed(f"no sidecar of {actor!r} runs below pid {dev}")
+
+
+def children(pid: int) -> Iterator[int]:
+    """The children of a process."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+def prove(expected: dict[str, int], result: dict[str, Any]) -> None:
+    """Counts against the plain walk, and no place in the index twice."""
+    import catalogue
+
+    rows, places = catalogue.count()
+    say("")
+    say("  proof                      the mesh   a plain loop")
+    for name in ("packages", "files", "symbols"):
+        say(f"  {name:<24} {result[name]:>10,} {expected[name]:>14,}")
+    say(f"  rows in the index        {rows:>10,}   of them different places: {places:,}")
+    if any(result[name] != expected[name] for name in expected) or rows != places or rows != expected["symbols"]:
+        raise DemoFailed(f"the counts differ: {result} against {expected}, {rows} rows, {places} places")
+    say("  [green]nothing lost, nothing indexed twice[/]")
+
+
+def plain_walk(path: Path) -> dict[str, int]:
+    """The same work in one process without Groundplane."""
+    import app
+
+    root = path.expanduser().resolve()
+    packages = app.modules_of(root)
+    files = [file for files in packages.values() for file in files]
+    return {
+        "packages": len(packages),
+        "files": len(files),
+        "symbols": sum(len(app.read_module(root, file)) for file in files),
+    }
+
+
+async def mend_and_redrive(url: str, state: Path, project: Path) -> None:
+    """A module with a syntax error becomes a dead letter; mended and redriven, the waiting job completes."""
+    title("3", "A module that cannot be parsed: a dead letter with its reason, mended and redriven")
+    project.mkdir()
+    (project / "good.py").write_text('def greet(name):\n    """Say hello to somebody."""\n')
+    broken = project / "broken.py"
+    broken.write_text("def answer(:\n    return 42\n")
+    async with Client(url) as gateway:
+        job = await gateway.start("ingest", {"path": str(project)})
+        letter = await first_dead_letter(state)
+        say(f"  dead letter {letter['id']} of `{letter['queue']}`: {letter['reason']}: {letter['error']['message']}")
+        say(f"  the job waits at its fan-in: {(await gateway.get(job['job_id']))['state']}")
+        broken.write_text('def answer():\n    """The answer to everything."""\n    return 42\n')
+        command(f"groundplane dead redrive {letter['id']}")
+        await groundplane("dead", "redrive", letter["id"], "--state", str(state), "--json")
+        done = await gateway.result(job["job_id"], timeout_s=60)
+        if done["state"] != "succeeded" or done["result"]["files"] != 2:
+            raise DemoFailed(f"the job did not heal: {done}")
+        say(f"  [green]{done['state']}[/]: {done['result']}")
+
+
+async def first_dead_letter(state: Path) -> dict[str, Any]:
+    """The first dead letter, as `groundplane dead list` shows it, as soon as there is one."""
+    command("groundplane dead list")
+    async with asyncio.timeout(30):
+        while True:
+            listed = await groundplane("dead", "list", "--state", str(state), "--json")
+            for letter in listed["dead"]:
+                return dict(letter)
+
+
+async def ask(url: str, questions: list[str]) -> None:
+    """Questions, answered with file and line."""
+    title("4", "The client asks")
+    for question in questions:
+        answer = await call_over_mcp(url, "ask", {"question": question, "limit": 3})
+        say(f"  [bold]{question}[/]")
+        for place in answer["value"]["result"]:
+            signature = place["signature"] if len(place["signature"]) < 40 else place["signature"][:37] + "…)"
+            console.print(f"    {place['name']}{signature}", style="cyan", markup=False, end="")
+            console.print(f"  {place['file']}:{place['line']}", markup=False)
+
+
+async def ask_badly(url: str) -> None:
+    """A wrong call gets an error that helps."""
+    title("5", "A wrong call gets an error that helps")
+    answer = await call_over_mcp(url, "ask", {"qestion": "parse a TOML file"})
+    if not answer["error"]:
+        raise DemoFailed(f"a wrong call succeeded: {answer}")
+    console.print(f"  {answer['text']}", style="yellow", markup=False)
+
+
+async def call_over_mcp(url: str, tool: str, arguments: dict[str, Any], *, live: bool = False) -> dict[str, Any]:
+    """One call by client.py in a process of its own; its last line is the answer."""
+    argv = [sys.executable, str(HERE / "client.py"), url, tool, json.dumps(arguments)]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    answer: dict[str, Any] = {}
+    shown = -10.0
+    async for line in process.stdout:
+        answer = json.loads(line)
+        if live and "progress" in answer and answer["progress"] >= shown + 10:
+            shown = answer["progress"]
+            say(f"  {shown:5.1f} %  {answer['message'] or ''}")
+    await process.wait()
+    if "error" not in answer:
+        raise DemoFailed(f"client.py ended with {process.returncode} and no answer")
+    if answer["error"] and live:
+        raise DemoFailed(answer["text"])
+    return answer
+
+
+async def job_of(gateway: Client, tool: str) -> str:
+    """The id of the newest job of a tool, as soon as there is one."""
+    async with asyncio.timeout(30):
+        while True:
+            page = await gateway.list_jobs(tool=tool, limit=1)
+            for job in page["jobs"]:
+                return str(job["job_id"])
+
+
+async def groundplane(*arguments: str) -> Any:
+    """What a `groundplane … --json` command printed."""
+    process = await asyncio.create_subprocess_exec(*GROUNDPLANE, *arguments, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await process.communicate()
+    if process.returncode:
+        raise DemoFailed(f"groundplane {' '.join(arguments)} ended with {process.returncode}")
+    return json.loads(printed)
+
+
+async def show_restarts(lines: asyncio.StreamReader) -> None:
+    """What `dev` says of processes that ended and serve again."""
+    async for line in lines:
+        event = json.loads(line)
+        if event.get("event") == "restarted":
+            say(f"  [green]{event['message']}[/]")
+
+
+def kill(pid: int) -> bool:
+    """SIGKILL; False when the process was gone already."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def what_next(path: Path) -> None:
+    """The end of the demo."""
+    command(f"cd {os.path.relpath(HERE)} && groundplane dev app:app")
+    command(f"groundplane call ingest path={path}")
+    command('groundplane call ask question="open a zip archive"')
+    say(
+        "  Any MCP client can do the same at the URL that `dev` prints, with /mcp behind it. README.md goes on from here."
+    )
+
+
+def title(number: str, text: str) -> None:
+    console.print(f"\n[bold blue]{number}[/]  [bold]{text}[/]")
+
+
+def command(text: str) -> None:
+    console.print(f"  $ {text}", style="dim", markup=False)
+
+
+def say(text: str) -> None:
+    console.print(text, soft_wrap=True)
+
+
+GROUNDPLANE = [sys.executable, "-m", "groundplane.cli"]
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--path", type=Path, default=Path(sysconfig.get_path("stdlib")), help="the folder to read")
+    parser.add_argument("questions", nargs="*", default=QUESTIONS, help="what to ask (default: three questions)")
+    options = parser.parse_args()
+    sys.path.insert(0, str(HERE))
+    try:
+        asyncio.run(main(options.path, options.questions))
+    except DemoFailed as failure:
+        sys.exit(f"the demo failed: {failure}")
