@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mappi
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from groundplane.core.envelope import ERROR_END, HAPPY_END
 from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument
 from groundplane.core.names import did_you_mean
 from groundplane.core.settings import Settings, load
@@ -95,10 +94,9 @@ class Plane:
 
     async def declare(self, actors: Iterable[ActorSpec]) -> None:
         """Make the queue of each actor and of the two end actors. Idempotent, concurrent; messages are kept."""
-        from groundplane.queues import QueueSpec
+        from groundplane.mesh.start import queue_specs
 
-        names = [*dict.fromkeys([*(actor.name for actor in actors), HAPPY_END, ERROR_END])]
-        await self.queues.declare(*(QueueSpec(name=name) for name in names))
+        await self.queues.declare(*queue_specs(list(actors)))
 
     async def check(self) -> dict[str, GroundplaneError | None]:
         """Ask each open port for something small, within 5 s each: None, or what is wrong. Never raises."""
@@ -134,7 +132,7 @@ class Plane:
         elif port == "jobs":
             await self.jobs.list_jobs(JobQuery(limit=1))
         elif port == "blobs":
-            await self.blobs.list("groundplane-check", limit=1)
+            await self.blobs.list_page("groundplane-check", limit=1)
         else:
             await self.ledger.join_items(JoinKey("groundplane-check", 0, "none"))
 
@@ -148,14 +146,17 @@ class Plane:
             from groundplane.mesh.ledger import open_ledger
 
             return open_ledger(url, namespace=settings.name, state=settings.state, upgrade=upgrade)
-        options = {"namespace": settings.name, "state": settings.state, "upgrade": upgrade, "inline": inline}
+        options: dict[str, Any] = {
+            "namespace": settings.name, "state": settings.state, "upgrade": upgrade, "inline": inline,
+        }  # fmt: skip
         if port == "queues":
             from groundplane.queues import Queues
 
             return Queues.open(url, **options)
-        from groundplane.jobs import Jobs
+        from groundplane.jobs import Jobs, Retention
 
-        return Jobs.open(url, **options)
+        kept = Retention(jobs_s=settings.retention_jobs_s, events_s=settings.retention_events_s)
+        return Jobs.open(url, **options, retention=kept)
 
     def _port(self, name: str) -> Any:
         if self._closing is not None:

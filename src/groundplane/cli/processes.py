@@ -12,7 +12,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run. `stage` orders the stop: the lowest first. `ready_file` appears when the process does its work."""
+    """What to run. `stage` orders the stop: the lowest first. `ready_file` appears when the process does its work.
+
+    `feed` makes what the process reads from its standard input; it may take its time.
+    """
 
     name: str
     argv: list[str]
     environment: dict[str, str] = {}
     ready_file: Path | None = None
     stage: int = 0
-    pass_fds: tuple[int, ...] = ()
+    feed: Callable[[], Awaitable[bytes]] | None = None
     exits: dict[int, str] = {}
 
 
@@ -98,11 +101,7 @@ class Child:
         backoff_s = 0.0
         while not self._stopping.is_set():
             started = time.monotonic()
-            watch = asyncio.create_task(self._start_and_watch())
-            try:
-                await watch
-            finally:
-                watch.cancel()
+            await self._start_and_watch()
             if self._stopping.is_set():
                 return
             self._listener("exited", self)
@@ -118,10 +117,9 @@ class Child:
             self.program.ready_file.unlink(missing_ok=True)
         self._process = process = await asyncio.create_subprocess_exec(
             *self.program.argv,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE if self.program.feed else asyncio.subprocess.DEVNULL,
             stdout=2,  # the supervisor's standard output is for its own lines
             env={**os.environ, **self.program.environment},
-            pass_fds=self.program.pass_fds,
             preexec_fn=_child_setup(os.getpid()),
         )
         self.pid, self.status = process.pid, None
@@ -129,13 +127,23 @@ class Child:
         self._listener("started", self)
         if self._stopping.is_set():
             process.terminate()
-        readiness = asyncio.create_task(self._await_ready(process.pid))
+        beside = [asyncio.create_task(self._await_ready(process.pid)), asyncio.create_task(self._feed(process))]
         try:
             self.status = await process.wait()
         finally:
-            readiness.cancel()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             self.pid = None
             self.ready.clear()
+
+    async def _feed(self, process: asyncio.subprocess.Process) -> None:
+        if self.program.feed is None or process.stdin is None:
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            process.stdin.write(await self.program.feed())
+            await process.stdin.drain()
+            process.stdin.close()
 
     async def _await_ready(self, pid: int) -> None:
         began = time.monotonic()

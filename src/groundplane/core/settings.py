@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -65,7 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_jobs_s: float = 7 * 86400.0
     retention_events_s: float = 86400.0
     log_level: str = "info"
-    log_format: str = "auto"
+    log_format: Literal["auto", "json", "console"] = "auto"
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +121,16 @@ def shown(loaded: Loaded) -> list[dict[str, Any]]:
             "variable": option.variable, "help": option.help,
         })  # fmt: skip
     return rows
+
+
+def to_bytes(settings: Settings) -> bytes:
+    """The settings for a process of one's own, over a pipe: secrets are in clear, so nowhere else."""
+    return msgspec.json.encode(settings, enc_hook=lambda value: value.reveal() if isinstance(value, Url) else str(value))
+
+
+def from_bytes(data: bytes) -> Settings:
+    """What `to_bytes` wrote."""
+    return msgspec.json.decode(data, type=Settings, dec_hook=lambda kind, value: kind(value))
 
 
 class _Toml:

@@ -1,0 +1,259 @@
+"""`groundplane dev`: everything on this machine, supervised, reloaded when the source changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from groundplane.cli import state_folder
+from groundplane.cli.describe import describe_afresh
+from groundplane.cli.loading import Description, describe_apart
+from groundplane.cli.options import COMMON, Common
+from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, Output
+from groundplane.cli.plane_programs import GATEWAY, PlanePrograms
+from groundplane.cli.processes import Child, Program, Supervisor
+from groundplane.cli.watch import Watch
+from groundplane.core.errors import GroundplaneError, InvalidArgument
+from groundplane.core.settings import Settings
+from groundplane.plane import Plane
+
+RELOAD_GRACE_S = 5.0
+
+
+def dev(
+    app: str,
+    /,
+    *,
+    host: Annotated[str | None, Parameter(help="Address of the gateway; loopback only.")] = None,
+    port: Annotated[int | None, Parameter(help="Port of the gateway; 0 takes a free one.")] = None,
+    reload: Annotated[bool, Parameter(help="Restart what changed when the source changes.")] = True,
+    common: Common = COMMON,
+) -> int:
+    """Run an app on this machine: gateway, and for each actor a sidecar and a runtime. No server is needed.
+
+    Examples:
+
+      groundplane dev app:app
+
+      groundplane dev path/to/app.py --port 0 --state /tmp/plane --json
+
+    Parameters
+    ----------
+    app
+        module:attribute, module, or a path to a file.
+    """
+    settings = common.settings(host=host, port=port)
+    with state_folder.held(settings.state):
+        use_pidfd()
+        return asyncio.run(_Dev(app, settings, common.output, reload=reload).run())
+
+
+class _Dev:
+    """One run of `dev`."""
+
+    def __init__(self, target: str, settings: Settings, output: Output, *, reload: bool) -> None:
+        self._target = target
+        self._settings = settings
+        self._output = output
+        self._reload = reload
+        self._began = time.monotonic()
+        self._description: asyncio.Future[Description] = asyncio.Future()
+        self._stop = asyncio.Event()
+        self._announced = False
+        self._supervisor = Supervisor(self._heard, grace_s=settings.grace_s)
+        self._programs = PlanePrograms(settings, self._gateway_config)
+
+    async def run(self) -> int:
+        """Start, serve until a signal, stop."""
+        with signals(self._signalled):
+            try:
+                return await self._serve()
+            except GroundplaneError:
+                self._supervisor.kill()
+                raise
+            finally:
+                await self._supervisor.stop()
+                state_folder.forget_running(self._settings.state, os.getpid())
+
+    async def _serve(self) -> int:
+        self._supervisor.start([self._programs.gateway()])  # its imports take longest
+        description = describe_apart(self._target)
+        self._supervisor.start(self._programs.runtimes(description))
+        await self._prepare(description, upgrade=True)
+        self._description.set_result(description)
+        self._supervisor.start([*self._programs.ends(), *self._programs.sidecars(description)])
+        ready = asyncio.create_task(self._supervisor.all_ready())
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._stop.is_set():
+                self._announce(description)
+                await self._watch()
+        finally:
+            ready.cancel()
+            stopped.cancel()
+        self._output.note("stopping: running work gets " + f"{self._settings.grace_s:g} s; again to stop at once")
+        clean = await self._supervisor.stop()
+        return EXIT_OK if clean else EXIT_FAILURE
+
+    async def _prepare(self, description: Description, *, upgrade: bool) -> None:
+        async with Plane.open(self._settings, upgrade=upgrade) as plane:
+            await plane.declare(description.actors.values())
+
+    async def _gateway_config(self) -> bytes:
+        from groundplane.cli.gateway_process import GatewayConfig
+
+        description = await asyncio.shield(self._description)
+        return GatewayConfig.of(
+            self._programs.gateway_settings(),
+            list(description.tools.values()),
+            name=description.name,
+            ready_file=self._programs.ready_file(GATEWAY),
+        )
+
+    async def _watch(self) -> None:
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            if not self._reload:
+                await stopped
+                return
+            watch = Watch(self._watched())
+            while not self._stop.is_set():
+                change = asyncio.create_task(watch.wait())
+                await asyncio.wait({change, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not change.done():
+                    change.cancel()
+                    return
+                await self._changed(change.result())
+                watch.set(self._watched())
+        finally:
+            stopped.cancel()
+
+    def _watched(self) -> list[Path]:
+        files = list(self._description.result().files)
+        routes = self._settings.routes
+        if routes is not None:
+            files += [routes, *(sorted(routes.glob("*.y*ml")) if routes.is_dir() else [])]
+        return files
+
+    async def _changed(self, files: list[Path]) -> None:
+        sources = set(self._description.result().files)
+        names = ", ".join(file.name for file in files)
+        if not sources.intersection(files):
+            self._supervisor.children[GATEWAY].signal(signal.SIGHUP)
+            self._tell("reloaded", f"changed: {names}; the gateway reads its routes again", files=names)
+            return
+        before = self._description.result()
+        try:
+            after = await describe_afresh(self._target)
+            await self._prepare(after, upgrade=False)
+        except GroundplaneError as error:
+            self._output.error(error)
+            self._output.note("the version from before goes on; mend the file")
+            return
+        await self._apply(before, after)
+        self._tell("reloaded", f"changed: {names}; reloaded {', '.join(after.actors) or 'nothing'}", files=names)
+
+    async def _apply(self, before: Description, after: Description) -> None:
+        """All runtimes take the new code; sidecars and gateway only where what they were told has changed."""
+        self._description = asyncio.Future()
+        self._description.set_result(after)
+        gone = [name for name in before.actors if name not in after.actors]
+        changed = [name for name, spec in after.actors.items() if before.actors.get(name) != spec]
+        await self._supervisor.remove(self._programs.names_of([*gone, *changed]))
+        await self._supervisor.replace(self._programs.runtimes(after))
+        self._supervisor.start([one for one in self._programs.sidecars(after) if one.name not in self._running()])
+        if before.tools != after.tools:
+            await self._supervisor.replace([self._programs.gateway()])
+        await self._supervisor.all_ready()
+
+    def _running(self) -> set[str]:
+        return set(self._supervisor.children)
+
+    def _announce(self, description: Description) -> None:
+        gateway = self._supervisor.children[GATEWAY]
+        url = str(gateway.details["url"])
+        seconds = time.monotonic() - self._began
+        self._announced = True
+        if self._output.json:
+            self._output.result({"event": "ready", "url": url, "pid": os.getpid(), "seconds": round(seconds, 3)})
+            return
+        lines = [f"groundplane dev: {description.name} on {url}  (MCP: {url}/mcp)", ""]
+        for name, child in self._supervisor.children.items():
+            lines.append(f"  {name:<32} pid {child.pid:<8} {_place(child)}")
+        lines += [
+            "",
+            f"  state     {self._settings.state}",
+            f"  tools     {', '.join(description.tools) or 'none'}",
+            "",
+        ]
+        lines.append(f"ready in {seconds:.1f} s; Ctrl-C stops. {_suggestion(description)}")
+        self._output.result(None, "\n".join(lines))
+
+    def _heard(self, what: str, child: Child) -> None:
+        name = child.program.name
+        if name == GATEWAY and what == "ready":
+            self._programs.keep_port(str(child.details["url"]))
+            running = state_folder.Running(
+                pid=os.getpid(), url=str(child.details["url"]), admin=str(child.details.get("admin", ""))
+            )
+            state_folder.write_running(self._settings.state, running)
+        if what == "exited":
+            self._tell("exited", f"{name} ended ({child.exit_meaning}); starting it again", process=name)
+        elif what == "ready" and child.starts > 1:
+            self._tell("restarted", f"{name} serves again, pid {child.pid}", process=name, pid=child.pid)
+
+    def _tell(self, event: str, text: str, **fields: Any) -> None:
+        """An event after the ready line; before it only people are told."""
+        if self._announced and self._output.json:
+            self._output.result({"event": event, **fields, "message": text})
+        else:
+            Output().note(text)
+
+    def _signalled(self) -> None:
+        if self._stop.is_set():
+            self._supervisor.kill()
+        self._stop.set()
+
+
+@contextlib.contextmanager
+def signals(handler: Callable[[], None]) -> Iterator[None]:
+    """Call `handler` in the loop for SIGINT and SIGTERM."""
+    loop = asyncio.get_running_loop()
+    chosen = (signal.SIGINT, signal.SIGTERM)
+    for number in chosen:
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in chosen:
+            loop.remove_signal_handler(number)
+
+
+def use_pidfd() -> None:
+    """Wait for children by descriptors instead of a thread for each, as Python 3.12 does by itself."""
+    if sys.version_info < (3, 12):
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+
+
+def _place(child: Child) -> str:
+    return str(child.details.get("url") or child.details.get("socket") or "")
+
+
+def _suggestion(description: Description) -> str:
+    for tool in description.tools.values():
+        wanted = [f"{name}:=…" for name in tool.input_schema.get("required", [])]
+        return f"Try: groundplane call {tool.name} {' '.join(wanted)}".rstrip()
+    return "Declare a tool with app.tool(…) to call it."
+
+
+__all__ = ["InvalidArgument", "Program", "dev", "signals", "use_pidfd"]

@@ -1,0 +1,100 @@
+"""The gateway as a process: what `dev` starts and `run --role gateway` is.
+
+As a child of `dev` it loads its modules first and then reads its configuration from standard input, so that loading
+overlaps with the rest of the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from groundplane.core.errors import FailedPrecondition, GroundplaneError
+from groundplane.core.settings import Settings, from_bytes, to_bytes
+from groundplane.mesh.spec import ToolSpec
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process is told: the encoded settings, the App's tools, and where to say that it is ready."""
+
+    settings: bytes
+    tools: list[ToolSpec]
+    name: str
+    ready_file: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings, tools: Sequence[ToolSpec], *, name: str, ready_file: Path) -> bytes:
+        """The configuration as bytes for the child's standard input."""
+        config = cls(settings=to_bytes(settings), tools=list(tools), name=name, ready_file=str(ready_file))
+        return msgspec.json.encode(config)
+
+
+async def serve(
+    settings: Settings, tools: Sequence[ToolSpec], *, name: str, on_ready: Callable[[str, int | None], None]
+) -> None:
+    """Open the ports and serve until SIGTERM or SIGINT; SIGHUP reads `routes.yaml` again. `on_ready` gets URL and admin
+    port.
+    """
+    from groundplane.gateway import Gateway, GatewaySettings, ToolTable
+    from groundplane.plane import Plane
+
+    chosen = GatewaySettings(
+        host=settings.host, port=settings.port, admin_port=settings.admin_port, grace_s=settings.grace_s
+    )
+    table = ToolTable(tools, files=[settings.routes] if settings.routes else [])
+    async with Plane.open(settings, ports=("queues", "jobs", "blobs")) as plane:
+        async with Gateway.open(
+            jobs=plane.jobs, queues=plane.queues, blobs=plane.blobs, tools=table, settings=chosen, name=name
+        ) as gateway:
+            await gateway.serve(on_ready=lambda served: on_ready(served.url, served.admin_port), signals=True)
+
+
+def write_ready_file(path: Path, url: str, admin_port: int | None, host: str) -> None:
+    """Say where it listens, at once."""
+    admin = f"http://{host}:{admin_port}" if admin_port else ""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_bytes(msgspec.json.encode({"pid": os.getpid(), "url": url, "admin": admin}))
+    fresh.replace(path)
+
+
+def import_gateway() -> None:
+    """Load the heavy modules. `failed_precondition` (reason `missing_extra`) where the extra is not installed."""
+    from groundplane import gateway
+
+    _ = gateway.Gateway, gateway.ToolTable
+
+
+def main() -> int:
+    """Run as a child: load, read the configuration, serve."""
+    from groundplane.cli.output import show_error
+    from groundplane.telemetry.logs import configure
+
+    try:
+        import_gateway()
+        data = sys.stdin.buffer.read()
+        if not data:
+            raise FailedPrecondition("config: nothing came on standard input; `groundplane dev` starts this process")
+        config = msgspec.json.decode(data, type=GatewayConfig)
+        settings = from_bytes(config.settings)
+        configure(settings.log_level, form=settings.log_format)
+        ready = Path(config.ready_file)
+
+        def on_ready(url: str, admin_port: int | None) -> None:
+            write_ready_file(ready, url, admin_port, settings.host)
+
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(serve(settings, config.tools, name=config.name, on_ready=on_ready))
+    except GroundplaneError as error:
+        show_error(error, json=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

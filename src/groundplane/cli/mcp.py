@@ -1,0 +1,42 @@
+"""`groundplane mcp`: MCP on standard input and output, for clients that start their servers themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from groundplane.cli.loading import load_app
+from groundplane.cli.options import COMMON, Common
+from groundplane.cli.output import EXIT_OK
+from groundplane.core.settings import Settings
+from groundplane.gateway import Gateway, ToolTable
+from groundplane.mesh.spec import ToolSpec
+from groundplane.plane import Plane
+
+
+def mcp(
+    app: Annotated[str | None, Parameter(help="Where the tools come from: module:attribute or a file.")] = None,
+    /,
+    *,
+    common: Common = COMMON,
+) -> int:
+    """Serve MCP on standard input and output; the actors run elsewhere, under `groundplane dev` or `run`.
+
+    Examples:
+
+      groundplane mcp app:app --state .groundplane
+    """
+    settings = common.settings()
+    declared = load_app(app)[0] if app is not None else None
+    tools = list(declared.tools.values()) if declared is not None else []
+    asyncio.run(_serve(settings, tools, declared.name if declared is not None else "groundplane"))
+    return EXIT_OK
+
+
+async def _serve(settings: Settings, tools: list[ToolSpec], name: str) -> None:
+    table = ToolTable(tools, files=[settings.routes] if settings.routes else [])
+    async with Plane.open(settings, ports=("queues", "jobs", "blobs")) as plane:
+        async with Gateway.open(jobs=plane.jobs, queues=plane.queues, blobs=plane.blobs, tools=table, name=name) as one:
+            await one.serve_stdio()
