@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,10 +169,17 @@ def public() -> str:
 
 
 def command_line() -> str:
-    from groundplane.cli import app
+    """The tree of commands, and the flags of the two that start without it."""
+    from groundplane.cli.program import build
 
-    pages: str = app.generate_docs(output_format="markdown")
-    return pages
+    out = [build().generate_docs(output_format="markdown")]
+    for command in ("sidecar", "runtime"):
+        run = subprocess.run(
+            [sys.executable, "-m", "groundplane.cli", command, "--help"],
+            capture_output=True, text=True, timeout=60, check=True, env=os.environ | {"COLUMNS": "100"},
+        )  # fmt: skip
+        out += [f"## Flags of `groundplane {command}`", "", f"```text\n{run.stdout.strip()}\n```", ""]
+    return "\n".join(out)
 
 
 PAGES = {
