@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 import time
@@ -169,6 +168,8 @@ class Engine:
 
     def forget_in_child(self) -> None:
         """In a forked child: closes what must not be shared, and keeps the connections from ever being closed."""
+        import ctypes
+
         _FORKED.add(self.path)
         self._lock.forget()
         self._hub.forget()

@@ -6,7 +6,6 @@ Decided by result code (https://sqlite.org/rescode.html), never by words. The ca
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 
 import apsw
@@ -72,9 +71,10 @@ def _constraint(error: apsw.Error, extended: int) -> GroundplaneError:
 
 def _disk_is_full(path: str) -> bool:
     try:
-        return shutil.disk_usage(os.path.dirname(path) or ".").free < 65_536
+        room = os.statvfs(os.path.dirname(path) or ".")
     except OSError:
         return False
+    return room.f_bavail * room.f_frsize < 65_536
 
 
 def _busy(path: str, error: apsw.Error) -> GroundplaneError:
