@@ -302,7 +302,7 @@ class JobStore(Protocol):
 
     async def events(self, *, after: int, job_id: str | None = None, limit: int = 500) -> Events:
         """Events with an id above `after`, of one job or of all. None is ever skipped by a reader that continues from
-        `last_id`.
+        `last_id`. `limit=0` reads none and tells the newest id. Raises `not_found` for an unknown `job_id`.
         """
         ...
 

@@ -1,8 +1,8 @@
 """How far a job is: pure functions of what its branches report.
 
 One branch: `(hop * 100 + weight) / hops`, with weight 10 when an actor received it, 50 while it processes,
-10 + 0.9 · p inside its handler, 100 when it completed. Two hops pass 5 25 50 55 75 and one 10 50; 100 belongs to the
-recorded success alone, so every report is held below it.
+10 + 0.9 · p inside its handler, 100 when it completed. Two hops pass 5 25 50 55 75 100, one 10 50 100; that 100 belongs
+to the recorded success alone, so every report is held below it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ def inside_handler(percent: float) -> float:
 
 
 def of_branch(hop: int, hops: int, weight: float) -> float:
-    """Progress in percent at 0-based `hop` of `hops`, at most 99. What is out of range is bounded: a late or odd
-    report is no reason to fail."""
+    """Progress in percent at 0-based `hop` of `hops`. The last hop's completion counts as its processing: the 100 that
+    it stands for is set when the final state is recorded. What is out of range is bounded: a late or odd report is no
+    reason to fail."""
     hops = max(1, hops)
-    return min(REPORTED_MAX, (min(max(0, hop), hops - 1) * 100.0 + min(100.0, max(0.0, weight))) / hops)
+    hop, weight = min(max(0, hop), hops - 1), min(COMPLETED, max(0.0, weight))
+    if hop == hops - 1 and weight == COMPLETED:
+        weight = PROCESSING
+    return min(REPORTED_MAX, (hop * 100.0 + weight) / hops)
 
 
 def steps(hop: int, hops: int, weight: float) -> int:
