@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -166,7 +166,7 @@ class Jobs:
             raise InvalidArgument(f"limit: {limit!r} must be 0 to {PAGE_MAX}")
         return await self._call(lambda: self.driver.events(after=after, job_id=job_id, limit=limit))
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+    async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent, None]:
         """The job's events after an id, then live ones, ending after the final one. Raises `not_found`, `closed`.
 
         Where events after that id are no longer retained, an event of kind `snapshot` with the job's present state
