@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 JOB_TOKEN = RESERVED + "job-token"
 TOOL = RESERVED + "tool"
 TOKEN_BYTES = 32
+END_ATTEMPTS_MAX = 1000
 
 
 def check_route(route: Sequence[str], hops_max: int = HOPS_MAX) -> list[str]:
@@ -163,7 +164,7 @@ def queue_specs(
     tells the error end of a message whose attempts were all ended by crashes.
     """
     own = [QueueSpec(name=a.name, attempts_max=max(ATTEMPTS_MAX, a.retry.attempts) + 1) for a in actors]
-    ends = [QueueSpec(name=name, attempts_max=1_000_000) for name in (happy_end, error_end)]
+    ends = [QueueSpec(name=name, attempts_max=END_ATTEMPTS_MAX) for name in (happy_end, error_end)]
     return [*own, *ends]
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,33 +30,56 @@ def render(registry: CollectorRegistry) -> bytes:
     return generate_latest(registry)
 
 
-class ActorMetrics:
-    """What a sidecar or an end actor measures (MESH-22). The children of the labels are made once."""
+class _Families:
+    """The metrics of all actors in one registry."""
 
-    def __init__(self, registry: CollectorRegistry, actor: str) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"groundplane_actor_{name}", text, ("actor", *labels), registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            made = Histogram(f"groundplane_actor_{name}", text, ("actor",), buckets=buckets, registry=registry)
-            return made.labels(actor)
+            return Histogram(f"groundplane_actor_{name}", text, ("actor",), buckets=buckets, registry=registry)
 
-        self.received = counter("messages_received", "Deliveries received.").labels(actor)
-        self.processed = counter("messages_processed", "Calls that succeeded.").labels(actor)
-        self.retries = counter("retries", "Deliveries handed back for another attempt.").labels(actor)
-        self.dead = counter("dead_letters", "Messages that became dead letters here.").labels(actor)
-        self.reports_lost = counter("reports_lost", "Progress reports that the job store did not take.").labels(actor)
-        self.custom_refused = counter("custom_metrics_refused", "Values of custom metrics over a bound.").labels(actor)
-        self._sent = counter("messages_sent", "Messages sent, by queue.", "queue")
-        self._failed = counter("messages_failed", "Calls that failed, by reason.", "reason")
+        self.received = counter("messages_received", "Deliveries received.")
+        self.processed = counter("messages_processed", "Calls that succeeded.")
+        self.retries = counter("retries", "Deliveries handed back for another attempt.")
+        self.dead = counter("dead_letters", "Messages that became dead letters here.")
+        self.reports_lost = counter("reports_lost", "Progress reports that the job store did not take.")
+        self.custom_refused = counter("custom_metrics_refused", "Values of custom metrics over a bound.")
+        self.sent = counter("messages_sent", "Messages sent, by queue.", "queue")
+        self.failed = counter("messages_failed", "Calls that failed, by reason.", "reason")
         self.processing = histogram("processing_seconds", "From receipt to settlement.", SECONDS)
         self.runtime = histogram("runtime_seconds", "From the call to the runtime's answer.", SECONDS)
         self.receive = histogram("receive_seconds", "Waiting for messages.", SECONDS)
         self.send = histogram("send_seconds", "Sending and settling.", SECONDS)
         self.size = histogram("message_bytes", "Size of received messages.", BYTES)
-        self.active = Gauge(
-            "groundplane_actor_active", "Deliveries being handled.", ("actor",), registry=registry
-        ).labels(actor)
+        self.active = Gauge("groundplane_actor_active", "Deliveries being handled.", ("actor",), registry=registry)
+
+
+_families: weakref.WeakKeyDictionary[CollectorRegistry, _Families] = weakref.WeakKeyDictionary()
+
+
+class ActorMetrics:
+    """What a sidecar or an end actor measures (MESH-22). The children of the labels are made once."""
+
+    def __init__(self, registry: CollectorRegistry, actor: str) -> None:
+        families = _families.get(registry)
+        if families is None:
+            families = _families[registry] = _Families(registry)
+        self.received = families.received.labels(actor)
+        self.processed = families.processed.labels(actor)
+        self.retries = families.retries.labels(actor)
+        self.dead = families.dead.labels(actor)
+        self.reports_lost = families.reports_lost.labels(actor)
+        self.custom_refused = families.custom_refused.labels(actor)
+        self._sent = families.sent
+        self._failed = families.failed
+        self.processing = families.processing.labels(actor)
+        self.runtime = families.runtime.labels(actor)
+        self.receive = families.receive.labels(actor)
+        self.send = families.send.labels(actor)
+        self.size = families.size.labels(actor)
+        self.active = families.active.labels(actor)
         self.actor = actor
         self._labels: dict[str, set[str]] = {"queue": set(), "reason": set()}
 

@@ -1,0 +1,149 @@
+"""How the processes of the mesh are started: command lines and environments, as values.
+
+    launch.runtime(spec, place)    the process that hosts the handler
+    launch.sidecar(spec, place)    the process that carries its messages
+    launch.ends(place, joins=…)    the end actors
+
+Nothing is started here: the CLI, tests and supervisors do that.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from groundplane.core.settings import Settings
+from groundplane.mesh.spec import ActorSpec, Limits
+
+SOCKET_PATH_MAX = 100
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a mesh lives: its plane, its URLs, its limits. Sockets and ready files lie under `<state>/run/`."""
+
+    state: Path
+    namespace: str = "default"
+    queues: str = "embedded://"
+    jobs: str = "embedded://"
+    blobs: str = "embedded://"
+    ledger: str = "embedded://"
+    limits: Limits = Limits()
+    gateway_url: str | None = None
+    start_timeout_s: float = 30.0
+    log_level: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Place:
+        """The place that the settings of a plane describe."""
+        return cls(
+            state=settings.state.resolve(),
+            namespace=settings.name,
+            queues=str(settings.queues),
+            jobs=str(settings.jobs),
+            blobs=str(settings.blobs),
+            ledger=str(settings.ledger),
+            limits=Limits(
+                payload_inline_bytes_max=settings.payload_inline_bytes_max,
+                payload_bytes_max=settings.payload_bytes_max,
+                hops_max=settings.hops_max,
+                grace_s=settings.grace_s,
+            ),
+            log_level=settings.log_level,
+        )
+
+    @property
+    def run(self) -> Path:
+        """The folder of sockets and ready files."""
+        return self.state / "run"
+
+    def socket(self, actor: str) -> Path:
+        """The socket of an actor's runtime. A path too long for a socket is taken relative to the working folder, or
+        shortened to a name under the temporary folder that depends on the state folder."""
+        path = self.run / f"{actor}.sock"
+        if len(str(path)) <= SOCKET_PATH_MAX:
+            return path
+        import hashlib
+        import tempfile
+
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:24]
+        return Path(tempfile.gettempdir()) / f"groundplane-{digest}.sock"
+
+    def ready_file(self, name: str) -> Path:
+        """The ready file of a process, by its name."""
+        return self.run / f"{name}.ready"
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A process to start: its name, arguments, what to add to the environment, and the file it writes when ready."""
+
+    name: str
+    arguments: list[str]
+    environment: dict[str, str]
+    ready_file: Path
+
+
+def runtime(spec: ActorSpec, place: Place, *, python: str = sys.executable) -> Command:
+    """The runtime of an actor. Its working directory should be where the handler can be imported."""
+    name = f"{spec.name}.runtime"
+    ready = place.ready_file(name)
+    arguments = [
+        python,
+        str(Path(__file__).with_name("runtime.py")),
+        *("--handler", spec.handler, "--socket", str(place.socket(spec.name)), "--handler-mode", spec.handler_mode),
+        *("--workers", str(spec.concurrency), "--concurrency", str(spec.concurrency)),
+        *("--grace-s", f"{place.limits.grace_s:g}", "--ready-file", str(ready)),
+    ]
+    return Command(name=name, arguments=arguments, environment=_environment(place), ready_file=ready)
+
+
+def sidecar(spec: ActorSpec, place: Place, *, python: str = sys.executable, replica: int = 0, **more: Any) -> Command:
+    """A sidecar of an actor. `more` are further fields of `SidecarConfig`."""
+    name = f"{spec.name}.sidecar" + (f".{replica}" if replica else "")
+    ready = place.ready_file(name)
+    config: dict[str, Any] = {
+        "actor": msgspec.to_builtins(spec),
+        "socket": str(place.socket(spec.name)),
+        "gateway_url": place.gateway_url,
+        **_shared(place, ready),
+        **more,
+    }
+    return _python(name, "groundplane.mesh.sidecar", config, place, ready, python)
+
+
+def ends(place: Place, *, joins: Iterable[str] = (), python: str = sys.executable, **more: Any) -> Command:
+    """The end actors. `joins` names the actors that join; `more` are further fields of `EndsConfig`."""
+    ready = place.ready_file("ends")
+    config: dict[str, Any] = {
+        "joins": sorted(joins),
+        "gateway_url": place.gateway_url,
+        **_shared(place, ready),
+        **more,
+    }
+    return _python("ends", "groundplane.mesh.ends", config, place, ready, python)
+
+
+def _shared(place: Place, ready: Path) -> dict[str, Any]:
+    return {
+        "limits": msgspec.to_builtins(place.limits),
+        "namespace": place.namespace,
+        "state": str(place.state),
+        "queues": place.queues,
+        "jobs": place.jobs,
+        "blobs": place.blobs,
+        "ledger": place.ledger,
+        "start_timeout_s": place.start_timeout_s,
+        "ready_file": str(ready),
+    }
+
+
+def _python(name: str, module: str, config: dict[str, Any], place: Place, ready: Path, python: str) -> Command:
+    arguments = [python, "-m", module, "--config", msgspec.json.encode(config).decode()]
+    return Command(name=name, arguments=arguments, environment=_environment(place), ready_file=ready)
+
+
+def _environment(place: Place) -> dict[str, str]:
+    return {"GROUNDPLANE_LOG_LEVEL": place.log_level.upper()} if place.log_level else {}

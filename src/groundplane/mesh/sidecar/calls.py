@@ -1,0 +1,168 @@
+"""The calls that are under way: their progress, what handlers ask for, and telling them that nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from groundplane.core.envelope import Envelope
+from groundplane.core.errors import FailedPrecondition, InvalidArgument, Unsupported
+from groundplane.jobs.port import JobState
+from groundplane.mesh.ledger.port import Ledger
+from groundplane.mesh.reporting import Reporter
+from groundplane.mesh.routing import PROCESSING, Router
+from groundplane.mesh.runtime_client import Ticket
+from groundplane.mesh.start import JOB_TOKEN
+from groundplane.queues.port import Delivery
+from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
+
+PROGRESS_EVERY_S = 0.02
+HEARTBEAT_EVERY_S = 1.0
+LOOK_EVERY_S = 0.1
+LOOK_AT_MOST = 64
+_SPENT_WEIGHT = 0.1
+
+
+class CallWatch:
+    """What happens during one call (the `CallEvents` of the client), and the ticket that cancels it."""
+
+    def __init__(
+        self,
+        router: Router,
+        envelope: Envelope,
+        reporter: Reporter | None,
+        custom: CustomMetrics,
+        metrics: ActorMetrics,
+        ledger: Ledger | None,
+    ) -> None:
+        self.ticket = Ticket()
+        self.envelope = envelope
+        self.since = time.monotonic()
+        self.running = False
+        self._router = router
+        self._reporter = reporter if envelope.job_id is not None else None
+        self._custom = custom
+        self._metrics = metrics
+        self._ledger = ledger
+        self._weight = PROCESSING
+        self._reported_at = 0.0
+
+    @property
+    def token(self) -> str:
+        """The job's token, for reports over HTTP."""
+        return str(self.envelope.headers.get(JOB_TOKEN, ""))
+
+    def started(self) -> None:
+        """It has left the line; from now on it is a call."""
+        self.running = True
+
+    def progress(self, percent: float, message: str) -> None:
+        """See `CallEvents`. Closer than 20 ms together, only the first is reported."""
+        self._weight = max(self._weight, 10.0 + 0.9 * min(max(percent, 0.0), 100.0))
+        self._report(10.0 + 0.9 * min(max(percent, 0.0), 100.0), "processing", message, PROGRESS_EVERY_S)
+
+    def heartbeat(self) -> None:
+        """See `CallEvents`. At most one a second is reported."""
+        self._report(self._weight, "heartbeat", "", HEARTBEAT_EVERY_S)
+
+    def metric(self, name: str, kind: str, value: float, labels: dict[str, str]) -> None:
+        """See `CallEvents`."""
+        if not self._custom.record(name, kind, value, labels):
+            self._metrics.custom_refused.inc()
+
+    async def ask(self, op: str, fields: dict[str, Any]) -> Any:
+        """See `CallEvents`: `once_begin` and `once_end`, kept by the ledger under the actor's name."""
+        if self._ledger is None:
+            raise Unsupported("once: this sidecar has no ledger; give it --ledger")
+        key = fields.get("key")
+        if not isinstance(key, str) or not key:
+            raise InvalidArgument(f"key: {key!r} is not a non-empty string")
+        scoped = f"{self._router.spec.name}/{key}"
+        if op == "once_end":
+            await self._ledger.once_end(scoped, fields.get("value"))
+            return {}
+        if op != "once_begin":
+            raise Unsupported(f"ask: {op!r} is unknown to this sidecar; upgrade it")
+        once = await self._ledger.once_begin(scoped)
+        if once.state == "done":
+            return {"state": "done", "value": once.value}
+        if once.state == "begun" and fields.get("in_doubt") == "raise":
+            raise FailedPrecondition(
+                f"once: {key!r} was begun by an earlier attempt that recorded no end; find out whether it happened",
+                reason="effect_in_doubt",
+            )
+        return {"state": "new"}
+
+    def _report(self, weight: float, status: str, message: str, every_s: float) -> None:
+        now = time.monotonic()
+        if self._reporter is None or now - self._reported_at < every_s:
+            return
+        self._reported_at = now
+        self._reporter.post(self._router.progress(self.envelope, weight, status, message[:1000]), self.token)
+
+
+class Active:
+    """All calls of this sidecar, waiting for a slot or running; and whether work flows."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.calls: dict[int, tuple[Delivery, CallWatch]] = {}
+        self.last_progress = time.monotonic()
+        self.runtime_s = 0.0
+        """Smoothed time of a call, in seconds."""
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    @contextmanager
+    def calling(self, delivery: Delivery, watch: CallWatch) -> Iterator[None]:
+        """While the context is open the call can be found and cancelled."""
+        self.calls[id(watch)] = (delivery, watch)
+        try:
+            yield
+        finally:
+            del self.calls[id(watch)]
+
+    def progressed(self) -> None:
+        """Something was received or settled."""
+        self.last_progress = time.monotonic()
+
+    def spent(self, seconds: float) -> None:
+        """One call took so long."""
+        known = self.runtime_s
+        self.runtime_s = seconds if known == 0.0 else known + _SPENT_WEIGHT * (seconds - known)
+
+    def cancel_all(self, reason: str) -> None:
+        """Tell every running call."""
+        for _, watch in list(self.calls.values()):
+            watch.ticket.cancel(reason)
+
+    async def watch_jobs(self, reporter: Reporter, timeout_s: float = 1.0) -> None:
+        """For ever: when jobs change, look at those of calls that last longer, and cancel what nobody wants."""
+        while True:
+            await reporter.changed(timeout_s)
+            await asyncio.sleep(LOOK_EVERY_S)
+            before = time.monotonic() - LOOK_EVERY_S
+            older = [watch for _, watch in self.calls.values() if watch.since < before and watch.envelope.job_id]
+            older.sort(key=lambda watch: watch.since)
+            for watch in older[:LOOK_AT_MOST]:
+                await self._look(reporter, watch)
+
+    async def _look(self, reporter: Reporter, watch: CallWatch) -> None:
+        watch.since = time.monotonic() - LOOK_EVERY_S  # those not looked at longest come first
+        job_id = watch.envelope.job_id
+        assert job_id is not None
+        state: JobState | None = await reporter.state(job_id, watch.token)
+        if state is not None and state.terminal:
+            watch.ticket.cancel("cancelled")
+
+    async def keep_beating(self, every_s: float) -> None:
+        """For ever: a heartbeat to the job of each running call."""
+        while True:
+            await asyncio.sleep(every_s)
+            for _, watch in list(self.calls.values()):
+                if watch.running:
+                    watch.heartbeat()

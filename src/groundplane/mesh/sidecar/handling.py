@@ -1,0 +1,392 @@
+"""One delivery, from receipt to settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from groundplane.core import failpoints
+from groundplane.core.clock import SYSTEM_CLOCK, Clock
+from groundplane.core.deadline import effective_timeout_s
+from groundplane.core.envelope import Claim, Envelope
+from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, NotFound, Unavailable
+from groundplane.jobs.port import JobState, Note, Park
+from groundplane.mesh.claims import Claims
+from groundplane.mesh.ledger.port import Ledger
+from groundplane.mesh.reporting import Reporter
+from groundplane.mesh.routing import (
+    COMPLETED,
+    PROCESSING,
+    RECEIVED,
+    Decision,
+    Failure,
+    Outcome,
+    Result,
+    Router,
+    Send,
+    dedup_key,
+    note,
+)
+from groundplane.mesh.runtime_client import CallRequest, RuntimeClient
+from groundplane.mesh.settling import Settler
+from groundplane.mesh.sidecar.calls import Active, CallWatch
+from groundplane.mesh.start import JOB_TOKEN, outbox_message, transport_headers
+from groundplane.queues.port import Ack, Delivery, Nack, OutgoingMessage, Reject, Settlement
+from groundplane.telemetry.logs import Logger
+from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
+
+HAND_BACK_S = 1.0
+_SETTLE_BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What handling needs; opened once by the process."""
+
+    router: Router
+    client: RuntimeClient
+    settler: Settler
+    active: Active
+    metrics: ActorMetrics
+    custom: CustomMetrics
+    log: Logger
+    reporter: Reporter | None = None
+    claims: Claims | None = None
+    ledger: Ledger | None = None
+    in_place: bool = False
+    clock: Clock = SYSTEM_CLOCK
+
+
+class Work(msgspec.Struct, kw_only=True):
+    """One call to be made: a delivery, the envelope it is about (a joined one is not the delivery's own)."""
+
+    delivery: Delivery
+    envelope: Envelope
+    payload: Any = None
+    join: dict[str, Any] | None = None
+    resolve: bool = True
+    claims: list[Claim] = []
+    attempt: int = 1
+    late_children: bool = False
+
+
+class Handling:
+    """Handles deliveries, many at once. Never raises but for cancellation: each delivery gets an end."""
+
+    def __init__(self, parts: Parts, start_slots: asyncio.Semaphore) -> None:
+        self._p = parts
+        self._slots = start_slots
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Decode, and handle the envelope."""
+        envelope = await self.opened(delivery)
+        if envelope is not None:
+            await self.run(self.work_of(delivery, envelope))
+
+    def work_of(self, delivery: Delivery, envelope: Envelope) -> Work:
+        """The work that a plain delivery is."""
+        claims = [envelope.claim] if envelope.claim is not None else []
+        return Work(delivery=delivery, envelope=envelope, claims=claims, attempt=delivery.attempt)
+
+    async def opened(self, delivery: Delivery) -> Envelope | None:
+        """The envelope in a delivery; what is none becomes a dead letter, and None is returned."""
+        parts = self._p
+        parts.metrics.received.inc()
+        parts.metrics.size.observe(len(delivery.payload))
+        try:
+            envelope = Envelope.from_bytes(delivery.payload)
+        except InvalidArgument as error:
+            parts.metrics.failed(error.reason)
+            decision = parts.router.unreadable(
+                delivery.id,
+                delivery.payload,
+                error.message,
+                reason=error.reason or "msg_parsing_error",
+                now_ms=parts.clock.now_ms(),
+            )
+            await self.guarded(delivery, lambda: self.finish(Work(delivery=delivery, envelope=_of(decision)), decision))
+            return None
+        failpoints.hit("received")
+        return envelope
+
+    async def run(self, work: Work) -> bool:
+        """Admit, call, decide, settle. True when the envelope went on (a join may be released then)."""
+        done = False
+
+        async def steps() -> None:
+            nonlocal done
+            done = await self._steps(work)
+
+        await self.guarded(work.delivery, steps)
+        return done
+
+    async def guarded(self, delivery: Delivery, steps: Callable[[], Awaitable[object]]) -> None:
+        """Whatever goes wrong, the delivery gets an end: handed back where trying again may help."""
+        started = time.perf_counter()
+        self._p.metrics.active.inc()
+        try:
+            await steps()
+        except GroundplaneError as error:
+            lost = error.reason in ("delivery_lost", "delivery_settled")
+            self._p.log.warning("delivery_not_finished", message_id=delivery.id, error=str(error), lost=lost)
+            if not lost:
+                await self._hand_back(Nack(delivery, HAND_BACK_S, counts=not error.retryable, error=error.to_record()))
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the queue; it ends as a dead letter
+            self._p.log.error("sidecar_fault", message_id=delivery.id, traceback=traceback.format_exc())
+            record = Failure(reason="processing_error", message=f"sidecar: {error!r}").record()
+            await self._hand_back(Nack(delivery, HAND_BACK_S, error=record))
+        finally:
+            self._p.metrics.active.dec()
+            self._p.metrics.processing.observe(time.perf_counter() - started)
+
+    async def _hand_back(self, settlement: Settlement) -> None:
+        try:
+            await self._p.settler.settle(settlement)
+        except GroundplaneError as error:  # the consumer hands it back when it closes
+            self._p.log.warning("hand_back_failed", message_id=settlement.delivery.id, error=str(error))
+
+    async def _steps(self, work: Work) -> bool:
+        parts = self._p
+        if not await self.admitted(work):
+            return False
+        while True:
+            refused = parts.router.refuse(work.envelope, attempt=work.attempt, now_ms=parts.clock.now_ms())
+            if refused is not None:
+                return await self.finish(work, refused)
+            outcome = await self._outcome(work)
+            if outcome is None:
+                return False
+            decision = parts.router.decide(work.envelope, outcome, attempt=work.attempt, now_ms=parts.clock.now_ms())
+            if parts.in_place and decision.settlement == "nack":
+                parts.metrics.retries.inc()
+                if not await self._still_wanted(work, decision):
+                    return True
+                await asyncio.sleep(decision.delay_s)
+                work.attempt += 1
+                continue
+            return await self.finish(work, decision)
+
+    async def admitted(self, work: Work) -> bool:
+        """Ask the job whether it still wants this. A finished job's envelope is acked, a paused one's is parked."""
+        parts, envelope = self._p, work.envelope
+        if parts.reporter is None or envelope.job_id is None:
+            return True
+        token = _token(envelope)
+        outcomes = await parts.reporter.apply(parts.router.progress(envelope, RECEIVED, "received"), token)
+        state = outcomes[0].state if outcomes else None
+        if state is None or not (state.terminal or state is JobState.PAUSED):
+            return True
+        if state.terminal:
+            data = {"envelope_id": envelope.id, "actor": parts.router.spec.name, "state": state.value}
+            parts.reporter.post([Note(job_id=envelope.job_id, kind="skipped", data=data)], token)
+            await self.settle(work, Ack(work.delivery))
+            await self._release_claims(work, ())
+            return False
+        delivery = work.delivery
+        key = f"{dedup_key(envelope)}:parked:{delivery.enqueued_at}"
+        own = Envelope.from_bytes(delivery.payload)
+        message = outbox_message(delivery.queue, own, delivery.payload, dedup=key)
+        await parts.reporter.apply([Park(job_id=envelope.job_id, message=message)], token)
+        await self.settle(work, Ack(delivery))
+        return False
+
+    async def _outcome(self, work: Work) -> Outcome | None:
+        """Call the runtime. None when the work was handed back or skipped before it began."""
+        parts, envelope = self._p, work.envelope
+        if work.resolve and envelope.claim is not None:
+            try:
+                work.payload = await self._claims().payload(envelope)
+            except GroundplaneError as error:
+                if error.retryable:
+                    raise
+                return Failure(
+                    reason=error.reason or "msg_parsing_error", code=error.code, message=error.message, retryable=False
+                )
+        elif work.resolve:
+            work.payload = envelope.payload
+        watch = CallWatch(parts.router, envelope, parts.reporter, parts.custom, parts.metrics, parts.ledger)
+        with parts.active.calling(work.delivery, watch):
+            async with self._slots:
+                watch.started()
+                if watch.ticket.reason is not None:
+                    return Failure(reason="cancelled", message="job: ended before the call began", retryable=False)
+                return await self._called(work, watch)
+
+    async def _called(self, work: Work, watch: CallWatch) -> Outcome:
+        parts, envelope = self._p, work.envelope
+        if parts.reporter is not None:
+            parts.reporter.post(parts.router.progress(envelope, PROCESSING, "processing"), _token(envelope))
+        timeout_s = effective_timeout_s(parts.router.spec.timeout_s, envelope.deadline_at, parts.clock)
+        request = CallRequest(
+            envelope=_as_map(envelope, work.payload, work.attempt),
+            timeout_s=timeout_s,
+            deadline_ms=envelope.deadline_at,
+            attempt=work.attempt,
+            idempotency_key=dedup_key(envelope),
+            join=work.join,
+        )
+        started = time.perf_counter()
+        outcome = await parts.client.call(request, watch, watch.ticket)
+        spent = time.perf_counter() - started
+        parts.metrics.runtime.observe(spent)
+        parts.active.spent(spent)
+        failpoints.hit("handled")
+        if isinstance(outcome, Result):
+            parts.metrics.processed.inc()
+        else:
+            parts.metrics.failed(outcome.reason)
+        return outcome
+
+    async def finish(self, work: Work, decision: Decision) -> bool:
+        """Report, send and settle as decided. True when the envelope went on."""
+        parts, envelope = self._p, work.envelope
+        if parts.reporter is not None and decision.reports:
+            outcomes = await parts.reporter.apply(decision.reports, _token(envelope))
+            state = outcomes[0].state
+            if state is not None and state.terminal:
+                return await self._too_late(work, decision, state)
+        if decision.settlement == "nack":
+            parts.metrics.retries.inc()
+            await self.settle(work, Nack(work.delivery, decision.delay_s, error=decision.error))
+            return False
+        try:
+            kept, messages = await self._messages(work, decision)
+            await self.settle(work, _settlement(work.delivery, decision), messages)
+        except (InvalidArgument, NotFound) as error:
+            return await self._undeliverable(work, decision, error)
+        for send in decision.sends:
+            parts.metrics.sent(send.queue)
+        if decision.settlement == "reject":
+            parts.metrics.dead.inc()
+        else:
+            await self._release_claims(work, kept)
+        return decision.settlement == "ack"
+
+    async def _still_wanted(self, work: Work, decision: Decision) -> bool:
+        """Before an attempt in place: False when the job ended meanwhile, and the delivery is settled."""
+        if self._p.reporter is None or not decision.reports:
+            return True
+        outcomes = await self._p.reporter.apply(decision.reports, _token(work.envelope))
+        state = outcomes[0].state
+        if state is None or not state.terminal:
+            return True
+        await self._too_late(work, decision, state)
+        return False
+
+    async def _too_late(self, work: Work, decision: Decision, state: JobState) -> bool:
+        """The job ended meanwhile: the outcome is recorded and goes nowhere."""
+        assert self._p.reporter is not None
+        data = {"actor": self._p.router.spec.name, "state": state.value, "outcome": decision.reason or "completed"}
+        self._p.reporter.post(note(work.envelope, "late_outcome", data), _token(work.envelope))
+        await self.settle(work, Ack(work.delivery))
+        await self._release_claims(work, ())
+        return True
+
+    async def _undeliverable(self, work: Work, decision: Decision, error: GroundplaneError) -> bool:
+        """What was to be sent cannot be: an unknown actor, or too large. That is a failure of this hop."""
+        if decision.settlement == "reject" or error.reason not in ("queue_not_found", "payload_too_large"):
+            raise Unavailable(f"error end: {error.message}", details={"reason": error.reason}) from error
+        reason = "route_error" if error.reason == "queue_not_found" else error.reason
+        failure = Failure(reason=reason, message=error.message, retryable=False)
+        self._p.metrics.failed(reason)
+        failed = self._p.router.decide(work.envelope, failure, attempt=work.attempt, now_ms=self._p.clock.now_ms())
+        return await self.finish(work, failed)
+
+    async def _messages(self, work: Work, decision: Decision) -> tuple[list[Envelope], list[OutgoingMessage]]:
+        kept: list[Envelope] = []
+        messages: list[OutgoingMessage] = []
+        for send in decision.sends:
+            if decision.settlement == "reject" and work.join is not None:
+                send = Send(send.queue, msgspec.structs.replace(send.envelope, payload=work.payload), send.delay_s)
+            envelope, data = await self._packed(send.envelope)
+            kept.append(envelope)
+            redrives = work.delivery.redrives if decision.settlement == "reject" else 0
+            messages.append(message_of(send, envelope, data, redrives))
+        return kept, messages
+
+    async def _packed(self, envelope: Envelope) -> tuple[Envelope, bytes]:
+        if self._p.claims is None:
+            return envelope, envelope.to_bytes()
+        return await self._p.claims.outgoing(envelope)
+
+    async def settle(self, work: Work, settlement: Settlement, sends: list[OutgoingMessage] | None = None) -> None:
+        """Settle; while the backend is away, keep trying: the outcome is known and must not be lost."""
+        started = time.perf_counter()
+        for tries in range(1_000_000):
+            try:
+                await self._p.settler.settle(settlement, sends or ())
+                break
+            except GroundplaneError as error:
+                if not error.retryable or isinstance(error, FailedPrecondition) or self._p.active.draining:
+                    raise
+                self._p.log.warning("settle_failed", message_id=work.delivery.id, error=str(error))
+                await asyncio.sleep(_SETTLE_BACKOFF_S[min(tries, len(_SETTLE_BACKOFF_S) - 1)])
+        self._p.active.progressed()
+        self._p.metrics.send.observe(time.perf_counter() - started)
+
+    async def _release_claims(self, work: Work, kept: list[Envelope] | tuple[()]) -> None:
+        if work.claims and self._p.claims is not None:
+            try:
+                await self._p.claims.release(work.claims, kept)
+            except GroundplaneError as error:  # the collector finds them by their age
+                self._p.log.warning("claim_not_deleted", message_id=work.delivery.id, error=str(error))
+
+    def _claims(self) -> Claims:
+        if self._p.claims is None:
+            raise InvalidArgument("claim: this sidecar has no blobs; give it --blobs", reason="msg_parsing_error")
+        return self._p.claims
+
+
+def message_of(send: Send, envelope: Envelope, data: bytes, redrives: int = 0) -> OutgoingMessage:
+    """The queue's message for an envelope that was packed."""
+    return OutgoingMessage(
+        queue=send.queue,
+        payload=data,
+        id=envelope.id,
+        headers=transport_headers(envelope),
+        delay_s=send.delay_s,
+        dedup_key=dedup_key(envelope, redrives=redrives),
+    )
+
+
+def _settlement(delivery: Delivery, decision: Decision) -> Settlement:
+    if decision.settlement == "reject":
+        return Reject(delivery, decision.reason, decision.error)
+    return Ack(delivery)
+
+
+def _of(decision: Decision) -> Envelope:
+    return decision.sends[0].envelope
+
+
+def _token(envelope: Envelope) -> str:
+    token = envelope.headers.get(JOB_TOKEN, "")
+    return token if isinstance(token, str) else ""
+
+
+def _as_map(envelope: Envelope, payload: Any, attempt: int) -> dict[str, Any]:
+    """The envelope as the handler sees it: with its payload, without the job's token."""
+    headers = envelope.headers
+    if JOB_TOKEN in headers:
+        headers = {key: value for key, value in headers.items() if key != JOB_TOKEN}
+    shown: dict[str, Any] = {
+        "id": envelope.id,
+        "route": {"actors": envelope.route.actors, "current": envelope.route.current},
+        "headers": headers,
+        "payload": payload,
+        "attempt": attempt,
+        "created_at": envelope.created_at,
+        "root_id": envelope.root_id or envelope.id,
+    }
+    for field in ("parent_id", "job_id", "deadline_at"):
+        value = getattr(envelope, field)
+        if value is not None:
+            shown[field] = value
+    return shown
+
+
+__all__ = ["COMPLETED", "Handling", "Parts", "Work", "message_of"]

@@ -1,0 +1,234 @@
+"""The sidecar as a process: opens its ports, waits for queue and runtime, runs the loop, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from groundplane.blobs.store import Blobs
+from groundplane.core.errors import GroundplaneError, NotFound, Unavailable
+from groundplane.jobs.store import Jobs
+from groundplane.mesh.claims import Claims
+from groundplane.mesh.ledger import open_ledger
+from groundplane.mesh.ready import write_ready
+from groundplane.mesh.reporting import JobReporter, Reporter
+from groundplane.mesh.routing import Router
+from groundplane.mesh.runtime_client import RuntimeClient, RuntimeSettings
+from groundplane.mesh.settling import Settler
+from groundplane.mesh.sidecar.calls import Active
+from groundplane.mesh.sidecar.config import SidecarConfig
+from groundplane.mesh.sidecar.fan_in import FanIn
+from groundplane.mesh.sidecar.handling import Handling, Parts
+from groundplane.mesh.sidecar.loop import WINDOW_MAX, Loop, flow_check
+from groundplane.mesh.start import queue_specs
+from groundplane.queues.client import Queues
+from groundplane.telemetry.admin import Check, serve_admin
+from groundplane.telemetry.logs import Logger, get_logger
+from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics, new_registry
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_RUNTIME, EXIT_QUEUE = 0, 1, 2, 3, 4
+_LOOK_EVERY_S = 0.05
+
+
+class Sidecar:
+    """One sidecar. `run` returns the exit code."""
+
+    def __init__(self, config: SidecarConfig) -> None:
+        self._config = config
+        self._log = get_logger("sidecar", actor=config.actor.name)
+        self._stop = asyncio.Event()
+        self._loop: Loop | None = None
+
+    def stop(self) -> None:
+        """Begin to drain."""
+        self._stop.set()
+
+    async def run(self) -> int:
+        """Open everything, handle until stopped, drain, close."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            async with AsyncExitStack() as stack:
+                return await self._run(stack)
+        except GroundplaneError as error:
+            self._log.error("failed", error=str(error), reason=error.reason)
+            codes = {"runtime_not_ready": EXIT_RUNTIME, "queue_not_ready": EXIT_QUEUE}
+            return codes.get(error.reason, EXIT_FAILED)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def _run(self, stack: AsyncExitStack) -> int:
+        config = self._config
+        registry = new_registry()
+        metrics = ActorMetrics(registry, config.actor.name)
+        client = RuntimeClient(
+            RuntimeSettings(
+                socket=config.socket,
+                calls=config.actor.concurrency,
+                protocol=config.protocol,
+                connect_timeout_s=config.start_timeout_s,
+            )
+        )
+        stack.push_async_callback(client.aclose)
+        queues = await self._unless_stopped(self._wait_for_both(stack, client))
+        if queues is None:
+            return EXIT_OK
+        window = config.window or WINDOW_MAX
+        consumer = await stack.enter_async_context(queues.consume(config.actor.name, max_in_flight=window))
+        settler, active = Settler(consumer), Active()
+        parts = Parts(
+            router=Router(config.actor, config.limits, happy_end=config.happy_end, error_end=config.error_end),
+            client=client,
+            settler=settler,
+            active=active,
+            metrics=metrics,
+            custom=CustomMetrics(registry, config.actor.name),
+            log=self._log,
+            reporter=await self._reporter(stack, metrics),
+            claims=await self._claims(stack),
+            ledger=await self._ledger(stack),
+            in_place=config.actor.key is not None,
+        )
+        handling = Handling(parts, asyncio.Semaphore(config.actor.concurrency))
+        handle = FanIn(parts, handling).handle if config.actor.join else handling.handle
+        self._loop = Loop(
+            consumer,
+            settler,
+            handle,
+            concurrency=config.actor.concurrency,
+            window=config.window,
+            active=active,
+            metrics=metrics,
+            log=self._log,
+            key=config.actor.key,
+        )
+        checks: dict[str, Check] = {
+            "runtime": _runtime_check(client),
+            "flow": flow_check(queues, config.actor.name, self._loop, active),
+        }
+        port = await stack.enter_async_context(serve_admin(config.admin_host, config.admin_port, registry, checks))
+        await self._flow(parts, port)
+        return EXIT_OK if self._stop.is_set() else EXIT_FAILED
+
+    async def _flow(self, parts: Parts, port: int) -> None:
+        config, loop = self._config, self._loop
+        assert loop is not None
+        async with _tasks() as spawn:
+            if parts.reporter is not None:
+                spawn(parts.active.watch_jobs(parts.reporter), "watch-jobs")
+                spawn(parts.active.keep_beating(config.heartbeat_s), "heartbeats")
+            with write_ready(config.ready_file, {"admin_port": port, "actor": config.actor.name}):
+                self._log.info("ready", pid=os.getpid(), admin_port=port, protocol=parts.client.protocol)
+                await loop.run(self._stop)
+            await loop.drain(config.limits.grace_s)
+        if parts.reporter is not None:
+            await parts.reporter.aclose()
+        self._log.info("drained", left=loop.in_flight)
+
+    async def _unless_stopped(self, work: Awaitable[Any]) -> Any:
+        """The value of `work`, or None when the process is told to stop meanwhile."""
+        task = asyncio.ensure_future(work)
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for one in (task, stopped):
+                one.cancel()
+            await asyncio.gather(task, stopped, return_exceptions=True)
+
+    async def _wait_for_both(self, stack: AsyncExitStack, client: RuntimeClient) -> Queues:
+        queues, _ = await asyncio.gather(self._wait_for_queue(stack), client.start())
+        return queues
+
+    async def _wait_for_queue(self, stack: AsyncExitStack) -> Queues:
+        """The queues once the actor's own exists. `queue_not_ready` after `start_timeout_s`."""
+        config = self._config
+        give_up_at = asyncio.get_running_loop().time() + config.start_timeout_s
+        queues: Queues | None = None
+        while True:
+            try:
+                if queues is None:
+                    queues = await stack.enter_async_context(
+                        Queues.open(config.queues, namespace=config.namespace, state=config.state, inline=True)
+                    )
+                    if config.declare:
+                        await queues.declare(*queue_specs([config.actor]))
+                await queues.depth(config.actor.name)
+                return queues
+            except (NotFound, Unavailable) as error:
+                if asyncio.get_running_loop().time() >= give_up_at:
+                    raise Unavailable(
+                        f"queue: {config.actor.name!r} was not there within {config.start_timeout_s:g} s: {error}",
+                        reason="queue_not_ready",
+                    ) from error
+                await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _reporter(self, stack: AsyncExitStack, metrics: ActorMetrics) -> Reporter | None:
+        config = self._config
+        if config.gateway_url is not None:
+            from groundplane.mesh.reporting_http import HttpReporter
+
+            return HttpReporter(config.gateway_url, lost=metrics.reports_lost.inc)
+        if not config.jobs:
+            return None
+        jobs = await stack.enter_async_context(
+            Jobs.open(config.jobs, namespace=config.namespace, state=config.state, inline=True)
+        )
+        watch = await stack.enter_async_context(jobs.watch("events"))
+        return JobReporter(jobs, watch, lost=metrics.reports_lost.inc)
+
+    async def _claims(self, stack: AsyncExitStack) -> Claims | None:
+        if not self._config.blobs:
+            return None
+        blobs = await stack.enter_async_context(Blobs.open(self._config.blobs, state=self._config.state))
+        return Claims(blobs, self._config.limits)
+
+    async def _ledger(self, stack: AsyncExitStack) -> Any:
+        config = self._config
+        if not config.ledger:
+            return None
+        return await stack.enter_async_context(
+            open_ledger(config.ledger, namespace=config.namespace, state=config.state, inline=True)
+        )
+
+
+def _runtime_check(client: RuntimeClient) -> Check:
+    async def check() -> str | None:
+        return None if client.connected else f"no connection to the runtime at {client.settings.socket!r}"
+
+    return check
+
+
+@asynccontextmanager
+async def _tasks() -> AsyncIterator[Callable[[Awaitable[None], str], None]]:
+    """Tasks that live as long as the context."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def spawn(work: Awaitable[None], name: str) -> None:
+        async def run() -> None:
+            await work
+
+        tasks.append(asyncio.create_task(run(), name=name))
+
+    try:
+        yield spawn
+    finally:
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                _log().warning("background_task_failed", error=repr(outcome))
+
+
+def _log() -> Logger:
+    return get_logger("sidecar")
+
+
+__all__ = ["EXIT_FAILED", "EXIT_OK", "EXIT_QUEUE", "EXIT_RUNTIME", "EXIT_USAGE", "Sidecar"]
