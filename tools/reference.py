@@ -182,6 +182,17 @@ def command_line() -> str:
     return "\n".join(out)
 
 
+def decisions() -> str:
+    """The index of the decision records, which is committed: it is read in the repository too."""
+    out = ["# Decisions", "", "One file for each decision that someone would otherwise re-open."]
+    out[-1] += " How and why: [the first one](0001-record-decisions.md)."
+    out += ["", "<!-- the list is written by tools/reference.py (make docs) -->", ""]
+    for record in sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")):
+        title = record.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        out.append(f"* [{title}]({record.name})")
+    return "\n".join(out) + "\n"
+
+
 PAGES = {
     "public": public,
     "ports": ports,
@@ -194,11 +205,13 @@ PAGES = {
 
 
 def main() -> int:
+    os.environ["NO_COLOR"] = "1"
     TARGET.mkdir(parents=True, exist_ok=True)
     for stale in TARGET.glob("*.md"):
         stale.unlink()
     for name, page in PAGES.items():
         (TARGET / f"{name}.md").write_text(f"{page()}\n\n{NOTE}", encoding="utf-8")
+    (ROOT / "docs" / "adr" / "index.md").write_text(decisions(), encoding="utf-8")
     print(f"wrote {len(PAGES)} pages into {TARGET.relative_to(ROOT)}")
     return 0
 
