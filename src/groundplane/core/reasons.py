@@ -182,6 +182,21 @@ REASONS: dict[str, Reason] = {
     "disk_full": Reason(
         "resource_exhausted", True, "The disk is full.", "Free space; nothing that was acknowledged is lost."
     ),
+    "io_error": Reason(
+        "unavailable", False, "The operating system refused to read or write the file.", "Look at the disk and its log."
+    ),
+    "database_corrupt": Reason(
+        "failed_precondition",
+        False,
+        "The database file is damaged.",
+        "Restore it from a backup; keep the damaged file.",
+    ),
+    "database_replaced": Reason(
+        "failed_precondition",
+        False,
+        "The database file was moved or replaced while it was open.",
+        "Stop the plane before files are moved; start it again.",
+    ),
     "read_only": Reason("permission_denied", False, "The state folder cannot be written.", "Mend its permissions."),
     "forked": Reason(
         "failed_precondition",
