@@ -327,7 +327,10 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         message = f"method: {request.method[:20]!r} is not for {request.url.path[:200]!r}; see /openapi.json"
     else:
         message = f"request: {error.detail}"
-    return problems.HTTPProblem(error.status_code, message, headers=dict(error.headers or {})).response()
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+    return problems.HTTPProblem(error.status_code, message, headers=headers).response()
 
 
 async def _groundplane_error(request: Request, error: Exception) -> Response:
