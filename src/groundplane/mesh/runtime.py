@@ -368,8 +368,11 @@ def _has_long_integer(value: Any, text: str) -> bool:
             left += one.values()
         elif isinstance(one, (list, tuple)):
             left += one
-        elif isinstance(one, int) and not -(2**63) <= one < 2**64:
-            return True
+        elif isinstance(one, int):
+            if not -(2**63) <= one < 2**64:
+                return True
+        elif not isinstance(one, (str, float, type(None))):
+            left.append(_plain(one))
     return False
 
 
