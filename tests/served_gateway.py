@@ -72,6 +72,7 @@ class House:
             (delivery,) = await consumer.receive(1, 10.0)
             envelope = Envelope.from_bytes(delivery.payload)
             assert envelope.job_id == job_id
+            await consumer.ack(delivery)
             return str(envelope.headers["groundplane-job-token"])
 
 

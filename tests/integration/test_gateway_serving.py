@@ -1,0 +1,289 @@
+"""The gateway as a server: ports, reload, drain, relay, readiness, and its own client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from groundplane.blobs import Blobs
+from groundplane.core.errors import (
+    Closed,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from groundplane.gateway import Client, Gateway, GatewaySettings, ToolTable
+from groundplane.gateway.server import Served
+from groundplane.jobs import Jobs
+from groundplane.jobs.port import JobQuery
+from groundplane.queues import Queues
+from served_gateway import Gate, House, actors, echo, eventually, fail, house, tool
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+
+@pytest.fixture
+async def one(tmp_path: Path) -> AsyncIterator[House]:
+    async with house(tmp_path, tool("echo"), tool("slow", "gate"), tool("stuck"), tool("fail")) as opened:
+        yield opened
+
+
+async def test_port_0_takes_a_free_one_and_says_which(one: House) -> None:
+    assert one.served.port > 0
+    assert one.served.url == f"http://127.0.0.1:{one.served.port}"
+    async with one.http() as http:
+        assert (await http.get("/livez")).status_code == 200
+
+
+async def test_a_port_that_is_taken_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(FailedPrecondition, match=f"port: {port} on 127.0.0.1 cannot be bound: Address already"):
+            async with house(tmp_path, port=port):
+                pass
+
+
+async def test_the_admin_server_shows_metrics_and_readiness(tmp_path: Path) -> None:
+    async with house(tmp_path, tool("echo"), admin_port=0) as one:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{one.served.admin_port}") as http:
+            assert "groundplane_gateway_streams_open 0.0" in (await http.get("/metrics")).text
+            assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_readiness_turns_red_when_the_store_does_not_answer(one: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def down(*_: Any) -> Any:
+        raise Unavailable("database: does not answer")
+
+    monkeypatch.setattr(one.jobs, "list_jobs", down)
+    async with one.http() as http:
+        response = await http.get("/readyz")
+        assert (response.status_code, (await http.get("/livez")).status_code) == (503, 200)
+        assert response.json()["details"]["checks"]["jobs"] == "the job store: database: does not answer"
+
+
+@pytest.mark.req("GATE-01")
+async def test_sighup_reloads_the_tools_and_sigterm_drains(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text("tools: [{name: first, route: [echo]}]")
+    async with _with_signals(tmp_path, ToolTable(files=[path])) as (gateway, served, serving):
+        async with httpx2.AsyncClient(base_url=served.url) as http:
+
+            async def names() -> list[str]:
+                return [found["name"] for found in (await http.get("/v1/tools")).json()["tools"]]
+
+            async def are(*expected: str) -> bool:
+                return await names() == list(expected)
+
+            assert await names() == ["first"]
+            path.write_text("tools: [{name: first, route: [echo]}, {name: second, route: [echo, brand-new]}]")
+            os.kill(os.getpid(), signal.SIGHUP)
+            await eventually(lambda: are("first", "second"))
+            path.write_text("tools: [{name: third, route: []}]")
+            assert gateway.reload() is None
+            assert await names() == ["first", "second"]
+            started = await http.post("/v1/jobs", json={"tool": "second"})
+            assert started.status_code == 202
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(serving, 10)
+
+
+@asynccontextmanager
+async def _with_signals(state: Path, table: ToolTable) -> AsyncIterator[tuple[Gateway, Served, asyncio.Task[None]]]:
+    async with (
+        Jobs.open(state=state, upgrade=True) as jobs,
+        Queues.open(state=state, upgrade=True) as queues,
+        Blobs.open("embedded://", state=state) as blobs,
+        Gateway.open(
+            jobs=jobs, queues=queues, blobs=blobs, tools=table, settings=GatewaySettings(port=0, grace_s=3)
+        ) as gateway,
+    ):
+        ready: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(gateway.serve(on_ready=ready.set_result, signals=True))
+        try:
+            yield gateway, await ready, serving
+        finally:
+            if not serving.done():
+                os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+
+
+@pytest.mark.req("GATE-13")
+async def test_a_drain_ends_waiting_results_streams_and_the_lifespan_within_the_grace(tmp_path: Path) -> None:
+    async with house(tmp_path, tool("stuck"), grace_s=4) as one, one.http() as http:
+        job_id = (await http.post("/v1/jobs", json={"tool": "stuck"})).json()["job_id"]
+        waiting = asyncio.create_task(http.get(f"/v1/jobs/{job_id}/result", params={"wait": 60}))
+        streaming = asyncio.create_task(http.get(f"/v1/jobs/{job_id}/events"))
+        await eventually(lambda: _subscriptions(one, 2))
+        began = time.perf_counter()
+        one.stop.set()
+        answer, streamed = await waiting, await streaming
+        await one.serving
+        assert time.perf_counter() - began < 4
+        assert (answer.status_code, answer.json()["state"]) == (202, "pending")
+        assert streamed.text.rstrip().endswith(": the gateway shuts down; the job goes on")
+        assert one.gateway._lane.manager._task_group is None  # the lifespan's shutdown ran
+        assert (await one.jobs.get(job_id)).state == "pending"
+
+
+async def _subscriptions(one: House, count: int) -> bool:
+    return f"{count} subscriptions" in repr(one.gateway._services.feed)
+
+
+@pytest.mark.req("JOB-02")
+async def test_an_accepted_job_is_relayed_also_to_a_queue_that_was_not_there(one: House) -> None:
+    async with one.http() as http:
+        job = (await http.post("/v1/jobs", json={"tool": "stuck"})).json()
+        depth = await eventually(lambda: _ready(one, "stuck"))
+        assert (depth, job["state"]) == (1, "pending")
+
+
+async def _ready(one: House, queue: str) -> int:
+    return (await one.queues.depth(queue)).ready
+
+
+@pytest.mark.req("JOB-04")
+async def test_two_replicas_relay_and_sweep_one_store_without_doubling(one: House, tmp_path: Path) -> None:
+    async with house(tmp_path, tool("echo"), tool("short", "stuck", timeout_s=0.3), upgrade=False) as other:
+        async with one.http() as first, other.http() as second:
+            for n in range(20):
+                http = (first, second)[n % 2]
+                await http.post("/v1/jobs", json={"tool": "echo", "arguments": {"n": n}})
+            late = (await second.post("/v1/jobs", json={"tool": "short"})).json()["job_id"]
+            assert (await one.jobs.wait_finished(late, 10)) is not None
+            await eventually(lambda: _all_sent(one))
+            assert (await one.queues.depth("echo")).ready == 20
+
+
+async def _all_sent(one: House) -> bool:
+    return (await one.queues.depth("echo")).ready == 20 and (await one.jobs.sweep()).outbox == 0
+
+
+@pytest.mark.req("GATE-17.1")
+async def test_the_client_starts_follows_and_reads_the_result(one: House) -> None:
+    async with Client(one.url) as client, actors(one, {"echo": echo, "fail": fail}):
+        job = await client.start("echo", {"text": "line\u2028separator \u0085"})
+        events = [event async for event in client.follow(job["job_id"])]
+        assert events[0].kind == "status"
+        assert events[-1].final
+        assert events[-1].data["result"] == {"text": "line\u2028separator \u0085"}
+        assert (await client.result(job["job_id"]))["state"] == "succeeded"
+        failed = await client.result((await client.start("fail"))["job_id"], timeout_s=10)
+        assert failed["error"]["message"] == "the handler is not amused"
+        assert [found["job_id"] for found in (await client.list_jobs(tool="fail"))["jobs"]] == [failed["job_id"]]
+        assert {found["name"] for found in await client.tools()} == {"echo", "slow", "stuck", "fail"}
+        assert (await client.dead())["dead"] == []
+
+
+@pytest.mark.req("GATE-17.1")
+async def test_the_client_raises_the_errors_of_the_gateway(one: House) -> None:
+    async with Client(one.url) as client:
+        with pytest.raises(NotFound) as unknown:
+            await client.start("ehco")
+        assert (unknown.value.reason, unknown.value.details["status"]) == ("tool_not_found", 404)
+        with pytest.raises(NotFound, match="job_id: "):
+            async for _ in client.follow("none"):
+                pass
+        with pytest.raises(InvalidArgument, match="limit: "):
+            await client.list_jobs(limit=0)
+        job = await client.start("stuck")
+        with pytest.raises(DeadlineExceeded):
+            await client.result(job["job_id"], timeout_s=0.05)
+        assert (await client.pause(job["job_id"]))["state"] == "paused"
+        assert (await client.resume(job["job_id"]))["state"] == "pending"
+        assert (await client.cancel(job["job_id"], "enough"))["state"] == "cancelled"
+        with pytest.raises(FailedPrecondition):
+            await client.cancel(job["job_id"])
+    with pytest.raises(Closed):
+        await client.tools()
+
+
+@pytest.mark.req("GATE-17.1", "GATE-05.3")
+async def test_the_client_follows_across_a_restart_of_the_gateway_without_gap_or_repeat(tmp_path: Path) -> None:
+    gate = Gate()
+    state = tmp_path
+    async with house(state, tool("slow", "gate"), retry_ms=50) as one:
+        port = one.served.port
+        async with Client(one.url) as client:
+            job_id = (await client.start("slow", {"n": 1}))["job_id"]
+            follow = client.follow(job_id)
+            seen = [await anext(follow), await anext(follow)]
+            one.stop.set()
+            await one.serving
+            async with house(state, tool("slow", "gate"), port=port, upgrade=False) as again:
+                async with actors(again, {"gate": gate}):
+                    gate.opened.set()
+                    seen += [event async for event in follow]
+                log = await again.jobs.events(0, job_id)
+    assert [event.kind for event in seen].count("status") == 1
+    assert [event.id for event in seen[1:]] == [event.id for event in log.items]
+    assert seen[-1].data["result"] == {"n": 1}
+
+
+@pytest.mark.req("GATE-17.2")
+async def test_the_client_waits_as_retry_after_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            asked.append(time.monotonic())
+            body = b'{"tools": []}' if len(asked) > 1 else b'{"code": "unavailable", "detail": "later"}'
+            status = b"200 OK" if len(asked) > 1 else b"503 Service Unavailable\r\nRetry-After: 1"
+            writer.write(b"HTTP/1.1 " + status + f"\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            if len(asked) > 1:
+                break
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+        assert await client.tools() == []
+    assert asked[1] - asked[0] >= 0.95
+
+
+@pytest.mark.req("GATE-17.1")
+async def test_an_unreachable_gateway_is_unavailable_and_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with Client(f"http://127.0.0.1:{port}") as client:
+        with pytest.raises(Unavailable, match="groundplane dev"):
+            await client.cancel("x")
+
+
+@pytest.mark.req("GATE-17.1", "GATE-10")
+async def test_a_start_that_was_answered_with_a_lost_connection_is_repeated_and_makes_one_job(one: House) -> None:
+    """A proxy forwards the request and drops the first answer."""
+    dropped = 0
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dropped
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", one.served.port)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        to_writer.write(head + await reader.readexactly(length))
+        answer = await to_reader.readuntil(b"\r\n\r\n")
+        size = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        answer += await to_reader.readexactly(size)
+        if dropped == 0:
+            dropped += 1
+        else:
+            writer.write(answer)
+        for end in (writer, to_writer):
+            end.close()
+
+    server = await asyncio.start_server(forward, "127.0.0.1", 0)
+    async with server, Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+        job = await client.start("stuck", {"n": 1})
+    page = await one.jobs.list_jobs(JobQuery())
+    assert dropped == 1
+    assert [found.job_id for found in page.items] == [job["job_id"]]
