@@ -10,9 +10,9 @@ from groundplane.backends.sqlite import Database, Listener, Transaction
 from groundplane.core.clock import Clock
 from groundplane.core.errors import Closed, FailedPrecondition
 from groundplane.queues.drivers.embedded import rows
-from groundplane.queues.drivers.embedded.dedup import Dedup
 from groundplane.queues.drivers.embedded.sessions import Session
-from groundplane.queues.port import Ack, Delivery, Nack, OutgoingMessage, QueueConsumer, Reject, Settlement
+from groundplane.queues.drivers.embedded.settling import Change, Settling
+from groundplane.queues.port import Delivery, OutgoingMessage, QueueConsumer, Settlement
 
 _CLOSE_S = 4.0
 _LOOK_AGAIN_S = 5.0
@@ -27,28 +27,26 @@ class EmbeddedConsumer:
         database: Database,
         session: Session,
         listener: Listener,
+        settling: Settling,
         *,
-        namespace: str,
         queue: int,
         name: str,
         max_in_flight: int,
         lease_s: float | None,
         clock: Clock,
-        dedup: Dedup,
     ) -> None:
         self._database = database
         self._session = session
         self._listener = listener
-        self._namespace = namespace
+        self._settling = settling
         self._queue = queue
         self._name = name
         self._max_in_flight = max_in_flight
         self._lease_ms = None if lease_s is None else round(lease_s * 1000)
         self._clock = clock
-        self._dedup = dedup
         self._slot_of: dict[int, int] = {}
         self._left_in_slot: dict[int, int] = {}
-        self._settling: set[int] = set()
+        self._being_settled: set[int] = set()
         self._lost: dict[int, None] = {}
         self._due: dict[int, int] = {}
         self._receiving = False
@@ -183,29 +181,17 @@ class EmbeddedConsumer:
 
     async def _settle(self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage]) -> None:
         ids = self._begin_settling(settlements)
-        gone: list[int] = []
-        now_ms = self._clock.now_ms()
-
-        def work(tx: Transaction) -> None:
-            gone.clear()
-            if sends:
-                rows.send(tx, self._namespace, sends, now_ms, self._dedup)
-            gone.extend(settle_all(tx, settlements, now_ms))
-            if gone:
-                raise self._lost_error(gone[0])
-            if self._lease_ms is not None:
-                rows.end_leases(tx, ids)
-
+        change = Change(sends, settlements, leased=self._lease_ms is not None, explain=self._lost_error)
         try:
-            await self._database.write(work, essential=not sends)
+            await self._settling.make(change)
         except asyncio.CancelledError:
             self._repair(self._find_out(ids))
             raise
         except BaseException:
-            self._settling.difference_update(ids)
-            self._lose(gone)
+            self._being_settled.difference_update(ids)
+            self._lose(change.gone)
             raise
-        self._settling.difference_update(ids)
+        self._being_settled.difference_update(ids)
         self._release(ids)
 
     def _begin_settling(self, settlements: Sequence[Settlement]) -> list[int]:
@@ -214,13 +200,13 @@ class EmbeddedConsumer:
             self._check_held(held)
         if len(set(ids)) < len(ids):
             raise self._settled_error(next(held for held in ids if ids.count(held) > 1))
-        self._settling.update(ids)
+        self._being_settled.update(ids)
         return ids
 
     def _check_held(self, held: int) -> None:
         if held in self._lost:
             raise self._lost_error(held)
-        if held not in self._slot_of or held in self._settling:
+        if held not in self._slot_of or held in self._being_settled:
             raise self._settled_error(held)
 
     def _settled_error(self, held: int) -> FailedPrecondition:
@@ -270,7 +256,7 @@ class EmbeddedConsumer:
     def _lose_expired(self) -> None:
         if self._due:
             now = self._monotonic_ms()
-            self._lose([held for held, due in self._due.items() if due <= now and held not in self._settling])
+            self._lose([held for held, due in self._due.items() if due <= now and held not in self._being_settled])
 
     def _remember_lost(self, ids: Iterable[int]) -> None:
         self._lost.update(dict.fromkeys(ids))
@@ -290,7 +276,7 @@ class EmbeddedConsumer:
         sql = "SELECT EXISTS (SELECT 1 FROM queue_messages WHERE id = ?)"
         work = lambda tx: [held for held in ids if not tx.execute(sql, (held,))[0][0]]  # noqa: E731
         gone = await self._database.write(work, durable=False, essential=True)
-        self._settling.difference_update(ids)
+        self._being_settled.difference_update(ids)
         self._release(gone)
 
     def _repair(self, work: Coroutine[Any, Any, None]) -> None:
@@ -336,31 +322,6 @@ class EmbeddedConsumer:
 
     def _lease_due(self) -> int | None:
         return None if self._lease_ms is None else self._monotonic_ms() + self._lease_ms
-
-
-def settle_all(tx: Transaction, settlements: Sequence[Settlement], now_ms: int) -> list[int]:
-    """Settle in this transaction; the ids that were not held any more."""
-    gone: list[int] = []
-    acknowledged: list[int] = []
-    for one in settlements:
-        held: int = one.delivery.tag
-        if isinstance(one, Ack):
-            acknowledged.append(held)
-        elif not (_nack(tx, held, one, now_ms) if isinstance(one, Nack) else _reject(tx, held, one, now_ms)):
-            gone.append(held)
-    if acknowledged:
-        gone += rows.acknowledge(tx, acknowledged)
-    return gone
-
-
-def _nack(tx: Transaction, held: int, one: Nack, now_ms: int) -> int:
-    due_at = now_ms + round(one.delay_s * 1000) if one.counts or one.delay_s > 0 else 0
-    error = rows.error_at_rest(one.error)
-    return rows.give_back(tx, held, held, now_ms, counts=one.counts, due_at=due_at, error=error)
-
-
-def _reject(tx: Transaction, held: int, one: Reject, now_ms: int) -> bool:
-    return rows.bury(tx, held, one.reason, rows.error_at_rest(one.error), now_ms)
 
 
 def _hand_back(tx: Transaction, session: int, slots: Sequence[int], now_ms: int) -> None:

@@ -15,8 +15,8 @@ from groundplane.core.errors import Closed, InvalidArgument
 from groundplane.queues.drivers.embedded import rows
 from groundplane.queues.drivers.embedded.consumer import EmbeddedConsumer
 from groundplane.queues.drivers.embedded.dead_letters import EmbeddedDeadLetters
-from groundplane.queues.drivers.embedded.dedup import Dedup
 from groundplane.queues.drivers.embedded.sessions import Session
+from groundplane.queues.drivers.embedded.settling import Change, Settling
 from groundplane.queues.port import Capability, Depth, OutgoingMessage, QueueConsumer, QueueDriver, QueueSpec
 
 MIGRATIONS = MigrationSet(component="queues", package="groundplane.queues.sql.sqlite")
@@ -40,7 +40,7 @@ class EmbeddedQueues:
         self.dead_letters: DeadLetterSource = EmbeddedDeadLetters(database, namespace)
         self._namespace = namespace
         self._clock = clock
-        self._dedup = Dedup()
+        self._settling = Settling(database, namespace, clock)
         self._session = Session(database, folder, clock, heartbeat_s)
         self._sweeping: asyncio.Task[None] | None = None
         self._consumers: set[EmbeddedConsumer] = set()
@@ -92,8 +92,7 @@ class EmbeddedQueues:
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
         """See `QueueDriver.send`. One transaction: all or none."""
         self._check_open()
-        now_ms = self._clock.now_ms()
-        await self.native.write(lambda tx: rows.send(tx, self._namespace, messages, now_ms, self._dedup))
+        await self._settling.make(Change(messages))
 
     @asynccontextmanager
     async def consume(
@@ -108,13 +107,12 @@ class EmbeddedQueues:
                 self.native,
                 self._session,
                 listener,
-                namespace=self._namespace,
+                self._settling,
                 queue=number,
                 name=queue,
                 max_in_flight=max_in_flight,
                 lease_s=lease_s,
                 clock=self._clock,
-                dedup=self._dedup,
             )
             self._consumers.add(consumer)
             try:
@@ -155,6 +153,7 @@ class EmbeddedQueues:
                     one.result()
         finally:
             await self.native.aclose()
+            await self._settling.drained()
 
     def _find(self, tx: Transaction, queue: str) -> int:
         found = tx.execute("SELECT id FROM queues WHERE namespace = ? AND name = ?", (self._namespace, queue))

@@ -14,7 +14,8 @@ from groundplane.queues.port import OutgoingMessage
 
 _QUEUE_SHIFT = 41
 _IN_TURN = 1 << 40
-_AT_ONCE = 0
+AT_ONCE = 0
+"""When a message is due that was handed back: before all others, in its old order."""
 
 _encode_headers = msgspec.msgpack.Encoder().encode
 _decode_headers = msgspec.msgpack.Decoder(dict[str, str]).decode
@@ -270,7 +271,7 @@ def give_back(
     now_ms: int,
     *,
     counts: bool,
-    due_at: int = _AT_ONCE,
+    due_at: int = AT_ONCE,
     error: bytes | None = None,
 ) -> int:
     """Return to its queue whatever is still held of the ids `first` to `last`; how many there were.
