@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "sidecar":
         from groundplane.mesh.sidecar.__main__ import main as sidecar
 
-        return sidecar(arguments[1:])
+        sys.argv = ["groundplane sidecar", *arguments[1:]]
+        return sidecar()
     if command == "--version":
         from groundplane.cli.version import show
 

@@ -128,7 +128,9 @@ def _progress(tool: str, output: Output) -> Iterator[_Shown]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console(), transient=True) as bar:
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console(), transient=True
+    ) as bar:
         task = bar.add_task(tool, total=100.0, note="")
 
         class Bar:

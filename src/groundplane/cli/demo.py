@@ -17,9 +17,7 @@ DEMO = "examples/library_guide/demo.py"
 
 def demo(
     *,
-    path: Annotated[
-        Path | None, Parameter(help="Folder of Python code to read (default: the standard library).")
-    ] = None,
+    path: Annotated[Path | None, Parameter(help="Folder of code to read (default: the standard library).")] = None,
     json: Annotated[bool, Parameter(negative="", help="Print JSON lines.")] = False,
 ) -> int:
     """Make a library of Python code answerable, killing workers on the way: at most two minutes.

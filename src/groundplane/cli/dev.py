@@ -54,7 +54,11 @@ def dev(
     settings = common.settings(host=host, port=port)
     with state_folder.held(settings.state):
         use_pidfd()
-        return asyncio.run(_Dev(app, settings, common.output, reload=reload).run())
+        return asyncio.run(_run(app, settings, common.output, reload=reload))
+
+
+async def _run(target: str, settings: Settings, output: Output, *, reload: bool) -> int:
+    return await _Dev(target, settings, output, reload=reload).run()
 
 
 class _Dev:
@@ -66,7 +70,7 @@ class _Dev:
         self._output = output
         self._reload = reload
         self._began = time.monotonic()
-        self._description: asyncio.Future[Description] = asyncio.Future()
+        self._description: asyncio.Future[Description] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
         self._announced = False
         self._supervisor = Supervisor(self._heard, grace_s=settings.grace_s)
@@ -90,7 +94,7 @@ class _Dev:
         self._supervisor.start(self._programs.runtimes(description))
         await self._prepare(description, upgrade=True)
         self._description.set_result(description)
-        self._supervisor.start([*self._programs.ends(), *self._programs.sidecars(description)])
+        self._supervisor.start([*self._programs.ends(description), *self._programs.sidecars(description)])
         ready = asyncio.create_task(self._supervisor.all_ready())
         stopped = asyncio.create_task(self._stop.wait())
         try:
@@ -165,7 +169,7 @@ class _Dev:
 
     async def _apply(self, before: Description, after: Description) -> None:
         """All runtimes take the new code; sidecars and gateway only where what they were told has changed."""
-        self._description = asyncio.Future()
+        self._description = asyncio.get_running_loop().create_future()
         self._description.set_result(after)
         gone = [name for name in before.actors if name not in after.actors]
         changed = [name for name, spec in after.actors.items() if before.actors.get(name) != spec]

@@ -23,7 +23,9 @@ _COLUMNS = ("job_id", "tool", "state", "progress", "actor", "age", "message")
 
 def list_(
     *,
-    state_is: Annotated[list[State] | None, Parameter(help="Only jobs in these states; may be repeated.")] = None,
+    state_is: Annotated[
+        list[State] | None, Parameter(negative="", help="Only jobs in these states; may be repeated.")
+    ] = None,
     tool: Annotated[str | None, Parameter(help="Only jobs of this tool.")] = None,
     limit: Annotated[int, Parameter(help="At most so many, 1 to 1000.")] = 50,
     cursor: Annotated[str | None, Parameter(help="Go on where the page before ended.")] = None,

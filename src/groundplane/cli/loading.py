@@ -99,13 +99,13 @@ def decode_answer(target: str, answer: bytes, status: int) -> Description:
 
     if answer[:1] == b"!":
         raise from_record(msgspec.msgpack.decode(answer[1:], type=ErrorRecord))
-    return msgspec.msgpack.decode(answer[1:], type=Description)
+    return msgspec.msgpack.decode(answer[1:], type=Description, dec_hook=lambda kind, value: kind(value))
 
 
 def answer(target: str, folder: Path | None) -> bytes:
     """`describe` as bytes for another process: `+` and the description, or `!` and the error."""
     try:
-        return b"+" + msgspec.msgpack.encode(describe(target, folder))
+        return b"+" + msgspec.msgpack.encode(describe(target, folder), enc_hook=str)
     except GroundplaneError as error:
         return b"!" + msgspec.msgpack.encode(error.to_record())
 
@@ -118,6 +118,9 @@ def _describe_into(writing: int, target: str, folder: Path | None) -> None:
         with open(writing, "wb") as pipe:
             pipe.write(text)
         status = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         os._exit(status)
 

@@ -11,7 +11,6 @@ from groundplane.cli.loading import load_app
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_OK
 from groundplane.core.settings import Settings
-from groundplane.gateway import Gateway, ToolTable
 from groundplane.mesh.spec import ToolSpec
 from groundplane.plane import Plane
 
@@ -36,6 +35,8 @@ def mcp(
 
 
 async def _serve(settings: Settings, tools: list[ToolSpec], name: str) -> None:
+    from groundplane.gateway import Gateway, ToolTable
+
     table = ToolTable(tools, files=[settings.routes] if settings.routes else [])
     async with Plane.open(settings, ports=("queues", "jobs", "blobs")) as plane:
         async with Gateway.open(jobs=plane.jobs, queues=plane.queues, blobs=plane.blobs, tools=table, name=name) as one:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from cyclopts import Parameter
 
 from groundplane.cli.output import Output
@@ -43,7 +44,8 @@ class Common:
         loaded = self.load(**flags)
         for note in loaded.notes:
             self.output.note(f"note: {note}")
-        return loaded.settings
+        settings = loaded.settings
+        return msgspec.structs.replace(settings, state=settings.state.expanduser().absolute())
 
 
 COMMON = Common()

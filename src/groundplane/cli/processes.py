@@ -38,6 +38,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     ready_file: Path | None = None
     stage: int = 0
+    folder: Path | None = None
     feed: Callable[[], Awaitable[bytes]] | None = None
     exits: dict[int, str] = {}
 
@@ -85,9 +86,13 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
+    def retire(self) -> None:
+        """Never start it again, however it ends."""
+        self._stopping.set()
+
     async def stop(self, timeout_s: float) -> bool:
         """SIGTERM, and SIGKILL after `timeout_s`. Whether it went by itself."""
-        self._stopping.set()
+        self.retire()
         self.signal(signal.SIGTERM)
         if self._task is None:
             return True
@@ -118,6 +123,7 @@ class Child:
         self._process = process = await asyncio.create_subprocess_exec(
             *self.program.argv,
             stdin=asyncio.subprocess.PIPE if self.program.feed else asyncio.subprocess.DEVNULL,
+            cwd=self.program.folder,
             stdout=2,  # the supervisor's standard output is for its own lines
             env={**os.environ, **self.program.environment},
             preexec_fn=_child_setup(os.getpid()),
@@ -133,17 +139,28 @@ class Child:
         finally:
             for task in beside:
                 task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            self._tell_failures(await asyncio.gather(*beside, return_exceptions=True))
             self.pid = None
             self.ready.clear()
 
     async def _feed(self, process: asyncio.subprocess.Process) -> None:
         if self.program.feed is None or process.stdin is None:
             return
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        try:
             process.stdin.write(await self.program.feed())
             await process.stdin.drain()
             process.stdin.close()
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it ended meanwhile, and will be started again
+        except BaseException:
+            process.kill()
+            raise
+
+    def _tell_failures(self, outcomes: list[BaseException | None]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                message = f"starting {self.program.name!r} failed"
+                asyncio.get_running_loop().call_exception_handler({"message": message, "exception": outcome})
 
     async def _await_ready(self, pid: int) -> None:
         began = time.monotonic()
@@ -210,6 +227,8 @@ class Supervisor:
     async def _stop(self, leaving: Mapping[str, Child]) -> bool:
         ends_at = time.monotonic() + self._grace_s
         clean = True
+        for child in leaving.values():
+            child.retire()
         for stage in sorted({child.program.stage for child in leaving.values()}):
             stopping = [child for child in leaving.values() if child.program.stage == stage]
             left = max(1.0, ends_at - time.monotonic())

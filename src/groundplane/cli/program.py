@@ -1,77 +1,82 @@
-"""The command line: one lazily imported module for each command group."""
+"""The command line: one module for each command group, imported when it is used."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from cyclopts import App, CycloptsError
 
-from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, exit_code, show_error, to_json
+from groundplane.cli.output import EXIT_OK, EXIT_USAGE, exit_code, show_error, to_json
 from groundplane.core.errors import GroundplaneError
+from groundplane.core.names import did_you_mean
 
+EXIT_INTERRUPTED = 130
+
+_ROOT = "Durable queues, an actor mesh, jobs, and a gateway for any MCP or HTTP client."
 _EPILOGUE = """
 Examples:
 
-  groundplane dev app:app                     everything on this machine, no server
-  groundplane call pipeline value:=5          start a job, watch it, print its result
-  groundplane jobs list --state-is running    what runs now
-  groundplane doctor                          what is wrong, and what to do
+  groundplane dev app:app                 everything here, no server
+  groundplane call pipeline value:=5      start a job, print its result
+  groundplane jobs list                   what runs, what ran
+  groundplane doctor                      what is wrong, what to do
 
 Exit codes: 0 ok, 1 failure, 2 usage. Every command takes --json.
 """
-
-_GROUPS: dict[str, tuple[str, dict[str, str]]] = {
-    "jobs": (
-        "Look at jobs and steer them; works on the state folder, no server needed.",
-        {name: f"groundplane.cli.jobs:{name}_" if name == "list" else f"groundplane.cli.jobs:{name}"
-         for name in ("list", "show", "cancel", "pause", "resume", "watch")},
-    ),
-    "dead": (
-        "Dead letters: messages that are not tried again.",
-        {"list": "groundplane.cli.dead:list_", "show": "groundplane.cli.dead:show",
-         "redrive": "groundplane.cli.dead:redrive", "purge": "groundplane.cli.dead:purge"},
-    ),
-    "config": ("The effective settings.", {"show": "groundplane.cli.config:show"}),
-    "db": (
-        "The schema of the stored data.",
-        {"upgrade": "groundplane.cli.db:upgrade", "check": "groundplane.cli.db:check"},
-    ),
-}  # fmt: skip
-_COMMANDS = {
-    "dev": "groundplane.cli.dev:dev",
-    "run": "groundplane.cli.run:run",
-    "call": "groundplane.cli.call:call",
-    "mcp": "groundplane.cli.mcp:mcp",
-    "doctor": "groundplane.cli.doctor:doctor",
-    "demo": "groundplane.cli.demo:demo",
-    "bench": "groundplane.cli.bench:bench",
-    "completion": "groundplane.cli.completion:completion",
+_GROUPS = {
+    "jobs": "Look at jobs and steer them; works on the state folder, no server needed.",
+    "dead": "Dead letters: messages that are not tried again.",
+    "config": "The effective settings.",
+    "db": "The schema of the stored data.",
+}
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "dev": ("dev:dev", "Run an app on this machine: gateway, sidecars, runtimes, with reload."),
+    "run": ("run:run", "Run one role of an app, for many machines."),
+    "call": ("call:call", "Start a job of a tool, show how it goes, print its result."),
+    "mcp": ("mcp:mcp", "Serve MCP on standard input and output."),
+    "doctor": ("doctor:doctor", "Find what is wrong, and say what to do."),
+    "demo": ("demo:demo", "Make a library of Python code answerable, killing workers on the way."),
+    "bench": ("bench:bench", "Run the benchmarks of the sources."),
+    "completion": ("completion:completion", "Print the completion script of a shell."),
+    "jobs list": ("jobs:list_", "List jobs, newest first."),
+    "jobs show": ("jobs:show", "Show one job with its events."),
+    "jobs cancel": ("jobs:cancel", "Cancel a job."),
+    "jobs pause": ("jobs:pause", "Pause a job; its deadline stands still."),
+    "jobs resume": ("jobs:resume", "Let a paused job go on."),
+    "jobs watch": ("jobs:watch", "Follow a job live until it ends."),
+    "dead list": ("dead:list_", "List dead letters, oldest first."),
+    "dead show": ("dead:show", "Show one dead letter."),
+    "dead redrive": ("dead:redrive", "Send a dead letter again, or all of a queue."),
+    "dead purge": ("dead:purge", "Delete dead letters for good."),
+    "config show": ("config:show", "Print every setting with its value and its origin."),
+    "db upgrade": ("db:upgrade", "Bring the stored data to the schema of this version."),
+    "db check": ("db:check", "Say whether the stored data has the schema of this version."),
 }
 _PASSED_ON = {
-    "sidecar": "The half of an actor that speaks to the queues; its own flags: groundplane sidecar --help.",
-    "runtime": "The half of an actor that runs the handler; its own flags: groundplane runtime --help.",
+    "sidecar": "The half of an actor that speaks to the queues; see `groundplane sidecar --help`.",
+    "runtime": "The half of an actor that runs the handler; see `groundplane runtime --help`.",
 }
 
 
-def build() -> App:
-    """The whole command line; commands are imported when they are used."""
-    app = App(
-        name="groundplane",
-        help="Durable queues, an actor mesh, jobs, and a gateway for any MCP or HTTP client.",
-        help_epilogue=_EPILOGUE,
-        help_format="plaintext",
-        version_flags=[],
-        result_action="return_value",
-    )
-    for name, target in _COMMANDS.items():
-        app.command(target, name=name)
-    for name, (text, commands) in _GROUPS.items():
-        group = App(name=name, help=text, help_format="plaintext", version_flags=[])
-        for command, target in commands.items():
-            group.command(target, name=command)
-        app.command(group)
+def build(argv: Sequence[str] = ()) -> App:
+    """The command line for these words: the command that they name is loaded, the others are only listed."""
+    called = next((name for name in (" ".join(argv[:2]), " ".join(argv[:1])) if name in _COMMANDS), None)
+    app = App(name="groundplane", help=_ROOT, help_epilogue=_EPILOGUE, help_format="plaintext", version_flags=[])
+    groups = {name: App(name=name, help=text, help_epilogue="", version_flags=[]) for name, text in _GROUPS.items()}
+    for name, (target, summary) in _COMMANDS.items():
+        group, _, command = name.rpartition(" ")
+        parent = groups[group] if group else app
+        if name == called:
+            function = _load(target)
+            parent.command(function, name=command, help_epilogue=_examples(function), version_flags=[])
+        else:
+            parent.command(f"groundplane.cli.{target}", name=command, help=summary, version_flags=[])
+    for one in groups.values():
+        app.command(one)
     for name, text in _PASSED_ON.items():
         app.command(_passed_on, name=name, help=text)
     return app
@@ -80,23 +85,40 @@ def build() -> App:
 def run(argv: Sequence[str]) -> int:
     """Run one command; the exit code. Errors are printed here and nowhere else."""
     json = "--json" in argv
+    unknown = _unknown_command(argv)
+    if unknown:
+        return _usage(unknown, json=json)
     try:
-        outcome = build()(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
+        outcome = build(argv)(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
-        return _usage(error, json=json)
+        return _usage(str(error), json=json)
     except GroundplaneError as error:
         show_error(error, json=json)
         return exit_code(error)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of the pipe has seen enough; the interpreter must not complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
     return outcome if isinstance(outcome, int) else EXIT_OK
 
 
-def _usage(error: CycloptsError, *, json: bool) -> int:
-    message = " ".join(str(error).split())
+def _unknown_command(argv: Sequence[str]) -> str:
+    """What to say about a command that does not exist; said here so that nothing is loaded for it."""
+    words = [word for word in argv[:2] if not word.startswith("-")]
+    first = {name.partition(" ")[0] for name in _COMMANDS} | set(_PASSED_ON)
+    if words and words[0] not in first:
+        return f"command: {words[0]!r} does not exist{did_you_mean(words[0], first)}"
+    second = {name.partition(" ")[2] for name in _COMMANDS if name.startswith(f"{argv[0]} ")}
+    if second and len(words) > 1 and words[1] not in second:
+        hint = did_you_mean(words[1], second) or f"; there is {', '.join(sorted(second))}"
+        return f"command: '{words[0]} {words[1]}' does not exist{hint}"
+    return ""
+
+
+def _usage(text: str, *, json: bool) -> int:
+    message = " ".join(text.split())
     if json:
         record = {"code": "invalid_argument", "reason": "usage", "message": message, "details": {}, "retryable": False}
         sys.stderr.write(to_json({"error": record}) + "\n")
@@ -105,8 +127,18 @@ def _usage(error: CycloptsError, *, json: bool) -> int:
     return EXIT_USAGE
 
 
-def _passed_on(*arguments: str) -> Any:
-    raise AssertionError("sidecar and runtime are started before the command line is built")
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(f"groundplane.cli.{module}"), name)
 
 
-__all__ = ["EXIT_FAILURE", "EXIT_OK", "EXIT_USAGE", "build", "run"]
+def _examples(function: Any) -> str:
+    """The examples of a command's docstring, which the help would leave out."""
+    lines = (function.__doc__ or "").splitlines()
+    found = [line.strip() for line in lines if line.strip().startswith("groundplane ")]
+    return "\nExamples:\n\n" + "\n".join(f"  {line}" for line in found) if found else ""
+
+
+def _passed_on(*arguments: str) -> int:
+    """`sidecar` and `runtime` are started before the command line is built, and never come here."""
+    return EXIT_USAGE

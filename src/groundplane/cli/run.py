@@ -27,8 +27,12 @@ def run(
     app: str,
     /,
     *,
-    role: Annotated[list[Role], Parameter(help="What to run here; may be repeated. actors brings the ends along.")],
-    actor: Annotated[list[str] | None, Parameter(help="With --role actors: only this actor, without the ends.")] = None,
+    role: Annotated[
+        list[Role], Parameter(negative="", help="What to run here; may be repeated. actors brings the ends along.")
+    ],
+    actor: Annotated[
+        list[str] | None, Parameter(negative="", help="With --role actors: only this actor, without the ends.")
+    ] = None,
     host: Annotated[str | None, Parameter(help="Address of the gateway; loopback only.")] = None,
     port: Annotated[int | None, Parameter(help="Port of the gateway; 0 takes a free one.")] = None,
     common: Common = COMMON,
@@ -111,7 +115,7 @@ class _Role:
             self._supervisor.start(self._programs.runtimes(self._description, self._only))
             self._supervisor.start(self._programs.sidecars(self._description, self._only))
         if "ends" in self._roles or ("actors" in self._roles and self._only is None):
-            self._supervisor.start(self._programs.ends())
+            self._supervisor.start(self._programs.ends(self._description))
         ready = asyncio.create_task(self._supervisor.all_ready())
         stopped = asyncio.create_task(self._stop.wait())
         try:
@@ -134,11 +138,9 @@ class _Role:
 
     def _announce(self) -> None:
         names = list(self._supervisor.children)
-        url = next(
-            (str(child.details["url"]) for child in self._supervisor.children.values() if "url" in child.details), None
-        )
+        urls = [str(one.details["url"]) for one in self._supervisor.children.values() if "url" in one.details]
         ready = {"event": "ready", "role": ",".join(sorted(self._roles)), "processes": names, "pid": os.getpid()}
-        self._output.result(ready if url is None else {**ready, "url": url}, f"ready: {', '.join(names)}; Ctrl-C stops")
+        self._output.result({**ready, "url": urls[0]} if urls else ready, f"ready: {', '.join(names)}; Ctrl-C stops")
 
     def _heard(self, what: str, child: Child) -> None:
         name = child.program.name

@@ -36,7 +36,7 @@ _OTHER_VARIABLES = frozenset(
         "CONFIG", "FAILPOINTS", "FAILPOINTS_FILE", "FAILPOINTS_LOG",
         # of sidecar and runtime, which read them themselves
         "HANDLER", "HANDLER_MODE", "SOCKET_PATH", "SOCKET_CHMOD", "WORKERS", "STANDBY", "CONCURRENCY", "CUDA_CLEANUP",
-        "READY_FILE",
+        "READY_FILE", "QUEUE_NAME", "SOCKET_PROTOCOL", "EXCHANGE", "GATEWAY_URL", "HAPPY_END", "ERROR_END",
     )
 )  # fmt: skip
 _OTHER_PREFIXES = ("GROUNDPLANE_TEST_", "GROUNDPLANE_ACTOR_", "GROUNDPLANE_REQUIRE_")
@@ -125,7 +125,7 @@ def shown(loaded: Loaded) -> list[dict[str, Any]]:
 
 def to_bytes(settings: Settings) -> bytes:
     """The settings for a process of one's own, over a pipe: secrets are in clear, so nowhere else."""
-    return msgspec.json.encode(settings, enc_hook=lambda value: value.reveal() if isinstance(value, Url) else str(value))
+    return msgspec.json.encode(settings, enc_hook=lambda one: one.reveal() if isinstance(one, Url) else str(one))
 
 
 def from_bytes(data: bytes) -> Settings:
