@@ -1,0 +1,83 @@
+"""A mesh of real processes on a temporary state folder, for the benchmarks: sidecars and runtimes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from groundplane.mesh import launch
+from groundplane.mesh.spec import ActorSpec
+from groundplane.mesh.start import queue_specs
+from groundplane.queues import Queues
+from groundplane.queues.port import QueueSpec
+
+HANDLERS = Path(__file__).resolve().parent / "handlers"
+
+
+@asynccontextmanager
+async def mesh(actors: Sequence[ActorSpec], *extra_queues: str) -> AsyncIterator[tuple[Queues, dict[str, int]]]:
+    """The queues of a running mesh, and the pids of its processes; every actor is ready."""
+    with tempfile.TemporaryDirectory(prefix="groundplane-bench-") as folder:
+        place = launch.Place(state=Path(folder), log_level="warning")
+        place.run.mkdir(parents=True)
+        async with Queues.open(state=place.state) as queues:
+            specs = [*queue_specs(actors), *(QueueSpec(name=name) for name in extra_queues)]
+            await queues.declare(*specs)
+            commands = [make(spec, place) for spec in actors for make in (launch.runtime, launch.sidecar)]
+            processes = {command.name: start(command) for command in commands}
+            try:
+                for command in commands:
+                    await ready(command, processes[command.name])
+                yield queues, {name: process.pid for name, process in processes.items()}
+            finally:
+                stop(list(processes.values()))
+
+
+def start(command: launch.Command) -> subprocess.Popen[bytes]:
+    """The process of a command."""
+    environment = {**os.environ, **command.environment, "PYTHONPATH": str(HANDLERS)}
+    return subprocess.Popen(command.arguments, env=environment, cwd=HANDLERS)
+
+
+async def ready(command: launch.Command, process: subprocess.Popen[bytes], timeout_s: float = 30) -> dict[str, Any]:
+    """What the process wrote in its ready file, once it is there."""
+    async with asyncio.timeout(timeout_s):
+        while not command.ready_file.exists():
+            if process.poll() is not None:
+                raise RuntimeError(f"{command.name} ended with {process.returncode}")
+            await asyncio.sleep(0.01)
+    found: dict[str, Any] = msgspec.json.decode(command.ready_file.read_bytes() or b"{}")
+    return found
+
+
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM to all, and wait."""
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.wait(40)
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used so far, its ended children included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+PYTHON = sys.executable
