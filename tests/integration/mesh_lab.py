@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,6 +21,7 @@ from groundplane.core.errors import NotFound
 from groundplane.jobs.port import Job, JobEvent, OutboxMessage
 from groundplane.jobs.store import Jobs
 from groundplane.mesh import launch
+from groundplane.mesh.claims import Claims
 from groundplane.mesh.spec import ActorSpec, Limits, ToolSpec
 from groundplane.mesh.start import queue_specs, start_job, transport_headers
 from groundplane.queues.client import Queues
@@ -41,6 +41,7 @@ class Lab:
         self.queues = queues
         self.jobs = jobs
         self.blobs = blobs
+        self.claims = Claims(blobs, limits)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @classmethod
@@ -216,11 +217,11 @@ async def lines(path: Path, count: int = 1, timeout_s: float = TIMEOUT_S) -> lis
     """The lines of a file once there are `count`."""
 
     async def look() -> list[str] | None:
-        found = path.read_text().splitlines() if path.exists() else []
+        found = _lines(path)
         return found if len(found) >= count else None
 
     return await eventually(look, timeout_s)
 
 
-def python() -> str:
-    return sys.executable
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

@@ -17,7 +17,7 @@ from groundplane.telemetry.metrics import ActorMetrics
 
 AHEAD_S = 0.02
 """How much work is held ahead of the calls, in seconds of handling."""
-AHEAD_MAX = 64
+AHEAD_MAX = 256
 WINDOW_MAX = 4096
 CANCEL_GRACE_S = 0.5
 DEAF_S = 10.0
@@ -66,8 +66,8 @@ class Loop:
         if self._window is not None:
             return self._window
         spent = self._active.runtime_s
-        ahead = AHEAD_MAX if spent <= 0.0 else round(AHEAD_S / spent)
-        return min(WINDOW_MAX, self._concurrency * (1 + min(AHEAD_MAX, max(0, ahead))))
+        ahead = self._concurrency if spent <= 0.0 else round(self._concurrency * AHEAD_S / spent)
+        return min(WINDOW_MAX, self._concurrency + min(AHEAD_MAX, ahead))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Receive until `stop` is set, or the queue fails for good (`failure`)."""
