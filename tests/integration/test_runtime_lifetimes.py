@@ -209,6 +209,7 @@ class TestSidecars:
                 begin(gone, "stuck")
             with running.connect(session="newer") as client:
                 eventually(lambda: not alive(gone.worker), "nobody would read its outcome")
+                assert "its peer went away" not in running.stderr, "at once, not after the grace of a lost connection"
                 assert client.value(1)["value"] == 1
 
     @pytest.mark.req("MESH-17.1")

@@ -1796,7 +1796,7 @@ class Supervisor:
         self._waiting.append(peer)
 
     def _dispatch(self) -> None:
-        """Hand waiting peers to idle workers, the first come first; the most recently used worker first."""
+        """Hand waiting peers to idle workers, the first come first; the oldest worker first."""
         if not self._waiting:
             return
         idle = [worker for worker in self._workers.values() if worker.state == "idle" and not worker.killed]
