@@ -2193,6 +2193,9 @@ def _variable(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a runtime until it is told to stop; the exit code. Owns the process: signals, working threads, forks."""
     global _level
+    if sys.version_info < (3, 9):
+        sys.stderr.write(f"python: {sys.version.split()[0]} is too old for the runtime; use 3.9 or newer\n")
+        return EXIT_USAGE
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = settings(arguments)
     if chosen.print:
