@@ -44,14 +44,18 @@ async def hold_and_ack(queues: Queues, queue: str) -> None:
 
 
 async def hop(queues: Queues, source: str, target: str, window: str) -> None:
-    """Pass messages from one queue to another until killed; says the attempts above 1 that it saw."""
+    """Pass messages from one queue to another until killed; a header tells the attempt that did it."""
     async with queues.consume(source, max_in_flight=int(window)) as consumer:
         say("ready")
         while True:
             batch = await consumer.receive(int(window))
             sends = [
                 OutgoingMessage(
-                    queue=target, id=one.id, payload=one.payload, headers=one.headers, dedup_key=one.id + ":1"
+                    queue=target,
+                    id=one.id,
+                    payload=one.payload,
+                    headers={"attempt": str(one.attempt)},
+                    dedup_key=one.id + ":1",
                 )
                 for one in batch
             ]

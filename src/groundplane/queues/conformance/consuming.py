@@ -116,7 +116,14 @@ class ConsumingConformance(Kit):
         await fill(queues, queue, 6)
         async with queues.consume(queue, max_in_flight=6) as consumer:
             a, b, c, d, e, f = await take(consumer, 6)
-            outcome = [Ack(a), Nack(b), Reject(c, "bad"), Nack(d, 3600), Nack(e, counts=False), Ack(f)]
+            outcome: list[Settlement] = [
+                Ack(a),
+                Nack(b),
+                Reject(c, "bad"),
+                Nack(d, 3600),
+                Nack(e, counts=False),
+                Ack(f),
+            ]
             await consumer.settle(outcome, [message(target)])
             depth = await queues.depth(queue)
             assert (depth.ready, depth.in_flight, depth.delayed, depth.dead) == (2, 0, 1, 1)

@@ -80,7 +80,7 @@ class FaultConformance(Kit):
         source, target = await a_queue(queues, attempts_max=100), await a_queue(queues, attempts_max=100)
         sent: list[str] = []
         stop = asyncio.Event()
-        current = queues
+        current = await self.restart(queues)
 
         async def produce() -> None:
             while not stop.is_set():
@@ -105,7 +105,7 @@ class FaultConformance(Kit):
         async with asyncio.TaskGroup() as group:
             group.create_task(produce())
             group.create_task(pass_on())
-            for _ in range(3):
+            for _ in range(2):
                 await asyncio.sleep(0.2)
                 current = await self.restart(current)
             stop.set()

@@ -1,0 +1,1 @@
+"""The testing kit: what Groundplane's own suites use, for the tests of its users."""
