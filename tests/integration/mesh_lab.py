@@ -191,6 +191,10 @@ class Lab:
             f"--- {path.name}\n{path.read_text(errors='replace')[-2500:]}" for path in self.state.glob("run/*.log")
         )
 
+    def edited(self, data: bytes, payload: Any) -> bytes:
+        """An envelope's bytes with another payload, as an operator edits a dead letter."""
+        return msgspec.structs.replace(Envelope.from_bytes(data), payload=payload).to_bytes()
+
     async def idle(self, *queues: str) -> None:
         """Wait until nothing is ready, delayed or in flight."""
 
