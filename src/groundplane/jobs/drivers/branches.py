@@ -102,7 +102,8 @@ def join(unit: Unit, seq: int, parent: Branch, change: Joined) -> str:
         """WITH RECURSIVE below (id) AS (
              SELECT envelope_id FROM job_branches WHERE job = :job AND parent = :parent
              UNION ALL
-             SELECT one.envelope_id FROM job_branches AS one JOIN below ON one.job = :job AND one.parent = below.id)
+             SELECT one.envelope_id FROM below CROSS JOIN job_branches AS one
+             ON one.job = :job AND one.parent = below.id)
            UPDATE job_branches SET state = 'joined', result = NULL
            WHERE job = :job AND envelope_id IN (SELECT id FROM below) AND state IN ('live', 'split', 'done', 'held')""",
         {"job": seq, "parent": parent.envelope_id},

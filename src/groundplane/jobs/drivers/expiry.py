@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from groundplane.backends.sqlite import Transaction
+from groundplane.core.clock import iso_z
 from groundplane.core.errors import ErrorRecord
 from groundplane.jobs.drivers import branches
 from groundplane.jobs.drivers.unit import Scope, Unit, end
@@ -43,7 +44,7 @@ def look(tx: Transaction, scope: Scope, retention: Retention, now: int) -> Due:
         (scope.number, _cutoff(now, retention.jobs_s)),
     )[0][0]
     oldest = tx.execute(
-        """SELECT one.created_at FROM job_events AS one JOIN jobs ON jobs.seq = one.job
+        """SELECT one.created_at FROM job_events AS one CROSS JOIN jobs ON jobs.seq = one.job
            WHERE one.id > (SELECT trimmed_to FROM job_namespaces WHERE id = :namespace)
              AND one.final = 0 AND jobs.namespace = :namespace ORDER BY one.id LIMIT 1""",
         {"namespace": scope.number},
@@ -59,12 +60,12 @@ def look(tx: Transaction, scope: Scope, retention: Retention, now: int) -> Due:
 def end_overdue(unit: Unit) -> list[str]:
     """End jobs past their deadline: at most `BATCH`, their ids. A paused job's deadline stands still."""
     rows = unit.tx.execute(
-        "SELECT seq, job_id, fan_out, deadline_at, created_at FROM jobs WHERE namespace = ? AND deadline_at <= ? "
+        "SELECT seq, job_id, fan_out, deadline_at FROM jobs WHERE namespace = ? AND deadline_at <= ? "
         "AND deadline_at IS NOT NULL AND state IN ('pending', 'running') ORDER BY deadline_at LIMIT ?",
         (unit.scope.number, unit.now, BATCH),
     )
-    for seq, _, fan_out, deadline_at, created_at in rows:
-        message = f"The job did not end by its deadline, {(deadline_at - created_at) / 1000:g} s after its start."
+    for seq, _, fan_out, deadline_at in rows:
+        message = f"The job did not end by its deadline, {iso_z(deadline_at)}."
         error = ErrorRecord("deadline_exceeded", message, "deadline_exceeded")
         if fan_out:
             error = branches.ending(unit, seq).error(error)
@@ -93,7 +94,7 @@ def trim_events(unit: Unit, retention: Retention) -> int:
     """Delete old events but final ones, from the oldest on; remember how far, for readers who come with an older id."""
     cutoff = _cutoff(unit.now, retention.events_s)
     rows = unit.tx.execute(
-        """SELECT one.id, one.job, one.created_at FROM job_events AS one JOIN jobs ON jobs.seq = one.job
+        """SELECT one.id, one.job, one.created_at FROM job_events AS one CROSS JOIN jobs ON jobs.seq = one.job
            WHERE one.id > (SELECT trimmed_to FROM job_namespaces WHERE id = :namespace)
              AND one.final = 0 AND jobs.namespace = :namespace ORDER BY one.id LIMIT :limit""",
         {"namespace": unit.scope.number, "limit": _EVENTS_BATCH},
@@ -117,7 +118,7 @@ def count(tx: Transaction, scope: Scope) -> Counts:
     number = (scope.number,)
     jobs = tx.execute("SELECT count(*) FROM jobs WHERE namespace = ?", number)[0][0]
     events = tx.execute(
-        "SELECT count(*) FROM job_events AS one JOIN jobs ON jobs.seq = one.job WHERE jobs.namespace = ?", number
+        "SELECT count(*) FROM job_events AS one CROSS JOIN jobs ON jobs.seq = one.job WHERE jobs.namespace = ?", number
     )[0][0]
     outbox = tx.execute("SELECT count(*) FROM job_outbox WHERE namespace = ?", number)[0][0]
     return Counts(jobs=jobs, events=events, outbox=outbox)

@@ -69,17 +69,17 @@ def get(tx: Transaction, scope: Scope, job_id: str) -> Job:
 
 def list_jobs(tx: Transaction, scope: Scope, query: JobQuery) -> JobPage:
     """Newest first. The cursor is the `seq` of the last job of the page before."""
-    wanted, bindings = ["namespace = ?"], [scope.number, *()]
-    values: list[int | str] = [*bindings]
-    if query.owner is not None:
-        wanted.append("owner = ?")
-        values.append(query.owner)
-    if query.tool is not None:
-        wanted.append("tool = ?")
-        values.append(query.tool)
+    wanted = ["namespace = ?" if query.owner is not None else "+namespace = ?"]  # "+": by seq, not by an index to sort
+    values: list[int | str] = [scope.number]
+    for column, value in (("owner", query.owner), ("tool", query.tool)):
+        if value is not None:
+            wanted.append(f"{column} = ?")
+            values.append(value)
     if query.states:
         wanted.append(f"state IN ({', '.join('?' * len(query.states))})")
         values += [state.value for state in query.states]
+        if not any(state.terminal for state in query.states):
+            wanted.append("finished_at IS NULL")  # the index of what is live
     if query.cursor is not None:
         wanted.append("seq < ?")
         values.append(_position(query.cursor))

@@ -51,7 +51,8 @@ CREATE UNIQUE INDEX jobs_idempotency ON jobs (namespace, owner, idempotency_key)
 CREATE INDEX jobs_deadline ON jobs (namespace, deadline_at)
   WHERE deadline_at IS NOT NULL AND state IN ('pending', 'running');
 CREATE INDEX jobs_finished ON jobs (namespace, finished_at) WHERE finished_at IS NOT NULL;
-CREATE INDEX jobs_listing ON jobs (namespace, owner, seq);
+CREATE INDEX jobs_of_owner ON jobs (namespace, owner, seq);
+CREATE INDEX jobs_live ON jobs (namespace, owner, seq) WHERE finished_at IS NULL;
 
 CREATE TABLE job_transitions (
   before TEXT NOT NULL,

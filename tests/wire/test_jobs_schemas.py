@@ -1,0 +1,80 @@
+"""Data of every released schema of jobs, opened by the present code."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import pytest
+
+from groundplane.backends.sqlite import Database
+from groundplane.core.errors import Conflict
+from groundplane.jobs import Jobs, JobState, Retention
+from groundplane.jobs.conformance.subjects import kinds, succeed
+from groundplane.jobs.drivers.embedded import FILE_NAME, MIGRATIONS
+from wire.jobs_release import FAR, job
+
+pytestmark = pytest.mark.anyio
+
+_SCHEMAS = sorted((Path(__file__).parent / "jobs_schemas").glob("*.sql"))
+_FOR_EVER = Retention(jobs_s=1e10, events_s=1e10)
+_CHECKSUMS = {1: "de454eb1d51cc42c"}
+
+
+def _release(schema: Path, state: Path) -> None:
+    connection = apsw.Connection(str(state / FILE_NAME))
+    connection.execute(schema.read_text(encoding="utf-8")).fetchall()
+    connection.close()
+
+
+@pytest.mark.req("JOB-10.1")
+def test_each_migration_has_a_release_to_test_and_none_was_edited_since() -> None:
+    migrations = MIGRATIONS.load()
+    assert [int(schema.stem) for schema in _SCHEMAS] == [one.version for one in migrations]
+    assert {one.version: one.checksum[:16] for one in migrations} == _CHECKSUMS
+
+
+@pytest.mark.req("JOB-10.1")
+async def test_an_empty_file_is_checked_without_being_changed_and_then_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    assert [one.version for one in await Database.check(path, [MIGRATIONS])] == list(_CHECKSUMS)
+    assert not await asyncio.to_thread(path.exists)
+    async with Jobs.open(state=tmp_path):
+        pass
+    assert await Database.check(path, [MIGRATIONS]) == ()
+
+
+@pytest.mark.req("JOB-10.1")
+@pytest.mark.parametrize("schema", _SCHEMAS, ids=lambda schema: schema.stem)
+async def test_jobs_of_a_release_are_read_and_go_on(schema: Path, tmp_path: Path) -> None:
+    _release(schema, tmp_path)
+
+    async with Jobs.open(state=tmp_path, namespace="released", upgrade=True, retention=_FOR_EVER) as jobs:
+        page = await jobs.list_jobs()
+        assert {one.job_id: one.state for one in page.items} == {
+            **{state.value: state for state in JobState},
+            "fan-out": JobState.RUNNING,
+            "waiting": JobState.PENDING,
+        }
+        good = await jobs.get("succeeded")
+        assert (good.result, good.result_key, good.progress) == ({"answer": [25, None, b"\x00"]}, "r", 100.0)
+        assert good.arguments == {"name": "succeeded", "ä": None}
+        bad = await jobs.get("failed")
+        assert bad.error is not None
+        assert (bad.error.message, bad.error.reason) == ("it broke", "processing_error")
+        assert (await jobs.get("running")).progress == 25.0
+        assert await kinds(jobs, "cancelled") == ["created", "cancelled"]
+        assert not (await jobs.create(job("again", owner="me", idempotency_key="key pending"))).created
+        with pytest.raises(Conflict):
+            await jobs.create(job("again", owner="me", idempotency_key="key pending", arguments_hash="else"))
+
+        resumed = await jobs.resume("paused")
+        assert resumed.deadline_at is not None
+        assert resumed.deadline_at > FAR
+        taken = await jobs.driver.outbox.take(10)
+        assert [(one.id, one.headers) for _, one in taken] == [("e-waiting", {"k": "v"}), ("e-paused", {"k": "v"})]
+        assert (await succeed(jobs, "fan-out", "zero", "c0")).state is JobState.SUCCEEDED
+        assert (await jobs.get("fan-out")).result == ["zero", "one"]
+        assert (await succeed(jobs, "pending", 1)).applied
+        assert not (await succeed(jobs, "timed_out", 1)).applied
