@@ -274,6 +274,15 @@ async def test_a_drain_ends_open_streams_with_a_retry_hint_and_the_server_stops_
     assert text.endswith("retry: 70\n: the gateway shuts down; the job goes on\n\n")
 
 
+@pytest.mark.req("GATE-05.1")
+async def test_head_answers_with_the_headers_and_opens_no_stream(one: House) -> None:
+    job_id = await start(one, "stuck")
+    async with one.http() as http:
+        response = await http.head(f"/v1/jobs/{job_id}/events")
+    assert (response.status_code, response.content) == (200, b"")
+    assert await _streams(one, 0)
+
+
 @pytest.mark.req("GATE-04.2", "JOB-11.2")
 async def test_the_older_stream_speaks_the_older_words_with_ours_beside_them(one: House) -> None:
     async with actors(one, {"fail": fail}):

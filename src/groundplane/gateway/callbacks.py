@@ -40,7 +40,7 @@ class ActorApi:
 
     async def get(self, call: Call) -> ASGIApp:
         """The job in the older words, ours beside them."""
-        return reply(asya_json(await self._services.whole(await self._job(call))))
+        return reply(asya_json(await self._job(call)))
 
     async def stream(self, call: Call) -> ASGIApp:
         """The job's events in the older words."""

@@ -29,7 +29,7 @@ from groundplane.core.errors import ErrorRecord, GroundplaneError, NotFound
 from groundplane.core.lifecycle import Lifecycle
 from groundplane.gateway.mcp_sessions import SessionManager
 from groundplane.gateway.services import Services
-from groundplane.gateway.shapes import error_json
+from groundplane.gateway.shapes import carryable, error_json
 from groundplane.gateway.streams import is_final
 from groundplane.gateway.tools import Reloaded, Tool
 from groundplane.jobs.port import Job, JobState
@@ -151,7 +151,7 @@ class McpLane:
             self._abandoned(ctx, tool, created.job)
             raise
         services.metrics.called("ok" if job.state is JobState.SUCCEEDED else "error")
-        return _outcome(await services.whole(job))
+        return _outcome(job)
 
     async def _follow(self, ctx: Context, tool: Tool, job: Job) -> Job:
         """Wait for the job's end, telling its progress on the way. A drain ends the wait, not the job."""
@@ -234,7 +234,7 @@ def _listed(tool: Tool) -> ListedTool:
 def _outcome(job: Job) -> dict[str, Any]:
     """The result of a tool call for a job that ended, or that goes on while the gateway stops."""
     if job.state is JobState.SUCCEEDED:
-        result = job.result
+        result = carryable(job.result)
         text = result if isinstance(result, str) else _ENCODER.encode(result).decode()
         structured = msgspec.to_builtins(result, builtin_types=(), enc_hook=str)
         return {

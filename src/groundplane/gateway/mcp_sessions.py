@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCResponse
+from sse_starlette import sse
 
 EVENTS_MAX = 256
 
@@ -68,6 +71,19 @@ class SessionManager(StreamableHTTPSessionManager):
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)
         self._stores: dict[str, SessionEvents] = {}
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Serve while open. The SDK's streams would start a task that asks twice a second, for ever, whether uvicorn
+        stops; here the gateway ends them itself (`drain`).
+        """
+        state = sse._get_shutdown_state()
+        state.watcher_started = True
+        try:
+            async with super().run():
+                yield
+        finally:
+            state.watcher_started = False
 
     def is_open(self, session_id: str | None) -> bool:
         """Whether the session exists."""

@@ -83,7 +83,7 @@ class JobsApi:
 
     async def get(self, call: Call) -> ASGIApp:
         """The job."""
-        return reply(job_json(await self._services.whole(await self._job(call))))
+        return reply(job_json(await self._job(call)))
 
     async def result(self, call: Call) -> ASGIApp:
         """200 with the ended job, or 202 with the job while it runs, after at most `wait` seconds."""

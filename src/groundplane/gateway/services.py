@@ -6,7 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from groundplane.blobs import Blobs
+from groundplane.core import codec
 from groundplane.core.errors import InvalidArgument, Unavailable
 from groundplane.gateway.feed import Feed
 from groundplane.gateway.metrics import GatewayMetrics
@@ -69,8 +72,12 @@ class Services:
         return created
 
     async def whole(self, job: Job) -> Job:
-        """The job with its result also where that was too large for the record and lies in blobs."""
-        return job
+        """The job with its result also where that was too large for the record, which then names the blob."""
+        key = job.result.get("$blob") if isinstance(job.result, dict) else None
+        if self.blobs is None or key is None or key != job.result_key:
+            return job
+        document = codec.decode(await self.blobs.get(key))
+        return msgspec.structs.replace(job, result=document["payload"])
 
 
 def check_idempotency_key(key: str | None) -> str | None:

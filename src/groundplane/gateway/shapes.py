@@ -26,7 +26,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "actor": job.actor,
         "steps_completed": job.steps_completed,
         "total_steps": job.total_steps,
-        "result": job.result,
+        "result": carryable(job.result),
         "error": error_json(job.error),
         "created_at": iso_z(job.created_at),
         "updated_at": iso_z(job.updated_at),
@@ -97,13 +97,17 @@ def dead_json(letter: DeadLetter, *, whole: bool = False) -> dict[str, Any]:
         shown["job_id"] = envelope.job_id
     if whole:
         shown["headers"] = letter.headers
-        shown["payload"] = _carryable(envelope.payload) if envelope is not None else None
+        shown["payload"] = carryable(envelope.payload) if envelope is not None else None
         shown["payload_base64"] = base64.b64encode(letter.payload).decode() if envelope is None else None
     return shown
 
 
-def _carryable(payload: Any) -> Any:
-    """The payload where JSON carries it; binary values inside become base64 by the encoder."""
+def carryable(payload: Any) -> Any:
+    """The value where JSON carries it (binary becomes base64 on the wire), else what Python shows of it: NaN,
+    infinities, keys that are no text.
+    """
+    if payload is None or isinstance(payload, str | bool | int):
+        return payload
     try:
         codec.encode(payload, "json")
     except InvalidArgument:

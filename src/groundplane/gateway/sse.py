@@ -45,9 +45,12 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the source ends, the client leaves, or it has not read for `stall_s` seconds."""
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         watcher = asyncio.create_task(self._watch(receive), name="sse:disconnect")
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             async for chunk in self._source:
                 if watcher.done():
                     return

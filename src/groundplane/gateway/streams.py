@@ -87,7 +87,7 @@ class _Writer:
                 events.end()
             yield frame(
                 "status",
-                self._words.job(await services.whole(self._job)),
+                self._words.job(self._job),
                 event_id=self._after or None,
                 retry_ms=settings.retry_ms,
             )
@@ -107,7 +107,7 @@ class _Writer:
 
     async def _frame(self, event: JobEvent) -> bytes:
         if is_final(event):
-            job = await self._services.whole(await self._services.jobs.get(event.job_id))
+            job = await self._services.jobs.get(event.job_id)
             return self._final(job, event.id, self._words.event(event))
         return frame("update", self._words.event(event), event_id=event.id)
 
