@@ -284,7 +284,9 @@ class Router:
     def _forward(self, envelope: Envelope) -> Send:
         return Send(envelope.route.actor or self.happy_end, envelope)
 
-    def progress(self, envelope: Envelope, weight: float, status: str, message: str = "") -> list[Change]:
+    def progress(
+        self, envelope: Envelope, weight: float, status: str, message: str = "", *, attempt: int = 1
+    ) -> list[Change]:
         """The report that this hop is so far (weights of the progress formula), or nothing without a job."""
         if envelope.job_id is None:
             return []
@@ -297,6 +299,7 @@ class Router:
             weight=weight,
             message=message,
             status=status,
+            attempt=attempt,
         )
         return [change]
 

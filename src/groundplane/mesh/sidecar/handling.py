@@ -176,7 +176,8 @@ class Handling:
         if parts.reporter is None or envelope.job_id is None:
             return True
         token = _token(envelope)
-        outcomes = await parts.reporter.apply(parts.router.progress(envelope, RECEIVED, "received"), token)
+        received = parts.router.progress(envelope, RECEIVED, "received", attempt=work.attempt)
+        outcomes = await parts.reporter.apply(received, token)
         state = outcomes[0].state if outcomes else None
         if state is None or not (state.terminal or state is JobState.PAUSED):
             return True
@@ -219,7 +220,8 @@ class Handling:
     async def _called(self, work: Work, watch: CallWatch) -> Outcome:
         parts, envelope = self._p, work.envelope
         if parts.reporter is not None:
-            parts.reporter.post(parts.router.progress(envelope, PROCESSING, "processing"), _token(envelope))
+            processing = parts.router.progress(envelope, PROCESSING, "processing", attempt=work.attempt)
+            parts.reporter.post(processing, _token(envelope))
         timeout_s = effective_timeout_s(parts.router.spec.timeout_s, envelope.deadline_at, parts.clock)
         request = CallRequest(
             envelope=_as_map(envelope, work.payload, work.attempt),
