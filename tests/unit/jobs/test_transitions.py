@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import apsw
 import pytest
@@ -26,8 +25,8 @@ _PAIRS = list(itertools.product(JobState, JobState))
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[apsw.Connection]:
-    opened = apsw.Connection(str(tmp_path / "jobs.db"))
+def connection() -> Iterator[apsw.Connection]:
+    opened = apsw.Connection(":memory:")
     for migration in MIGRATIONS.load():
         opened.execute(migration.sql).fetchall()
     opened.execute(
