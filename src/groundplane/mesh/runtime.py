@@ -77,6 +77,7 @@ EXIT_OK, EXIT_USAGE, EXIT_HANDLER, EXIT_SOCKET, EXIT_WORKERS, EXIT_GRACE = 0, 2,
 EXIT_ASKED = 70
 """What a worker ends with whose handler raised SystemExit or KeyboardInterrupt."""
 
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 _MISSING: Any = object()
 _CODES = frozenset(
     [
@@ -1209,6 +1210,7 @@ class WorkerProcess:
     def run(self) -> NoReturn:
         """Load what is not loaded, say so, serve until the supervisor says otherwise."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(line_buffering=True)
@@ -1350,6 +1352,8 @@ class WorkerProcess:
             if rest:
                 peer.data_received(rest)
             await peer.gone
+            if self.draining:
+                self.leave(EXIT_OK)
             self.tell({"idle": True})
 
 
@@ -1449,7 +1453,7 @@ class AsyncConnection:
         """On SIGTERM: end the process as soon as no call runs."""
         self._worker.draining = True
         if not self._tasks:
-            self._worker.leave(EXIT_OK)
+            self._flush_and_leave()
 
     def _sort(self, message: dict[str, Any]) -> None:
         kind, call = message.get("t"), message.get("id")
@@ -1508,7 +1512,6 @@ class AsyncConnection:
         if self._lost:
             self._worker.leave(EXIT_OK)
         self._transport.close()
-        self.gone.add_done_callback(lambda _: self._worker.leave(EXIT_OK))
 
     def _send(self, body: bytes) -> None:
         if not self._lost:
@@ -1599,7 +1602,7 @@ class Supervisor:
         """Until drained; the exit code."""
         self._wake.setblocking(False)
         self._wakeup.setblocking(False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             signal.signal(number, _noted)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         self._watch(self._wake, select.EPOLLIN, self._on_signal)
@@ -1631,9 +1634,11 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         read, write = os.pipe()
         _flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a signal to the child would seem to be the supervisor's
         pid = os.fork()
         if pid == 0:
             self._become_worker(theirs, read, (ours, write))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
         os.close(read)
         worker = self._workers[pid] = Worker(pid, ours, write)
