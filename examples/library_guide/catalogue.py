@@ -48,7 +48,7 @@ def replace(root: str, symbols: list[dict[str, Any]]) -> None:
 
 
 def search(question: str, limit: int) -> list[dict[str, Any]]:
-    """The `limit` best symbols. Rare words of the question count more than frequent ones, public names more than private."""
+    """The `limit` best symbols. Rare words of the question count more, private names count less."""
     words = [word for word in re.findall(r"\w+", question.lower()) if word not in STOP_WORDS]
     if not words:
         raise ValueError(f"question: {question!r} has no words to look for")
@@ -82,7 +82,7 @@ def _rarity(database: sqlite3.Connection, word: str) -> float:
 
 
 def _weight(row: tuple[Any, ...], rarity: dict[str, float]) -> float:
-    """More for each word of the question that is there (by its first letters), less for what is private or undocumented."""
+    """More for each word that is there (by its first letters), less for what is private or undocumented."""
     name, _, kind, text = row[:4]
     there = f"{_words(name)} {text}".lower()
     covered = sum(value for word, value in rarity.items() if word[:5] in there) / (sum(rarity.values()) or 1)
