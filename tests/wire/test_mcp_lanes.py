@@ -1,0 +1,408 @@
+"""MCP calls over the durable store: the SDK's own client in both eras, cancellation, resumption, isolation, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from mcp import StdioServerParameters
+from mcp.client.client import Client
+from mcp.client.subscriptions import ToolsListChanged
+from mcp.shared.exceptions import MCPError
+from mcp_types import ToolListChangedNotification
+
+from groundplane.core.envelope import Envelope
+from groundplane.gateway import ToolTable
+from groundplane.gateway.mcp import IDEMPOTENCY_META, JOB_META
+from groundplane.gateway.mcp_sessions import EVENTS_MAX, SessionEvents
+from groundplane.jobs.port import JobQuery, JobState
+from served_gateway import VALUE, Gate, House, actors, double, echo, eventually, fail, house, tool
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+ERAS = ("legacy", "2026-07-28")
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+JSON = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+MODERN = {**JSON, "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call"}
+MODERN_META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+@pytest.fixture
+async def one(tmp_path: Path) -> AsyncIterator[House]:
+    tools = (
+        tool("double", schema=VALUE),
+        tool("pipeline", "double", "echo", schema=VALUE),
+        tool("echo"),
+        tool("fail"),
+        tool("slow", "gate"),
+        tool("tied", "gate", on_disconnect="cancel"),
+        tool("short", "stuck", timeout_s=0.3),
+        tool("stuck"),
+    )
+    async with house(tmp_path, *tools, retry_ms=50) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def client(one: House, era: str) -> AsyncIterator[Client]:
+    async with Client(f"{one.url}/mcp", mode=era) as opened:
+        yield opened
+
+
+def text_of(result: Any) -> str:
+    return str(result.content[0].text)
+
+
+@pytest.mark.req("GATE-02", "GATE-03.1", "GATE-03.2", "GATE-06.3")
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_call_returns_the_result_with_progress_on_the_way(one: House, era: str) -> None:
+    seen: list[tuple[float, float | None, str | None]] = []
+
+    async def progress(value: float, total: float | None, message: str | None) -> None:
+        seen.append((value, total, message))
+
+    async with actors(one, {"double": double, "echo": echo}), client(one, era) as mcp:
+        assert {found.name for found in (await mcp.list_tools()).tools} >= {"double", "pipeline"}
+        result = await mcp.call_tool("pipeline", {"value": 21}, progress_callback=progress)
+    assert not result.is_error
+    assert result.structured_content == {"value": 42}
+    assert json.loads(text_of(result)) == {"value": 42}
+    job = await one.jobs.get(result.meta[JOB_META])
+    assert (job.state, job.result) == (JobState.SUCCEEDED, {"value": 42})
+    values = [value for value, _, _ in seen]
+    assert values == sorted(set(values))
+    assert {5.0, 25.0, 55.0} <= set(values)
+    assert max(values) < 100
+    assert (25.0, 100.0, "doubling") in seen
+
+
+@pytest.mark.req("GATE-04.4", "GATE-02")
+@pytest.mark.parametrize("era", ERAS)
+async def test_bad_arguments_are_an_error_result_that_names_the_field_and_makes_no_job(one: House, era: str) -> None:
+    async with client(one, era) as mcp:
+        for arguments, message in (
+            ({}, "arguments.value: is missing; tool 'double' needs an integer"),
+            ({"value": "x"}, "arguments.value: 'x' is not an integer"),
+            ({"value": 1, "vlaue": 2}, "arguments.vlaue: 2 is unknown to tool 'double'; did you mean 'value'?"),
+        ):
+            result = await mcp.call_tool("double", arguments)
+            assert result.is_error
+            assert text_of(result) == message
+        with pytest.raises(MCPError, match="tool: 'doubel' does not exist; did you mean 'double'") as unknown:
+            await mcp.call_tool("doubel", {})
+        assert unknown.value.error.code == -32602
+    assert (await one.jobs.list_jobs(JobQuery())).items == []
+
+
+@pytest.mark.req("GATE-06.4")
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_failed_and_a_timed_out_job_are_error_results_with_their_text(one: House, era: str) -> None:
+    async with actors(one, {"fail": fail}), client(one, era) as mcp:
+        failed = await mcp.call_tool("fail", {})
+        late = await mcp.call_tool("short", {})
+    assert (failed.is_error, text_of(failed)) == (True, "the handler is not amused")
+    assert failed.structured_content is not None
+    assert failed.structured_content["state"] == "failed"
+    assert late.is_error
+    assert late.structured_content is not None
+    assert late.structured_content["state"] == "timed_out"
+
+
+@pytest.mark.req("GATE-10")
+@pytest.mark.parametrize("era", ERAS)
+async def test_meta_carries_an_idempotency_key_and_the_trace_context(one: House, era: str) -> None:
+    meta: Any = {IDEMPOTENCY_META: "order 7", "traceparent": TRACE}
+    async with actors(one, {"double": double}), client(one, era) as mcp:
+        first = await mcp.call_tool("double", {"value": 1}, meta=meta)
+        again = await mcp.call_tool("double", {"value": 1}, meta=meta)
+        other = await mcp.call_tool("double", {"value": 2}, meta=meta)
+    assert first.meta[JOB_META] == again.meta[JOB_META]
+    assert again.structured_content == {"value": 2}
+    assert other.is_error
+    assert "was used for other work" in text_of(other)
+    job = await one.jobs.get(first.meta[JOB_META])
+    assert job.trace == TRACE
+
+
+@pytest.mark.req("GATE-10")
+async def test_the_trace_context_of_meta_reaches_the_envelope(one: House) -> None:
+    async with client(one, "2026-07-28") as mcp:
+        call = asyncio.create_task(mcp.call_tool("stuck", {}, meta={"traceparent": TRACE}))  # type: ignore[typeddict-unknown-key]
+        await eventually(lambda: _ready(one, "stuck"))
+        async with one.queues.consume("stuck", max_in_flight=1) as consumer:
+            (delivery,) = await consumer.receive(1, 5.0)
+            assert Envelope.from_bytes(delivery.payload).headers["traceparent"] == TRACE
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+
+async def _ready(one: House, queue: str) -> bool:
+    return (await one.queues.depth(queue)).ready > 0
+
+
+async def _only_job(one: House) -> Any:
+    items = (await one.jobs.list_jobs(JobQuery())).items
+    return items[0] if items else None
+
+
+@pytest.mark.req("GATE-03.4")
+@pytest.mark.parametrize(("name", "state"), [("slow", JobState.RUNNING), ("tied", JobState.CANCELLED)])
+async def test_a_disconnect_detaches_or_cancels_as_the_tool_says(one: House, name: str, state: JobState) -> None:
+    gate = Gate()
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+    params = {"name": name, "arguments": {"a": 1}, "_meta": {**MODERN_META, "progressToken": 1}}
+    async with actors(one, {"gate": gate}):
+        headers = {**MODERN, "mcp-name": name}
+        async with one.http() as http:
+            async with http.stream("POST", "/mcp", json={**body, "params": params}, headers=headers) as response:
+                assert response.status_code == 200
+                await gate.reached.wait()
+                job = await _only_job(one)
+        await eventually(lambda: _listeners(one, 0))
+        await eventually(lambda: _is(one, job.job_id, state))
+        gate.opened.set()
+        done = await one.jobs.wait_finished(job.job_id, 10)
+    assert done is not None
+    assert done.state is (JobState.SUCCEEDED if state is JobState.RUNNING else JobState.CANCELLED)
+
+
+async def _listeners(one: House, count: int) -> bool:
+    return f"{count} subscriptions" in repr(one.gateway._services.feed)
+
+
+async def _is(one: House, job_id: str, state: JobState) -> bool:
+    return (await one.jobs.get(job_id)).state is state
+
+
+class Legacy:
+    """A session of the older revision, by hand."""
+
+    def __init__(self, http: httpx2.AsyncClient, version: str = "2025-11-25") -> None:
+        self.http = http
+        self.headers = {**JSON, "mcp-protocol-version": version}
+        self._version = version
+
+    async def open(self) -> Legacy:
+        params = {
+            "protocolVersion": self._version,
+            "capabilities": {},
+            "clientInfo": {"name": "test", "version": "1"},
+        }
+        response = await self.post(1, "initialize", params)
+        self.headers["mcp-session-id"] = response.headers["mcp-session-id"]
+        await self.post(None, "notifications/initialized")
+        return self
+
+    async def post(self, number: int | None, method: str, params: Any = None) -> httpx2.Response:
+        return await self.http.post("/mcp", json=self.body(number, method, params), headers=self.headers)
+
+    @staticmethod
+    def body(number: int | None, method: str, params: Any = None) -> dict[str, Any]:
+        body = {"jsonrpc": "2.0", "method": method, **({"id": number} if number is not None else {})}
+        return {**body, "params": params} if params is not None else body
+
+
+async def _frames(response: httpx2.Response) -> AsyncIterator[dict[str, str]]:
+    text = ""
+    async for chunk in response.aiter_text():
+        text += chunk
+        *frames, text = re.split(r"\r\n\r\n", text)
+        for one in frames:
+            yield dict(line.split(": ", 1) if ": " in line else (line.rstrip(":"), "") for line in one.split("\r\n"))
+
+
+@pytest.mark.req("GATE-03.1", "GATE-02")
+async def test_a_broken_stream_of_the_older_revision_resumes_without_gap_and_closes_after_the_result(
+    one: House,
+) -> None:
+    gate = Gate()
+    async with actors(one, {"gate": gate}), one.http() as http:
+        session = await Legacy(http).open()
+        call = session.body(5, "tools/call", {"name": "slow", "arguments": {"n": 5}, "_meta": {"progressToken": "p"}})
+        async with http.stream("POST", "/mcp", json=call, headers=session.headers) as response:
+            async with aclosing(_frames(response)) as frames:
+                priming = await anext(frames)
+                assert (priming["data"], priming["retry"]) == ("", "50")
+                await anext(frames)  # progress 10
+        await gate.reached.wait()
+        headers = {**session.headers, "last-event-id": priming["id"]}
+        async with http.stream("GET", "/mcp", headers=headers) as response:
+            async with aclosing(_frames(response)) as frames:
+                replayed = [json.loads((await anext(frames))["data"])["params"]["progress"]]
+                gate.opened.set()
+                rest = [json.loads(frame["data"]) async for frame in frames if frame.get("data")]
+    messages = [found for found in rest if "result" not in found]
+    assert replayed + [found["params"]["progress"] for found in messages] == [10.0, 50.0]
+    assert rest[-1]["id"] == 5
+    assert rest[-1]["result"]["structuredContent"] == {"n": 5}
+
+
+@pytest.mark.req("GATE-03.1")
+async def test_one_session_never_replays_the_result_of_another(one: House) -> None:
+    async with actors(one, {"echo": echo}), one.http() as http:
+        mine, other = await Legacy(http).open(), await Legacy(http).open()
+        secret = {"name": "echo", "arguments": {"secret": "mine alone"}}
+        response = await mine.post(7, "tools/call", secret)
+        ids = re.findall(r"id: (\d+)", response.text)
+        await other.post(7, "ping")
+        for number in ids:
+            headers = {**other.headers, "last-event-id": number}
+            async with http.stream("GET", "/mcp", headers=headers) as replay:
+                text = ""
+                try:
+                    async with asyncio.timeout(0.3):
+                        async for chunk in replay.aiter_text():
+                            text += chunk
+                except TimeoutError:
+                    pass  # a stream of this session that goes on
+            assert "mine alone" not in text
+
+
+@pytest.mark.req("GATE-03.1", "GATE-03.4")
+async def test_cancelled_by_notification_ends_the_job_and_a_disconnect_does_not(one: House) -> None:
+    gate = Gate()
+    async with actors(one, {"gate": gate}), one.http() as http:
+        session = await Legacy(http).open()
+        call = session.body(9, "tools/call", {"name": "slow", "arguments": {}, "_meta": {"progressToken": 9}})
+        async with http.stream("POST", "/mcp", json=call, headers=session.headers) as response:
+            assert response.status_code == 200
+            await gate.reached.wait()
+        job = await _only_job(one)
+        assert await _is(one, job.job_id, JobState.RUNNING)
+        await session.post(None, "notifications/cancelled", {"requestId": 9, "reason": "enough"})
+        await eventually(lambda: _is(one, job.job_id, JobState.CANCELLED))
+
+
+@pytest.mark.req("GATE-01", "GATE-02")
+async def test_a_reload_tells_the_clients_of_both_revisions_that_the_tools_changed(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text("tools: [{name: first, route: [echo]}]")
+    told = asyncio.Event()
+
+    async def handler(message: Any) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            told.set()
+
+    async with house(tmp_path, table=ToolTable(files=[path])) as one:
+        async with (
+            Client(f"{one.url}/mcp", mode="legacy", message_handler=handler) as old,
+            client(one, "2026-07-28") as new,
+            new.listen(tools_list_changed=True) as events,
+        ):
+            assert [found.name for found in (await old.list_tools()).tools] == ["first"]
+            path.write_text("tools: [{name: second, route: [echo]}]")
+            assert one.gateway.reload()
+            assert isinstance(await asyncio.wait_for(anext(aiter(events)), 5), ToolsListChanged)
+            await asyncio.wait_for(told.wait(), 5)
+            for mcp in (old, new):
+                assert [found.name for found in (await mcp.list_tools()).tools] == ["second"]
+
+
+@pytest.mark.req("GATE-13", "GATE-03.2")
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_drain_answers_waiting_calls_with_the_id_of_the_job_that_goes_on(one: House, era: str) -> None:
+    async with client(one, era) as mcp:
+        call = asyncio.create_task(mcp.call_tool("stuck", {}))
+        await eventually(lambda: _listeners(one, 1))
+        one.gateway.drain()
+        result = await asyncio.wait_for(call, 5)
+    job = await _only_job(one)
+    assert result.is_error
+    assert result.meta[JOB_META] == job.job_id
+    assert text_of(result) == f"the gateway is shutting down; the job goes on, read it later at /v1/jobs/{job.job_id}"
+    assert job.state is JobState.PENDING
+
+
+@pytest.mark.req("GATE-15", "GATE-02")
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_fault_of_the_gateway_tells_nothing_of_its_exception(
+    one: House, era: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the password is hunter2")
+
+    async with client(one, era) as mcp:
+        monkeypatch.setattr(one.gateway._services.jobs, "create", broken)
+        result = await mcp.call_tool("echo", {})
+    assert (result.is_error, text_of(result)) == (True, "the gateway failed; its log says why")
+    assert "hunter2" not in str(result)
+
+
+@pytest.mark.req("GATE-04.4")
+async def test_arguments_that_no_message_carries_are_an_error_result(one: House) -> None:
+    async with one.http() as http:
+        session = await Legacy(http).open()
+        for arguments in ('{"a": NaN}', '{"a": 99999999999999999999999}', '{"a": ' + "[" * 150 + "]" * 150 + "}"):
+            body = '{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"echo","arguments":' + arguments
+            response = await http.post("/mcp", content=body + "}}", headers=session.headers)
+            if response.status_code == 200:
+                assert '"isError":true' in response.text
+                assert "arguments.a" in response.text
+            else:
+                assert response.status_code == 400
+
+
+@pytest.mark.req("GATE-06.7")
+@pytest.mark.parametrize("era", ERAS)
+async def test_ten_calls_at_once_get_their_own_results(one: House, era: str) -> None:
+    async with actors(one, {"double": double}), client(one, era) as mcp:
+        results = await asyncio.gather(*(mcp.call_tool("double", {"value": n}) for n in range(10)))
+    assert [result.structured_content for result in results] == [{"value": 2 * n} for n in range(10)]
+
+
+STDIO = """
+import asyncio, sys
+from pathlib import Path
+from groundplane.blobs import Blobs
+from groundplane.gateway import Gateway, ToolTable
+from groundplane.jobs import Jobs
+from groundplane.queues import Queues
+from groundplane.mesh.spec import ToolSpec
+
+async def main(state):
+    tools = ToolTable([ToolSpec(name="echo", route=["echo"], input_schema={"type": "object"})])
+    async with (
+        Jobs.open(state=state) as jobs,
+        Queues.open(state=state) as queues,
+        Blobs.open("embedded://", state=state) as blobs,
+        Gateway.open(jobs=jobs, queues=queues, blobs=blobs, tools=tools) as gateway,
+    ):
+        await gateway.serve_stdio()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.req("GATE-02")
+@pytest.mark.parametrize("era", ERAS)
+async def test_stdio_serves_both_revisions_on_the_plane_of_the_state_folder(one: House, era: str) -> None:
+    server = StdioServerParameters(command=sys.executable, args=["-c", STDIO, str(one.state)])
+    async with actors(one, {"echo": echo}), Client(server, mode=era) as mcp:
+        assert [found.name for found in (await mcp.list_tools()).tools] == ["echo"]
+        result = await mcp.call_tool("echo", {"text": "over a pipe"})
+    assert result.structured_content == {"text": "over a pipe"}
+    assert (await one.jobs.get(result.meta[JOB_META])).state is JobState.SUCCEEDED
+
+
+@pytest.mark.req("GATE-03.1")
+async def test_the_events_of_a_session_are_bounded() -> None:
+    from mcp_types import JSONRPCResponse
+
+    events = SessionEvents()
+    for n in range(3 * EVENTS_MAX):
+        await events.store_event("1", JSONRPCResponse(jsonrpc="2.0", id=n, result={}))
+    assert len(events._events) == EVENTS_MAX
+    assert await events.replay_events_after("1", None) is None  # type: ignore[arg-type]
+    assert await events.replay_events_after("no number", None) is None  # type: ignore[arg-type]
