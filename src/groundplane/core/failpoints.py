@@ -1,11 +1,10 @@
 """Failpoints: named windows of a message's life where a test kills or stops this very process.
 
-`GROUNDPLANE_FAILPOINTS="before_ack=kill@3,received=pause"` arms them at start: `kill` (SIGKILL) or `pause` (SIGSTOP)
-at the
-n-th hit (1 by default), `error` raises `Unavailable` at each hit from the n-th on. With
-`GROUNDPLANE_FAILPOINTS_WHILE` they act only while that file exists. Not set, a hit costs one
-dictionary look-up.
-`GROUNDPLANE_FAILPOINTS_LOG` names a file to which each action appends `name action pid`, so that a run can count them.
+`GROUNDPLANE_FAILPOINTS="before_ack=kill@3,received=pause"` arms them at start: `kill` (SIGKILL) at the n-th hit (1 by
+default), `pause` (SIGSTOP) at each n-th hit, `error` raises `Unavailable` at each hit from the n-th on. With
+`GROUNDPLANE_FAILPOINTS_WHILE` they count and act only while that file exists. Not set, a hit costs one dictionary
+look-up. `GROUNDPLANE_FAILPOINTS_LOG` names a file to which each action appends `name action pid` before it acts, so
+that a run can count them.
 """
 
 from __future__ import annotations
@@ -27,6 +26,12 @@ class _Armed:
         self.at = at
         self.hits = 0
 
+    def is_due(self) -> bool:
+        """Whether this hit is one to act at."""
+        if self.action == "pause":
+            return self.hits % self.at == 0
+        return self.hits == self.at or (self.action == "error" and self.hits > self.at)
+
 
 def parse(text: str) -> dict[str, _Armed]:
     """The armed failpoints of an environment value; `InvalidArgument` for what it cannot read."""
@@ -34,7 +39,7 @@ def parse(text: str) -> dict[str, _Armed]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, rest = part.partition("=")
         action, _, count = rest.partition("@")
-        if action not in ("kill", "pause", "error") or not (count or "1").isdecimal():
+        if action not in ("kill", "pause", "error") or not (count or "1").isdecimal() or count == "0":
             raise InvalidArgument(f"GROUNDPLANE_FAILPOINTS: {part!r} is not NAME=kill|pause|error[@N]")
         armed[name] = _Armed(action, int(count or 1))
     return armed
@@ -49,7 +54,7 @@ def hit(name: Window) -> None:
     if point is None or not os.path.exists(os.environ.get("GROUNDPLANE_FAILPOINTS_WHILE", "/")):
         return
     point.hits += 1
-    if point.hits == point.at or (point.action == "error" and point.hits > point.at):
+    if point.is_due():
         _act(name, point.action)
 
 
