@@ -215,7 +215,11 @@ class Handling:
                 watch.started()
                 if watch.ticket.reason is not None:
                     return Failure(reason="cancelled", message="job: ended before the call began", retryable=False)
-                return await self._called(work, watch)
+                outcome = await self._called(work, watch)
+        if watch.ticket.reason == "drain":  # told to stop half-way: whatever it says, it may not have finished
+            await self.settle(work, Nack(work.delivery, counts=False))
+            return None
+        return outcome
 
     async def _called(self, work: Work, watch: CallWatch) -> Outcome:
         parts, envelope = self._p, work.envelope
