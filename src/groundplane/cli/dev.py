@@ -73,6 +73,7 @@ class _Dev:
         self._description: asyncio.Future[Description] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
         self._announced = False
+        self._watch = Watch([])
         self._supervisor = Supervisor(self._heard, grace_s=settings.grace_s)
         self._programs = PlanePrograms(settings, self._gateway_config)
 
@@ -94,6 +95,7 @@ class _Dev:
         self._supervisor.start(self._programs.runtimes(description))
         await self._prepare(description, upgrade=True)
         self._description.set_result(description)
+        self._watch.set(self._watched())  # before the ready line: what is changed after it is seen
         self._supervisor.start([*self._programs.ends(description), *self._programs.sidecars(description)])
         ready = asyncio.create_task(self._supervisor.all_ready())
         stopped = asyncio.create_task(self._stop.wait())
@@ -101,7 +103,7 @@ class _Dev:
             await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not self._stop.is_set():
                 self._announce(description)
-                await self._watch()
+                await self._until_stopped()
         finally:
             ready.cancel()
             stopped.cancel()
@@ -124,21 +126,20 @@ class _Dev:
             ready_file=self._programs.ready_file(GATEWAY),
         )
 
-    async def _watch(self) -> None:
+    async def _until_stopped(self) -> None:
         stopped = asyncio.create_task(self._stop.wait())
         try:
             if not self._reload:
                 await stopped
                 return
-            watch = Watch(self._watched())
             while not self._stop.is_set():
-                change = asyncio.create_task(watch.wait())
+                change = asyncio.create_task(self._watch.wait())
                 await asyncio.wait({change, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 if not change.done():
                     change.cancel()
                     return
                 await self._changed(change.result())
-                watch.set(self._watched())
+                self._watch.set(self._watched())
         finally:
             stopped.cancel()
 

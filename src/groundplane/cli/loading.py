@@ -149,7 +149,8 @@ def _app_of(module: object, target: str, attribute: str) -> App:
     apps = {name: value for name, value in names.items() if isinstance(value, App) and not name.startswith("_")}
     if attribute:
         if attribute not in names:
-            raise NotFound(f"app: {target!r}: the module has no {attribute!r}{did_you_mean(attribute, apps or names)}")
+            hint = did_you_mean(attribute, apps or names) or "; write app = App('name') in it"
+            raise NotFound(f"app: {target!r}: the module has no {attribute!r}{hint}")
         found = names[attribute]
         if not isinstance(found, App):
             raise InvalidArgument(f"app: {target!r}: {attribute!r} is {type(found).__name__}, not a groundplane.App")

@@ -118,8 +118,7 @@ class Child:
 
     async def _start_and_watch(self) -> None:
         self.ready.clear()
-        if self.program.ready_file is not None:
-            self.program.ready_file.unlink(missing_ok=True)
+        self._forget_ready()
         self._process = process = await asyncio.create_subprocess_exec(
             *self.program.argv,
             stdin=asyncio.subprocess.PIPE if self.program.feed else asyncio.subprocess.DEVNULL,
@@ -142,6 +141,11 @@ class Child:
             self._tell_failures(await asyncio.gather(*beside, return_exceptions=True))
             self.pid = None
             self.ready.clear()
+            self._forget_ready()
+
+    def _forget_ready(self) -> None:
+        if self.program.ready_file is not None:
+            self.program.ready_file.unlink(missing_ok=True)
 
     async def _feed(self, process: asyncio.subprocess.Process) -> None:
         if self.program.feed is None or process.stdin is None:
