@@ -88,7 +88,11 @@ class Runtime:
     def connect(self, **hello: Any) -> Client:
         """A connection of protocol 1, greeted."""
         client = Client(self.socket)
-        client.hello(**hello)
+        try:
+            client.hello(**hello)
+        except BaseException:
+            client.sock.close()
+            raise
         return client
 
     def old(self, message: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import time
@@ -422,6 +423,47 @@ def test_a_killed_worker_serves_again_far_within_a_second(tmp_path: Path) -> Non
             client = again
         client.sock.close()
         assert sorted(times)[2] < 1.0
+
+
+@pytest.mark.req("MESH-07.1", "MESH-07.2", "MESH-08.1")
+@pytest.mark.parametrize("code", [HANDLERS, ASYNC], ids=["sync", "async"])
+def test_in_a_rain_of_signals_to_the_workers_each_call_is_answered_or_its_workers_end_is_told(
+    tmp_path: Path, code: str
+) -> None:
+    chance = random.Random(7)
+    with runtime(tmp_path, "handlers:work", "--workers", "2", "--log-level", "ERROR", code=code) as running:
+        answered = told = signals = 0
+        after: int | None = None
+        while signals < 150 or not answered:
+            try:
+                client = running.connect(**({"after": after} if after else {}))
+            except (EOFError, ConnectionError):
+                continue  # the worker died before its welcome: no call was lost
+            with client:
+                assert after is None or client.welcome["exit"]["worker"] == after
+                told += after is not None
+                after = client.worker
+                try:
+                    while signals < 150:
+                        assert client.call("x")["t"] == "result"
+                        answered += 1
+                        signals += _strike(running, chance)
+                except (EOFError, ConnectionError):
+                    continue
+        assert told > 10
+        assert running.process.poll() is None
+
+
+def _strike(running: Runtime, chance: random.Random) -> int:
+    """A signal to a worker, whatever it is doing; how many were sent."""
+    workers = running.workers()
+    if not workers:
+        return 0
+    try:
+        os.kill(chance.choice(workers), chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
+    except ProcessLookupError:
+        return 0
+    return 1
 
 
 def test_a_runtime_is_as_many_processes_as_it_says(tmp_path: Path) -> None:

@@ -1249,6 +1249,7 @@ class WorkerProcess:
         sock = socket.socket(fileno=descriptors[0])
         if not terms["protocol"]:
             return sock, OldWire(), rest
+        _send_small(sock, head)
         return sock, Wire(_codec([terms["codec"]]), terms["frame_max"], terms["message_max"]), rest
 
     def leave(self, status: int) -> NoReturn:
@@ -1789,7 +1790,7 @@ class Supervisor:
         if victim is not None:
             victim.kill()
         mourned = self._workers.get(terms.after)
-        if victim is not None or (mourned is not None and mourned.state == "busy"):
+        if victim is not None or (mourned is not None and (mourned.state == "busy" or mourned.killed)):
             peer.waits_for = terms.kill if victim is not None else terms.after
         if terms.session and not terms.probe:
             for worker in self._workers.values():
@@ -1815,26 +1816,20 @@ class Supervisor:
                 _send_small(peer.sock, self._welcome(peer, None))
                 peer.sock.close()
             elif not _is_probe(peer) and idle and busy < self._settings.workers:
-                self._waiting.remove(peer)
-                if self._hand_over(peer, idle[0]):
-                    idle.pop(0)
-                    busy += 1
+                taken = self._hand_over(peer, idle.pop(0))
+                busy += taken
+                if taken:
+                    self._waiting.remove(peer)
 
     def _hand_over(self, peer: Peer, worker: Worker) -> bool:
-        terms: dict[str, Any] = {"protocol": 0}
-        if peer.hello is not None:
-            welcome = self._welcome(peer, worker.pid)
-            if not _send_small(peer.sock, welcome):
-                peer.sock.close()
-                return False
-            terms = json.loads(welcome)
+        """Give a connection to a worker, which welcomes it; False when that one died meanwhile."""
+        welcome = b'{"protocol": 0}' if peer.hello is None else self._welcome(peer, worker.pid)
         try:
-            data = json.dumps(terms).encode() + b"\n" + peer.data
-            socket.send_fds(worker.control, [data], [peer.sock.fileno()])
+            socket.send_fds(worker.control, [welcome + b"\n" + peer.data], [peer.sock.fileno()])
         except OSError as error:
-            log("WARNING", f"worker {worker.pid} took no connection: {error}")
-            peer.sock.close()
-            return True  # it is about to be reaped
+            log("DEBUG", f"worker {worker.pid} took no connection: {error}")
+            worker.killed = True  # it is about to be reaped
+            return False
         worker.state, worker.connection, worker.hung_up = "busy", peer.sock, False
         worker.session = str((peer.hello or {}).get("session") or "")
         self._watch(peer.sock, select.EPOLLET, lambda events: self._on_hang_up(worker, events))
