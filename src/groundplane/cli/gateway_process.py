@@ -88,8 +88,11 @@ def main() -> int:
         def on_ready(url: str, admin_port: int | None) -> None:
             write_ready_file(ready, url, admin_port, settings.host)
 
-        with contextlib.suppress(asyncio.CancelledError):
-            asyncio.run(serve(settings, config.tools, name=config.name, on_ready=on_ready))
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                asyncio.run(serve(settings, config.tools, name=config.name, on_ready=on_ready))
+        finally:
+            ready.unlink(missing_ok=True)
     except GroundplaneError as error:
         show_error(error, json=False)
         return 1
