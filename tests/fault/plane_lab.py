@@ -12,6 +12,7 @@ import contextlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 import uuid
@@ -34,6 +35,7 @@ T = TypeVar("T")
 APP = Path(__file__).resolve().parent.parent / "apps" / "fault_app.py"
 PATIENCE_S = 40.0
 _MARK = "GROUNDPLANE_TEST_LAB"
+_ROWS_OF_CONSUMERS = ("queue_sessions", "queue_claims", "queue_leases")
 
 
 class Member:
@@ -108,7 +110,12 @@ class Lab:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, folder: Path, *, state: Path | None = None, failpoints: str = "", environment: Mapping[str, str] | None = None
+        cls,
+        folder: Path,
+        *,
+        state: Path | None = None,
+        failpoints: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Lab]:
         """Start everything and wait until it is ready; `failpoints` as in `core.failpoints`, armed by `arm` alone."""
         for name in ("armed", "logs", "effects"):
@@ -211,6 +218,14 @@ class Lab:
             await self.until(lambda: all(_ended(one) for one in leaving.values()), f"stage {stage} has stopped")  # noqa: B023
             codes |= {name: one.process.returncode for name, one in leaving.items() if one.process}
         return codes
+
+    def left_behind(self) -> list[str]:
+        """What a plane that has stopped should not have left: processes, sockets, rows of consumers."""
+        files = [str(one) for one in self.state.rglob("*") if one.is_socket() or one.suffix in (".alive", ".ready")]
+        with contextlib.closing(sqlite3.connect(self.state / "plane.db")) as db:
+            counts = {one: db.execute(f"SELECT count(*) FROM {one}").fetchone()[0] for one in _ROWS_OF_CONSUMERS}  # noqa: S608
+        rows = [f"{count} rows of {table}" for table, count in counts.items() if count]
+        return [*self.processes().values(), *files, *rows]
 
     def end(self) -> None:
         """SIGKILL of what is left, so that a test that fails leaves nothing behind."""

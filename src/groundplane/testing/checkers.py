@@ -6,16 +6,19 @@
     history.check_nothing_lost()
     history.check_no_effect_twice()
 
-A checker fails with the ids that break the promise, not with a count.
+`EventLog` does the same for the log of a store of jobs. A checker fails with the ids that break the promise, not with
+a count.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, Protocol
 
 _SHOWN = 10
+_TERMINAL = frozenset({"succeeded", "failed", "cancelled", "timed_out"})
 
 
 class BrokenPromise(AssertionError):
@@ -90,6 +93,73 @@ class History:
             if any(b - a not in (0, 1) for a, b in zip([1, *seen], seen, strict=False))
         )
         _raise("attempts jumped", bad)
+
+    def check_attempts_never_fall(self) -> None:
+        """The attempts of each message stay or rise; they may jump where an attempt ended before it was noted."""
+        falls = (one for one, seen in self._attempts.items() if any(b < a for a, b in pairwise(seen)))
+        _raise("attempts fell", falls)
+
+
+class LoggedEvent(Protocol):
+    """What `EventLog` needs to know of an event of a job."""
+
+    @property
+    def id(self) -> int:
+        """Rises in the order of commit, over all jobs."""
+
+    @property
+    def job_id(self) -> str:
+        """The job that it is about."""
+
+    @property
+    def kind(self) -> str:
+        """`progress`, `split`…; the final one is called as the state that it ends in."""
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """With `state` and `progress` of the job where the event tells them."""
+
+
+class EventLog:
+    """The log of a store of jobs, in the order in which it was read, and the promises that it must keep."""
+
+    def __init__(self, events: Iterable[LoggedEvent]) -> None:
+        self._events = list(events)
+        self._of_job: defaultdict[str, list[LoggedEvent]] = defaultdict(list)
+        for event in self._events:
+            self._of_job[event.job_id].append(event)
+
+    def check_ids_rise(self) -> None:
+        """Each id is above the one before: none is there twice, none came in below another."""
+        _raise("ids do not rise", (str(b.id) for a, b in pairwise(self._events) if b.id <= a.id))
+
+    def check_one_end(self, job_ids: Iterable[str]) -> None:
+        """Each of these jobs, and no other, is in the log, with exactly one final event."""
+        wanted = set(job_ids)
+        _raise("in the log, not asked for", self._of_job.keys() - wanted)
+        ends = {one: sum(event.kind in _TERMINAL for event in self._of_job[one]) for one in wanted}
+        _raise("not exactly one end", (f"{one} ({count})" for one, count in ends.items() if count != 1))
+
+    def check_terminal_states_never_change(self) -> None:
+        """Every event from the final one on tells the state that the job ended in; none before tells a terminal one."""
+        _raise("state changed after the end", (one for one in self._of_job if not self._ends_for_good(one)))
+
+    def check_progress_never_decreases(self) -> None:
+        """The progress that a job's events tell rises or stays."""
+        bad = []
+        for one, events in self._of_job.items():
+            told = [event.data["progress"] for event in events if "progress" in event.data]
+            bad += [one for a, b in pairwise(told) if b < a]
+        _raise("progress went back", bad)
+
+    def _ends_for_good(self, job_id: str) -> bool:
+        end = ""
+        for event in self._of_job[job_id]:
+            end = end or (event.kind if event.kind in _TERMINAL else "")
+            state = event.data.get("state")
+            if state is not None and (state != end if end else state in _TERMINAL):
+                return False
+        return True
 
 
 def _raise(promise: str, found: Iterable[str]) -> None:

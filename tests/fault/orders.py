@@ -1,0 +1,232 @@
+"""Customers of the plane of the fault tests, and the audit of what became of their orders.
+
+Each customer starts a job over HTTP under an idempotency key of its own, asks again under the same key while the
+gateway does not answer, waits for the result (or follows the events) and begins anew, until it is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fault.plane_lab import Lab, eventually, words
+from groundplane import Client, GroundplaneError
+from groundplane.jobs import Job, JobEvent, JobQuery, Jobs
+from groundplane.jobs.port import Events
+from groundplane.mesh.spec import ERROR_END, HAPPY_END
+from groundplane.queues import Queues
+from groundplane.testing.checkers import EventLog, History
+
+PARTS = 5
+_GIVE_UP_S = 60.0
+
+
+class Orders:
+    """What was ordered: names by job id, results as the customers saw them."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.accepted: dict[str, str] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+        self.followed: dict[str, list[int]] = {}
+        self.refusals: list[GroundplaneError] = []
+        self._number = 0
+        self._stop = asyncio.Event()
+
+    @asynccontextmanager
+    async def coming(self, customers: int = 4) -> AsyncIterator[None]:
+        """Customers order while the context is open; leaving it waits until each has its last result."""
+        tasks = [asyncio.create_task(self._customer(follows=n == 0)) for n in range(customers)]
+        try:
+            yield
+            self._stop.set()
+            async with asyncio.timeout(_GIVE_UP_S):
+                await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def open_jobs(self) -> set[str]:
+        """Accepted, and without a result yet."""
+        return self.accepted.keys() - self.results.keys()
+
+    async def order(self, client: Client, tool: str, arguments: dict[str, Any], name: str) -> str:
+        """Start one job, asking again under the same key until it is accepted. Its id."""
+        while True:
+            try:
+                job = await client.start(tool, arguments, idempotency_key=name)
+            except GroundplaneError as error:
+                self.refusals.append(error)
+                if not error.retryable:
+                    raise
+                continue
+            self.accepted[str(job["job_id"])] = name
+            return str(job["job_id"])
+
+    async def _customer(self, *, follows: bool) -> None:
+        async with Client(self.lab.url) as client:
+            while not self._stop.is_set():
+                self._number += 1
+                number = self._number
+                if number % 3:
+                    job_id = await self.order(client, "spread", {"order": f"spread-{number}"}, f"spread-{number}")
+                else:
+                    job_id = await self.order(client, "plain", {"key": f"plain-{number}"}, f"plain-{number}")
+                if follows:
+                    await self._follow(client, job_id)
+                self.results[job_id] = await self._result(client, job_id)
+
+    async def _follow(self, client: Client, job_id: str) -> None:
+        """Every event up to the final one, whatever happens to the connection meanwhile."""
+        seen = self.followed[job_id] = []
+        while True:
+            try:
+                async for event in client.follow(job_id, after=seen[-1] if seen else 0):
+                    if event.kind == "update":
+                        seen.append(event.id)
+                return
+            except GroundplaneError as error:
+                if not error.retryable:
+                    raise
+
+    async def _result(self, client: Client, job_id: str) -> dict[str, Any]:
+        while True:
+            try:
+                return await client.result(job_id)
+            except GroundplaneError as error:
+                if not error.retryable:
+                    raise
+
+
+class Audit:
+    """The books of a plane that has come to rest, read from its stores and from the files of its effects."""
+
+    def __init__(self, orders: Orders, jobs: list[Job], events: list[JobEvent]) -> None:
+        self.orders = orders
+        self.jobs = jobs
+        self.events = events
+        self.lab = orders.lab
+
+    @classmethod
+    async def of(cls, orders: Orders) -> Audit:
+        """Wait until outbox and queues are empty, then read everything."""
+        state = orders.lab.state
+        async with Jobs.open(state=state) as jobs, Queues.open(state=state) as queues:
+            await eventually(lambda: _at_rest(jobs, queues), "queues and outbox are empty")
+            dead = [letter for one in await queues.queues() for letter in (await queues.list_dead(one.name)).items]
+            assert dead == []
+            listed = await _all_jobs(jobs)
+            return cls(orders, [await jobs.get(one.job_id) for one in listed], await _all_events(jobs))
+
+    def check(self) -> None:
+        """Nothing lost, no keyed effect twice, terminal states for ever."""
+        self.check_jobs()
+        self.check_events()
+        self.check_effects()
+        assert self.lab.unexpected == []
+
+    def check_jobs(self) -> None:
+        """Every accepted job, and no other, is there, has succeeded, and has exactly the result that it must have."""
+        accepted = self.orders.accepted
+        history = History()
+        history.sent(*accepted)
+        history.done(*(one.job_id for one in self.jobs))
+        history.check_nothing_lost()
+        history.check_nothing_invented()
+        history.check_no_effect_twice()
+        assert len(set(accepted.values())) == len(accepted)  # one job for each key
+        for job in self.jobs:
+            assert (job.state, job.progress, job.error) == ("succeeded", 100.0, None), job
+            assert job.result == expected(accepted[job.job_id])
+            assert self.orders.results[job.job_id]["result"] == job.result
+
+    def check_events(self) -> None:
+        """The log of the store, and that those who followed it saw each event once."""
+        log = EventLog(self.events)
+        log.check_ids_rise()
+        log.check_one_end(self.orders.accepted)
+        log.check_terminal_states_never_change()
+        log.check_progress_never_decreases()
+        for job_id, seen in self.orders.followed.items():
+            own = [event for event in self.events if event.job_id == job_id]
+            end = next(event.id for event in own if event.kind == "succeeded")
+            assert seen == [event.id for event in own if event.id <= end]
+
+    def check_effects(self) -> None:
+        """Each part was debited exactly once, and charged again only while that was in doubt."""
+        keys = [key for name in self.orders.accepted.values() for key in keys_of(name)]
+        debits = History()
+        debits.sent(*keys)
+        debits.done(*(line[0] for line in words(self.lab.effects / "debits")))
+        debits.check_nothing_lost()
+        debits.check_nothing_invented()
+        debits.check_no_effect_twice()
+        recorded: set[str] = set()
+        for key, what, *_ in words(self.lab.effects / "charges"):
+            assert what == "recorded" or key not in recorded, f"{key} was charged after its end was recorded"
+            recorded.update([key] if what == "recorded" else [])
+        assert recorded == set(keys)
+        runs = History()
+        for key, attempt, _ in words(self.lab.effects / "runs"):
+            runs.attempt(key, int(attempt))
+        runs.check_attempts_never_fall()
+
+    def numbers(self) -> dict[str, int]:
+        """How much happened."""
+        attempts = [int(attempt) for _, attempt, _ in words(self.lab.effects / "runs")]
+        charges = Counter(key for key, what, *_ in words(self.lab.effects / "charges") if what == "charged")
+        return {
+            "jobs": len(self.jobs),
+            "events": len(self.events),
+            "calls": len(attempts),
+            "again": sum(attempt > 1 for attempt in attempts),
+            "attempt_max": max(attempts, default=0),
+            "in_doubt": sum(count > 1 for count in charges.values()),
+        }
+
+
+def keys_of(name: str) -> list[str]:
+    """The keys of the effects of one order."""
+    return [name] if name.startswith("plain") else [f"{name}/{index}" for index in range(PARTS)]
+
+
+def expected(name: str) -> dict[str, Any]:
+    """The only right result of an order."""
+    keys = keys_of(name)
+    if name.startswith("plain"):
+        return {"key": name, "index": 0, "receipt": f"receipt of {name}", "finished": True}
+    return {"keys": keys, "receipts": [f"receipt of {key}" for key in keys], "missing": [], "finished": True}
+
+
+async def _at_rest(jobs: Jobs, queues: Queues) -> bool:
+    """Nothing is ready, in flight, or in the outbox; the only messages that wait for a time are the timers of joins."""
+    if (await jobs.sweep()).outbox:
+        return False
+    depths = {one.name: await queues.depth(one.name) for one in await queues.queues()}
+    assert {HAPPY_END, ERROR_END} <= depths.keys()
+    return not any(one.ready or one.in_flight or (one.delayed and name != "join") for name, one in depths.items())
+
+
+async def _all_jobs(jobs: Jobs) -> list[Job]:
+    found: list[Job] = []
+    cursor = None
+    while True:
+        page = await jobs.list_jobs(JobQuery(limit=1000, cursor=cursor))
+        found += page.items
+        cursor = page.cursor
+        if cursor is None:
+            return found
+
+
+async def _all_events(jobs: Jobs) -> list[JobEvent]:
+    found: list[JobEvent] = []
+    page = Events(items=[], last_id=0)
+    while True:
+        page = await jobs.events(page.last_id, limit=1000)
+        if not page.items:
+            return found
+        found += page.items
