@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from groundplane.core.errors import InvalidArgument
+from groundplane.core.errors import InvalidArgument, NotFound
 from groundplane.jobs.port import Change, Control, Finish, JobQuery, JobState, NewJob, Note, OutboxMessage, Split
 
 OWNER_CHARS_MAX = 255
@@ -21,6 +21,20 @@ RESERVED_KINDS = FINAL_KINDS | {
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
+def check_job_id(job_id: str) -> None:
+    """`not_found` for what no job can be called: no store needs to be asked."""
+    if not 1 <= len(job_id) <= 255 or not _storable(job_id):
+        raise NotFound(f"job_id: no job has the id {job_id[:300]!r}; look at the list of jobs", reason="job_not_found")
+
+
+def check_page(after: int, limit: int) -> None:
+    """`invalid_argument` names the field."""
+    if not 0 <= after < 2**63:
+        raise InvalidArgument(f"after: {after!r} is not the id of an event; take it from an event or a page")
+    if not 0 <= limit <= PAGE_MAX:
+        raise InvalidArgument(f"limit: {limit!r} must be 0 to {PAGE_MAX}")
+
+
 def check_new_job(job: NewJob, messages: Sequence[OutboxMessage]) -> None:
     """`invalid_argument` names the field."""
     for field, value, least, most in (
@@ -28,13 +42,14 @@ def check_new_job(job: NewJob, messages: Sequence[OutboxMessage]) -> None:
         ("tool", job.tool, 1, 255),
         ("owner", job.owner, 0, OWNER_CHARS_MAX),
     ):
-        if not least <= len(value) <= most:
-            raise InvalidArgument(f"{field}: {value!r} must have {least} to {most} characters")
-    if job.idempotency_key is not None and not 1 <= len(job.idempotency_key) <= KEY_CHARS_MAX:
-        raise InvalidArgument(f"idempotency_key: {job.idempotency_key!r} must have 1 to {KEY_CHARS_MAX} characters")
+        if not least <= len(value) <= most or not _storable(value):
+            raise InvalidArgument(f"{field}: {value!r} must have {least} to {most} printable characters")
+    key = job.idempotency_key
+    if key is not None and not (1 <= len(key) <= KEY_CHARS_MAX and _storable(key)):
+        raise InvalidArgument(f"idempotency_key: {key!r} must have 1 to {KEY_CHARS_MAX} printable characters")
     if not job.route:
         raise InvalidArgument("route: [] is empty; name at least one actor", reason="route_error")
-    if job.deadline_at is not None and job.deadline_at <= 0:
+    if job.deadline_at is not None and not 0 < job.deadline_at < 2**53:
         raise InvalidArgument(f"deadline_at: {job.deadline_at!r} must be a time in Unix milliseconds")
     for message in messages:
         if not message.queue or not message.id or not message.dedup_key:
@@ -60,6 +75,11 @@ def check_query(query: JobQuery) -> None:
     """`invalid_argument` names the field."""
     if not 1 <= query.limit <= PAGE_MAX:
         raise InvalidArgument(f"limit: {query.limit!r} must be 1 to {PAGE_MAX}")
+
+
+def _storable(text: str) -> bool:
+    """Whether every character is printable: no line ends, no NUL, no lone surrogate."""
+    return text.isprintable()
 
 
 def _check_split(change: Split) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from groundplane.core.errors import GroundplaneError
+from groundplane.core.errors import GroundplaneError, Internal
 from groundplane.core.lifecycle import Lifecycle
 from groundplane.core.retry import RetryPolicy
 from groundplane.jobs.port import Events, JobEvent, JobStore
@@ -97,17 +97,26 @@ class Feed:
         """How many follow."""
         return sum(map(len, self._followers.values()))
 
+    def check(self) -> None:
+        """Raise when nothing will come any more: `closed`, or `internal` where the reader broke."""
+        self._lifecycle.check_open()
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            failure = self._task.exception()
+            raise Internal(f"jobs: the reader of the event log broke: {failure!r}") from failure
+
     @asynccontextmanager
     async def subscribe(self, job_id: str, after: int) -> AsyncIterator[Subscription]:
         """Follow a job from the id `after`. Nothing committed after that is missed."""
         subscription = Subscription(job_id, after, self._history)
         self._followers.setdefault(job_id, set()).add(subscription)
         self._wanted.set()
-        if self._task is None:
+        if self._task is None or self._task.done():
+            self._placed.clear()
+            self._position = None
             self._task = self._lifecycle.spawn(self._run(), name="feed")
         try:
             await self._placed.wait()  # from here on the reader sees whatever this follower's history does not
-            self._lifecycle.check_open()
+            self.check()
             yield subscription
         finally:
             remaining = self._followers[job_id]

@@ -13,11 +13,27 @@ import msgspec
 
 from groundplane.core import failpoints
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
-from groundplane.core.errors import AlreadyExists, Closed, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from groundplane.core.errors import (
+    AlreadyExists,
+    Closed,
+    FailedPrecondition,
+    GroundplaneError,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from groundplane.core.lifecycle import Lifecycle
 from groundplane.core.names import check_name
 from groundplane.core.retry import RetryPolicy
-from groundplane.jobs.checks import FINAL_KINDS, PAGE_MAX, check_changes, check_new_job, check_query
+from groundplane.jobs.checks import (
+    FINAL_KINDS,
+    PAGE_MAX,
+    check_changes,
+    check_job_id,
+    check_new_job,
+    check_page,
+    check_query,
+)
 from groundplane.jobs.drivers import open_driver
 from groundplane.jobs.feed import Feed
 from groundplane.jobs.port import (
@@ -123,6 +139,7 @@ class Jobs:
 
     async def get(self, job_id: str) -> Job:
         """The job as it stands. Raises `not_found` (`job_not_found`)."""
+        check_job_id(job_id)
         return await self._call(lambda: self.driver.get(job_id))
 
     async def list_jobs(self, query: JobQuery | None = None) -> JobPage:
@@ -162,8 +179,9 @@ class Jobs:
 
         `limit=0` reads none and tells the newest id in `last_id`.
         """
-        if not 0 <= limit <= PAGE_MAX:
-            raise InvalidArgument(f"limit: {limit!r} must be 0 to {PAGE_MAX}")
+        check_page(after, limit)
+        if job_id is not None:
+            check_job_id(job_id)
         return await self._call(lambda: self.driver.events(after=after, job_id=job_id, limit=limit))
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent, None]:
@@ -192,7 +210,7 @@ class Jobs:
                     return
                 complete = True
                 await subscription.wait()
-                self._lifecycle.check_open()
+                self._feed.check()
 
     async def wait_finished(self, job_id: str, timeout_s: float | None = None) -> Job | None:
         """The job once it has ended; None after `timeout_s` seconds. Never polls. Raises `not_found`, `closed`."""
@@ -203,7 +221,7 @@ class Jobs:
             async with asyncio.timeout(timeout_s), self._feed.subscribe(job_id, job.last_event_id) as subscription:
                 while not any(event.kind in FINAL_KINDS for event in await subscription.ready()):
                     await subscription.wait()
-                    self._lifecycle.check_open()
+                    self._feed.check()
         except TimeoutError:
             return None
         return await self.get(job_id)
@@ -279,6 +297,7 @@ class Jobs:
             return Created(await self.get(job.job_id), True)
 
     async def _control(self, job_id: str, action: str, reason: str) -> Job:
+        check_job_id(job_id)
         (outcome,) = await self.apply(Control(job_id=job_id, action=action, reason=reason))
         if outcome.state is None:
             raise NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
@@ -329,7 +348,9 @@ class Jobs:
             wait_s = interval_s
             try:
                 swept = await self.sweep()
-            except Unavailable as error:
+            except GroundplaneError as error:
+                if error.code == "closed":
+                    raise
                 _log.warning("job_sweep_failed", code=error.code, error=error.message)
             else:
                 if swept.timed_out:

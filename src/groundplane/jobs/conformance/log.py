@@ -59,6 +59,9 @@ class LogConformance:
         assert len(await history(jobs, other)) == 1
         with pytest.raises(InvalidArgument, match="limit"):
             await jobs.events(limit=-1)
+        for after in (-1, 2**63):
+            with pytest.raises(InvalidArgument, match="after"):
+                await jobs.events(after)
 
     @pytest.mark.req("JOB-03.3", "JOB-09.1")
     async def test_a_reader_beside_many_writers_skips_nothing(self, open_jobs: OpenJobs, jobs: Jobs) -> None:

@@ -43,7 +43,13 @@ class RecordConformance:
         assert job.last_event_id == (await history(jobs, new.job_id))[-1].id > 0
 
     async def test_an_unknown_job_is_not_found(self, jobs: Jobs) -> None:
-        for call in (jobs.get("nobody"), jobs.events(0, "nobody"), jobs.cancel("nobody"), jobs.wait_finished("nobody")):
+        for call in (
+            jobs.get("nobody"),
+            jobs.get("\ud800"),
+            jobs.events(0, "nobody"),
+            jobs.cancel("nobody"),
+            jobs.wait_finished("nobody"),
+        ):
             with pytest.raises(NotFound) as caught:
                 await call
             assert caught.value.reason == "job_not_found"
@@ -222,6 +228,18 @@ class RecordConformance:
         assert [outcome.applied for outcome in outcomes] == [True, True, False, True, False]
         assert (await history(jobs, other))[-1].data["attempt"] == 2
 
+    async def test_values_that_cannot_be_stored_are_refused_and_change_nothing(self, jobs: Jobs) -> None:
+        job_id = await started(jobs)
+        for change in (
+            Finish(job_id=job_id, envelope_id="root", result=object()),
+            Note(job_id=job_id, kind="retry", data={"a": object()}),
+        ):
+            with pytest.raises(InvalidArgument, match="cannot be stored"):
+                await jobs.apply(report(job_id, 0, 50), change)
+        with pytest.raises(InvalidArgument, match="cannot be stored"):
+            await jobs.create(new_job(arguments={1j}))
+        assert await kinds(jobs, job_id) == ["created"]
+
     @pytest.mark.parametrize(
         "fields",
         [
@@ -231,6 +249,9 @@ class RecordConformance:
             {"idempotency_key": ""},
             {"owner": "x" * 256},
             {"deadline_at": 0},
+            {"deadline_at": 2**70},
+            {"owner": "a\x00b"},
+            {"idempotency_key": "\ud800"},
         ],
     )
     async def test_a_job_that_is_none_is_refused(self, jobs: Jobs, fields: dict[str, Any]) -> None:

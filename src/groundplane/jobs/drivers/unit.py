@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from groundplane.backends.sqlite import Row, Transaction
-from groundplane.core.errors import ErrorRecord
+from groundplane.core.errors import ErrorRecord, InvalidArgument
 from groundplane.jobs.port import JobState
 
 LIVE = "('pending', 'running', 'paused')"
@@ -17,8 +17,8 @@ LIVE = "('pending', 'running', 'paused')"
 SHOWN = "seq, state, progress, message, actor, steps_completed, total_steps"
 """The columns that an event tells, after `seq`."""
 
-to_json = msgspec.json.Encoder().encode
-pack = msgspec.msgpack.Encoder().encode
+_to_json = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class Unit:
         """Append to the log, and ring."""
         self.tx.execute(
             "INSERT INTO job_events (job, kind, final, data, created_at) VALUES (?, ?, ?, ?, ?)",
-            (seq, kind, final, to_json(data).decode(), self.now),
+            (seq, kind, final, _json(kind, data), self.now),
         )
         self.tx.wake(self.scope.events_topic)
 
@@ -60,6 +60,21 @@ class Unit:
         """The first row, or None."""
         rows = self.tx.execute(sql, bindings)
         return rows[0] if rows else None
+
+
+def pack(value: Any) -> bytes:
+    """A user's value at rest, MessagePack. `invalid_argument` for what it cannot carry."""
+    try:
+        return _pack(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidArgument(f"value: it cannot be stored as MessagePack: {error}") from error
+
+
+def _json(kind: str, data: Mapping[str, Any]) -> str:
+    try:
+        return _to_json(data).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidArgument(f"data: that of the event {kind!r} cannot be stored as JSON: {error}") from error
 
 
 def shown(row: Row) -> dict[str, Any]:

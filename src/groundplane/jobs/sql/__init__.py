@@ -1,0 +1,1 @@
+"""The tables of jobs, one folder for each dialect."""

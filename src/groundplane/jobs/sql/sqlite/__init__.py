@@ -1,0 +1,1 @@
+"""The numbered migrations for SQLite. A released file is never edited."""
