@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -44,7 +45,10 @@ def message_bytes(message: OutgoingMessage) -> int:
 
 
 def _check_message(message: OutgoingMessage) -> None:
-    check_name("queue", message.queue)
+    if isinstance(message.queue, str):
+        _check_queue(message.queue)
+    else:
+        check_name("queue", message.queue)
     if not isinstance(message.payload, bytes):
         raise InvalidArgument(f"payload: {type(message.payload).__name__!r} is not bytes; encode it first")
     if not message.id or len(message.id) > ID_CHARACTERS_MAX:
@@ -65,6 +69,12 @@ def _check_message(message: OutgoingMessage) -> None:
             reason="payload_too_large",
             details={"bytes": size, "bytes_max": MESSAGE_BYTES_MAX, "id": message.id},
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_queue(name: str) -> None:
+    """A check that was passed is not made again: most messages go to few queues."""
+    check_name("queue", name)
 
 
 def _size(message: OutgoingMessage) -> int:
