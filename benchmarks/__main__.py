@@ -1,0 +1,36 @@
+"""`python -m benchmarks [SECTION…]`: runs the sections and writes `benchmarks/results/latest.md` and `latest.json`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from benchmarks import report
+
+SECTIONS = {"durable_hop": "durable_hop", "gateway": "gateway", "weight": "weight"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0; 1 when a bar is missed and `--strict` is given."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="which (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each measurement; the median counts")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the full amount of work, 0.1 for a quick look"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    parser.add_argument("--strict", action="store_true", help="exit 1 when a bar is missed")
+    options = parser.parse_args(arguments)
+    rows: list[report.Row] = []
+    for name in options.sections or SECTIONS:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        rows += importlib.import_module(f"benchmarks.{SECTIONS[name]}").rows(options.rounds, options.scale)
+    report.write(rows, options.out)
+    print(report.markdown(rows))
+    return 1 if options.strict and any(row.meets is False for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
