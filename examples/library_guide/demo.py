@@ -298,6 +298,8 @@ if __name__ == "__main__":
     parser.add_argument("--path", type=Path, default=Path(sysconfig.get_path("stdlib")), help="the folder to read")
     parser.add_argument("questions", nargs="*", default=QUESTIONS, help="what to ask (default: three questions)")
     options = parser.parse_args()
+    if not options.path.expanduser().is_dir():
+        sys.exit(f"--path: {str(options.path)!r} is no folder; name one that holds Python files")
     sys.path.insert(0, str(HERE))
     try:
         asyncio.run(main(options.path, options.questions))
