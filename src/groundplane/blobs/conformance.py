@@ -20,7 +20,15 @@ import pytest
 
 from groundplane.blobs.port import Capability
 from groundplane.blobs.store import METADATA_BYTES_MAX, Blobs
-from groundplane.core.errors import AlreadyExists, Closed, Conflict, InvalidArgument, NotFound, Unsupported
+from groundplane.core.errors import (
+    AlreadyExists,
+    Closed,
+    Conflict,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unsupported,
+)
 
 _MIB = 1024 * 1024
 
@@ -221,6 +229,19 @@ class BlobConformance:
                 await blobs.driver.presign("k", expires_s=60)
         with pytest.raises(InvalidArgument, match="expires_s"):
             await blobs.presign("k", expires_s=0)
+
+    async def test_what_went_through_is_counted(self, blobs: Blobs) -> None:
+        await blobs.put("k", b"12345")
+        await blobs.get("k")
+        await blobs.delete("k", "nothing")
+        counted = blobs.statistics()
+        assert (counted.puts, counted.put_bytes, counted.gets, counted.get_bytes, counted.deleted) == (1, 5, 1, 5, 1)
+
+    async def test_an_object_over_the_callers_bound_is_refused_unread(self, blobs: Blobs) -> None:
+        await blobs.put("k", b"12345")
+        assert await blobs.get("k", bytes_max=5) == b"12345"
+        with pytest.raises(ResourceExhausted, match=r"^bytes_max: "):
+            await blobs.get("k", bytes_max=4)
 
     async def test_too_many_labels_are_refused(self, blobs: Blobs) -> None:
         with pytest.raises(InvalidArgument, match=r"^metadata: "):

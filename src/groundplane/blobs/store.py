@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import msgspec
+
 from groundplane.blobs.drivers import open_driver
 from groundplane.blobs.keys import check_characters, check_key, check_prefix
 from groundplane.blobs.port import (
@@ -27,6 +29,16 @@ METADATA_BYTES_MAX = 2048
 PAGE_MAX = 1000
 
 
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What went through this object since it was opened; sizes in bytes. Objects read in chunks are not counted."""
+
+    puts: int
+    put_bytes: int
+    gets: int
+    get_bytes: int
+    deleted: int
+
+
 class Blobs:
     """Objects by key. Everything may be called concurrently; nothing is retried: a stream cannot be read twice.
 
@@ -37,6 +49,7 @@ class Blobs:
         self.driver = driver
         self._lifecycle = Lifecycle("blobs")
         self._lifecycle.on_close(driver.aclose)
+        self._puts = self._put_bytes = self._gets = self._get_bytes = self._deleted = 0
 
     @classmethod
     @asynccontextmanager
@@ -76,11 +89,17 @@ class Blobs:
             content_type=_check_content_type(content_type),
             metadata=_check_metadata(metadata or {}),
         )
-        return await self._run(self.driver.put(check_key(key), _bounded(key, data), options))
+        info = await self._run(self.driver.put(check_key(key), _bounded(key, data), options))
+        self._puts += 1
+        self._put_bytes += info.size
+        return info
 
     async def get(self, key: str, *, bytes_max: int | None = None) -> bytes:
         """The whole object, its checksum verified. Raises `not_found`; `resource_exhausted` above `bytes_max`."""
-        return await self._run(self._get(check_key(key), bytes_max))
+        data = await self._run(self._get(check_key(key), bytes_max))
+        self._gets += 1
+        self._get_bytes += len(data)
+        return data
 
     @asynccontextmanager
     async def open_object(self, key: str) -> AsyncIterator[BlobReader]:
@@ -112,7 +131,9 @@ class Blobs:
 
     async def delete(self, *keys: str) -> int:
         """Delete objects; how many there were. A missing one is no error."""
-        return await self._run(self.driver.delete([check_key(key) for key in keys]))
+        count = await self._run(self.driver.delete([check_key(key) for key in keys]))
+        self._deleted += count
+        return count
 
     async def presign(self, key: str, *, expires_s: float) -> str:
         """A URL that reads the object for `expires_s` seconds. `unsupported` without `Capability.PRESIGN`."""
@@ -121,6 +142,16 @@ class Blobs:
         if Capability.PRESIGN not in self.capabilities:
             raise Unsupported("presign: this store of blobs has no URLs; read the object with `open_object`")
         return await self._run(self.driver.presign(check_key(key), expires_s=expires_s))
+
+    def statistics(self) -> Statistics:
+        """Counters."""
+        return Statistics(
+            puts=self._puts,
+            put_bytes=self._put_bytes,
+            gets=self._gets,
+            get_bytes=self._get_bytes,
+            deleted=self._deleted,
+        )
 
     async def aclose(self) -> None:
         """Fail the calls that are under way with `closed`, then close the driver. Idempotent, ≤ 10 s."""

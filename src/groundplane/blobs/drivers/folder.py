@@ -304,7 +304,7 @@ def translate(error: OSError, root: Path) -> GroundplaneError:
     """The error of ours for one of the system's, by number."""
     what = f"blobs: {os.strerror(error.errno) if error.errno else error} in {str(root)!r}"
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return ResourceExhausted(f"{what}; free space, nothing acknowledged is lost", reason="disk_full")
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return PermissionDenied(f"{what}; mend the permissions of the folder", reason="read_only")

@@ -23,7 +23,8 @@ from groundplane.jobs.store import Jobs
 
 
 async def _followed(jobs: Jobs, job_id: str, after: int = 0) -> list[JobEvent]:
-    return [event async for event in jobs.follow(job_id, after)]
+    async with asyncio.timeout(20):
+        return [event async for event in jobs.follow(job_id, after)]
 
 
 class LogConformance:
