@@ -163,7 +163,7 @@ class _Dev:
             await self._prepare(after, upgrade=False)
         except GroundplaneError as error:
             self._output.error(error)
-            self._output.note("the version from before goes on; mend the file")
+            self._tell("reload_failed", "the version from before goes on; mend the file", files=names)
             return
         await self._apply(before, after)
         self._tell("reloaded", f"changed: {names}; reloaded {', '.join(after.actors) or 'nothing'}", files=names)

@@ -32,14 +32,14 @@ _PREFIX = "GROUNDPLANE_"
 _OTHER_VARIABLES = frozenset(
     f"{_PREFIX}{name}"
     for name in (
-        # of this module and of tests
-        "CONFIG", "FAILPOINTS", "FAILPOINTS_FILE", "FAILPOINTS_LOG",
+        # of this module
+        "CONFIG",
         # of sidecar and runtime, which read them themselves
         "HANDLER", "HANDLER_MODE", "SOCKET_PATH", "SOCKET_CHMOD", "WORKERS", "STANDBY", "CONCURRENCY", "CUDA_CLEANUP",
         "READY_FILE", "QUEUE_NAME", "SOCKET_PROTOCOL", "EXCHANGE", "GATEWAY_URL", "HAPPY_END", "ERROR_END",
     )
 )  # fmt: skip
-_OTHER_PREFIXES = ("GROUNDPLANE_TEST_", "GROUNDPLANE_ACTOR_", "GROUNDPLANE_REQUIRE_")
+_OTHER_PREFIXES = ("GROUNDPLANE_TEST_", "GROUNDPLANE_FAILPOINTS", "GROUNDPLANE_ACTOR_", "GROUNDPLANE_REQUIRE_")
 
 Schemes = Mapping[str, Mapping[str, frozenset[str] | None]]
 """For each port its URL schemes, and for each of them the query parameters it takes (None: the driver checks)."""

@@ -16,6 +16,7 @@ import msgspec
 
 from groundplane.core.errors import GroundplaneError, InvalidArgument, Unavailable
 from groundplane.core.retry import RetryPolicy
+from groundplane.core.secrets import mask_url
 from groundplane.jobs.port import Change, Finish, JobState, Outcome, Progress
 from groundplane.mesh.batching import Batcher
 from groundplane.mesh.reporting import Reporter
@@ -34,7 +35,7 @@ class HttpReporter:
     def __init__(self, url: str, *, lost: Callable[[int], None] | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidArgument(f"gateway_url: {url!r} is no http:// or https:// address")
+            raise InvalidArgument(f"gateway_url: {mask_url(url)!r} is no http:// or https:// address")
         self._tls = parts.scheme == "https"
         self._host = parts.hostname
         self._port = parts.port or (443 if self._tls else 80)

@@ -14,6 +14,7 @@ from typing import cast
 from groundplane.blobs.port import BlobDriver
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import did_you_mean
+from groundplane.core.secrets import mask_url
 
 DRIVERS: dict[str, str] = {"embedded": "groundplane.blobs.drivers.embedded:open_driver"}
 
@@ -28,7 +29,7 @@ async def open_driver(url: str, state: Path) -> BlobDriver:
         found = list(entry_points(group="groundplane.blobs", name=scheme))
         if not found:
             raise InvalidArgument(
-                f"blobs: {url!r} has no known scheme; use one of {', '.join(DRIVERS)}{did_you_mean(scheme, DRIVERS)}"
+                f"blobs: {mask_url(url)!r} has no known scheme; use one of {', '.join(DRIVERS)}{did_you_mean(scheme, DRIVERS)}"
             )
         opener = found[0].load()
     return cast(BlobDriver, await opener(url, state))

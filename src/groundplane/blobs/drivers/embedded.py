@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 from groundplane.blobs.drivers.folder import Folder, Incoming, translate
 from groundplane.blobs.port import BlobDriver, BlobInfo, BlobPage, BlobReader, Capability, PutOptions
 from groundplane.core.errors import Closed, Internal, InvalidArgument, Unsupported
+from groundplane.core.secrets import mask_url
 
 T = TypeVar("T")
 
@@ -188,7 +189,7 @@ async def open_driver(url: str, state: Path) -> BlobDriver:
     """Open the folder that the URL names, or that of `state`."""
     parts = urlsplit(url)
     if parts.netloc or parts.query or parts.fragment:
-        raise InvalidArgument(f"blobs: {url!r} must be embedded:// or embedded:///absolute/state/folder")
+        raise InvalidArgument(f"blobs: {mask_url(url)!r} must be embedded:// or embedded:///absolute/state/folder")
     driver = FileBlobs((Path(unquote(parts.path)) if parts.path else state) / "blobs")
     try:
         await driver._run(driver.prepare)

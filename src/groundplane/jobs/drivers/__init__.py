@@ -13,6 +13,7 @@ from typing import cast
 
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import did_you_mean
+from groundplane.core.secrets import mask_url
 from groundplane.jobs.port import JobStore
 
 DRIVERS: dict[str, str] = {"embedded": "groundplane.jobs.drivers.embedded:open_driver"}
@@ -28,7 +29,7 @@ async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, i
         found = list(entry_points(group="groundplane.jobs", name=scheme))
         if not found:
             raise InvalidArgument(
-                f"jobs: {url!r} has no known scheme; use one of {', '.join(DRIVERS)}{did_you_mean(scheme, DRIVERS)}"
+                f"jobs: {mask_url(url)!r} has no known scheme; use one of {', '.join(DRIVERS)}{did_you_mean(scheme, DRIVERS)}"
             )
         opener = found[0].load()
     return cast(JobStore, await opener(url, namespace=namespace, state=state, upgrade=upgrade, inline=inline))

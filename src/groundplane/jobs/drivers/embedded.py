@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from groundplane.backends.sqlite import Database, MigrationSet, Transaction
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.errors import InvalidArgument
+from groundplane.core.secrets import mask_url
 from groundplane.jobs.drivers import changes, expiry, log, outbox, records
 from groundplane.jobs.drivers.unit import Scope, Unit
 from groundplane.jobs.port import (
@@ -172,7 +173,7 @@ async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, i
     """Open the file in the folder that the URL names, or in `state`."""
     parts = urlsplit(url)
     if parts.netloc or parts.query or parts.fragment:
-        raise InvalidArgument(f"jobs: {url!r} must be embedded:// or embedded:///absolute/state/folder")
+        raise InvalidArgument(f"jobs: {mask_url(url)!r} must be embedded:// or embedded:///absolute/state/folder")
     folder = Path(unquote(parts.path)) if parts.path else state
     return await EmbeddedJobs.open(folder / FILE_NAME, namespace=namespace, upgrade=upgrade, inline=inline)
 

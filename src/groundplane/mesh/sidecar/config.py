@@ -14,6 +14,7 @@ from groundplane.core.durations import parse_duration
 from groundplane.core.envelope import ERROR_END, HAPPY_END
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import check_name, did_you_mean
+from groundplane.core.secrets import mask_url
 from groundplane.mesh.spec import ActorSpec, Limits
 
 START_TIMEOUT_S = 30.0
@@ -143,7 +144,7 @@ def _checked(document: dict[str, Any]) -> SidecarConfig:
     if not config.actor.timeout_s > 0:
         raise InvalidArgument(f"timeout_s: {config.actor.timeout_s!r} must be more than 0 seconds")
     if config.gateway_url is not None and not config.gateway_url.startswith(("http://", "https://")):
-        raise InvalidArgument(f"gateway_url: {config.gateway_url!r} does not begin with http:// or https://")
+        raise InvalidArgument(f"gateway_url: {mask_url(config.gateway_url)!r} does not begin with http:// or https://")
     return config
 
 

@@ -12,6 +12,7 @@ from typing import cast
 
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import did_you_mean
+from groundplane.core.secrets import mask_url
 from groundplane.mesh.ledger.port import Ledger
 
 DRIVERS: dict[str, str] = {"embedded": "groundplane.mesh.ledger.drivers.embedded:open_driver"}
@@ -29,7 +30,7 @@ async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, i
         found = list(entry_points(group="groundplane.ledger", name=scheme))
         if not found:
             raise InvalidArgument(
-                f"ledger: {url!r} has no known scheme; use one of {', '.join(DRIVERS)}{did_you_mean(scheme, DRIVERS)}"
+                f"ledger: {mask_url(url)!r} has no known scheme; use one of {', '.join(DRIVERS)}{did_you_mean(scheme, DRIVERS)}"
             )
         opener = found[0].load()
     return cast(Ledger, await opener(url, namespace=namespace, state=state, upgrade=upgrade, inline=inline))

@@ -18,6 +18,7 @@ from groundplane.backends.sqlite import Database, MigrationSet, Transaction
 from groundplane.core import codec
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.errors import InvalidArgument
+from groundplane.core.secrets import mask_url
 from groundplane.mesh.ledger.port import JoinKey, JoinState, Ledger, Once
 
 MIGRATIONS = MigrationSet(component="ledger", package="groundplane.mesh.ledger.sql.sqlite")
@@ -149,7 +150,9 @@ async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, i
 def _folder(url: str, state: Path) -> Path:
     parts = urlsplit(url)
     if parts.netloc or parts.query or parts.fragment:
-        raise InvalidArgument(f"ledger: {url!r} takes nothing but a folder: embedded:// or embedded:///state/folder")
+        raise InvalidArgument(
+            f"ledger: {mask_url(url)!r} takes nothing but a folder: embedded:// or embedded:///state/folder"
+        )
     return Path(unquote(parts.path)) if parts.path.strip("/") else state
 
 

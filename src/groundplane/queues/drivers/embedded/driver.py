@@ -12,6 +12,7 @@ from groundplane.backends.sqlite import Database, MigrationSet, Transaction
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.dead_letters import DeadLetterSource
 from groundplane.core.errors import Closed, InvalidArgument
+from groundplane.core.secrets import mask_url
 from groundplane.queues.drivers.embedded import rows
 from groundplane.queues.drivers.embedded.consumer import EmbeddedConsumer
 from groundplane.queues.drivers.embedded.dead_letters import EmbeddedDeadLetters
@@ -171,7 +172,7 @@ def state_folder(url: str, state: Path) -> Path:
     parts = urlsplit(url)
     if parts.netloc or parts.query or parts.fragment:
         raise InvalidArgument(
-            f"queues: {url!r} is neither embedded:// nor embedded:///absolute/folder, without host or parameters"
+            f"queues: {mask_url(url)!r} is neither embedded:// nor embedded:///absolute/folder, without host or parameters"
         )
     return Path(unquote(parts.path)) if parts.path else state
 
