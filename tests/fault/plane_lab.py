@@ -16,7 +16,7 @@ import sqlite3
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -47,7 +47,7 @@ class Member:
         self.process: subprocess.Popen[bytes] | None = None
         self.arm_file = folder / "armed" / program.name.replace(" ", "-")
         self._log = folder / "logs" / f"{program.name.replace(' ', '-')}.log"
-        self._environment = environment
+        self._environment = {**environment, "GROUNDPLANE_FAILPOINTS_WHILE": str(self.arm_file)}
 
     @property
     def pid(self) -> int:
@@ -55,23 +55,26 @@ class Member:
         return self.process.pid
 
     async def start(self) -> None:
-        assert self.program.ready_file is not None
-        self.program.ready_file.unlink(missing_ok=True)
-        environment = {**os.environ, **self.program.environment, **self._environment}
-        with open(self._log, "ab") as log:
-            self.process = subprocess.Popen(
-                self.program.argv,
-                stdin=subprocess.PIPE if self.program.feed else subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.program.folder,
-                env=environment,
-            )
+        """Start the program, and feed it what it reads from its standard input."""
+        self.process = self._spawn()
         self.starts += 1
         if self.program.feed is not None and self.process.stdin is not None:
             data = await self.program.feed()
             with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
                 pipe.write(data)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        if self.program.ready_file is not None:
+            self.program.ready_file.unlink(missing_ok=True)
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                self.program.argv,
+                stdin=subprocess.PIPE if self.program.feed else subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.program.folder,
+                env={**os.environ, **self.program.environment, **self._environment},
+            )
 
     def ready(self) -> bool:
         """Whether the process that runs now has said that it is ready."""
@@ -91,7 +94,7 @@ class Member:
 class Lab:
     """The plane. `members` by the names of their programs: `gateway`, `ends`, `sidecar effect`, `runtime effect`…"""
 
-    def __init__(self, folder: Path, state: Path, description: Description, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, state: Path, description: Description, failpoints: str) -> None:
         self.folder = folder
         self.state = state
         self.effects = folder / "effects"
@@ -100,7 +103,12 @@ class Lab:
         self.members: dict[str, Member] = {}
         self.unexpected: list[str] = []
         self.mark = uuid.uuid4().hex
-        self._environment = dict(environment)
+        self._environment = {
+            _MARK: self.mark,
+            "GROUNDPLANE_TEST_EFFECTS": str(self.effects),
+            "GROUNDPLANE_FAILPOINTS": failpoints,
+            "GROUNDPLANE_FAILPOINTS_LOG": str(self.hits),
+        }
         settings = Settings(state=state, port=0, grace_s=10.0, log_level="warning")
         self.settings = settings
         self._programs = PlanePrograms(settings, self._gateway_config)
@@ -109,24 +117,17 @@ class Lab:
 
     @classmethod
     @asynccontextmanager
-    async def open(
-        cls,
-        folder: Path,
-        *,
-        state: Path | None = None,
-        failpoints: str = "",
-        environment: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[Lab]:
+    async def open(cls, folder: Path, *, state: Path | None = None, failpoints: str = "") -> AsyncIterator[Lab]:
         """Start everything and wait until it is ready; `failpoints` as in `core.failpoints`, armed by `arm` alone."""
         for name in ("armed", "logs", "effects"):
             (folder / name).mkdir(parents=True)
-        lab = cls(folder, state or folder / "state", describe(str(APP)), environment or {})
+        lab = cls(folder, state or folder / "state", describe(str(APP)), failpoints)
         (lab.state / "run").mkdir(parents=True, exist_ok=True)
         async with Plane.open(lab.settings, ports=("queues", "jobs", "blobs", "ledger")) as plane:
             await plane.declare(lab.description.actors.values())
         watching = None
         try:
-            await lab._start(failpoints)
+            await lab._start()
             watching = asyncio.create_task(lab._supervise())
             await lab.all_ready()
             lab._programs.keep_port(lab.url)
@@ -137,6 +138,12 @@ class Lab:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
             lab.end()
+
+    async def add(self, program: Program) -> Member:
+        """Start one more program."""
+        member = self.members[program.name] = Member(program, self.folder, self._environment)
+        await member.start()
+        return member
 
     @property
     def url(self) -> str:
@@ -223,7 +230,7 @@ class Lab:
         """What a plane that has stopped should not have left: processes, sockets, rows of consumers."""
         files = [str(one) for one in self.state.rglob("*") if one.is_socket() or one.suffix in (".alive", ".ready")]
         with contextlib.closing(sqlite3.connect(self.state / "plane.db")) as db:
-            counts = {one: db.execute(f"SELECT count(*) FROM {one}").fetchone()[0] for one in _ROWS_OF_CONSUMERS}  # noqa: S608
+            counts = {one: db.execute(f"SELECT count(*) FROM {one}").fetchone()[0] for one in _ROWS_OF_CONSUMERS}
         rows = [f"{count} rows of {table}" for table, count in counts.items() if count]
         return [*self.processes().values(), *files, *rows]
 
@@ -246,7 +253,7 @@ class Lab:
                 raise AssertionError(f"not within {timeout_s:g} s: {what}\n{self.logs()}")
             await asyncio.sleep(0.005)
 
-    async def _start(self, failpoints: str) -> None:
+    async def _start(self) -> None:
         programs = [
             self._programs.gateway(),
             *self._programs.runtimes(self.description),
@@ -254,16 +261,7 @@ class Lab:
             *self._programs.ends(self.description),
         ]
         for program in programs:
-            member = self.members[program.name] = Member(program, self.folder, {})
-            member._environment = {
-                _MARK: self.mark,
-                "GROUNDPLANE_TEST_EFFECTS": str(self.effects),
-                "GROUNDPLANE_FAILPOINTS": failpoints,
-                "GROUNDPLANE_FAILPOINTS_WHILE": str(member.arm_file),
-                "GROUNDPLANE_FAILPOINTS_LOG": str(self.hits),
-                **self._environment,
-            }
-            await member.start()
+            await self.add(program)
 
     async def _supervise(self) -> None:
         """Start again at once whatever ended; what was not killed by the lab (or itself, by order) is remembered."""
@@ -313,4 +311,4 @@ def _state(pid: int) -> str:
         return "X"
 
 
-__all__: Iterable[str] = ["Lab", "Member", "eventually", "words"]
+__all__ = ["Lab", "Member", "eventually", "words"]
