@@ -84,6 +84,7 @@ class Link(asyncio.Protocol):
         self._codec: codec.Codec = "json"
         self._next = 0
         self._asks: set[asyncio.Task[None]] = set()
+        self._unsent: list[bytes] = []
 
     @property
     def worker(self) -> int | None:
@@ -124,9 +125,19 @@ class Link(asyncio.Protocol):
         self._on_lost(self)
 
     def write(self, body: bytes) -> None:
-        """Send one message; dropped when the connection is gone (its calls are told)."""
+        """Send one message, together with those of the same turn of the loop; dropped when the connection is gone
+        (its calls are told)."""
+        pieces = frames(body, self._reader.frame_max, self._reader.message_max)
+        if self._transport is None:
+            return
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent += pieces
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
         if self._transport is not None:
-            self._transport.writelines(frames(body, self._reader.frame_max, self._reader.message_max))
+            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a map in the codec that was agreed."""

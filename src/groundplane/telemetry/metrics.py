@@ -13,6 +13,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from groundplane.telemetry.fast_metrics import FastFamily
+
 SERIES_MAX = 1000
 CUSTOM_METRICS_MAX = 100
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -34,11 +36,15 @@ class _Families:
     """The metrics of all actors in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"groundplane_actor_{name}", text, ("actor", *labels), registry=registry)
+        def counter(name: str, text: str) -> FastFamily:
+            return family(FastFamily(f"groundplane_actor_{name}", text, "actor"))
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"groundplane_actor_{name}", text, ("actor",), buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, bounds: tuple[float, ...]) -> FastFamily:
+            return family(FastFamily(f"groundplane_actor_{name}", text, "actor", bounds))
+
+        def family(made: FastFamily) -> FastFamily:
+            registry.register(made)
+            return made
 
         self.received = counter("messages_received", "Deliveries received.")
         self.processed = counter("messages_processed", "Calls that succeeded.")
@@ -46,13 +52,15 @@ class _Families:
         self.dead = counter("dead_letters", "Messages that became dead letters here.")
         self.reports_lost = counter("reports_lost", "Progress reports that the job store did not take.")
         self.custom_refused = counter("custom_metrics_refused", "Values of custom metrics over a bound.")
-        self.sent = counter("messages_sent", "Messages sent, by queue.", "queue")
-        self.failed = counter("messages_failed", "Calls that failed, by reason.", "reason")
         self.processing = histogram("processing_seconds", "From receipt to settlement.", SECONDS)
         self.runtime = histogram("runtime_seconds", "From the call to the runtime's answer.", SECONDS)
         self.receive = histogram("receive_seconds", "Waiting for messages.", SECONDS)
         self.send = histogram("send_seconds", "Sending and settling.", SECONDS)
         self.size = histogram("message_bytes", "Size of received messages.", BYTES)
+        labels = ("actor", "queue")
+        self.sent = Counter("groundplane_actor_messages_sent", "Messages sent, by queue.", labels, registry=registry)
+        text = "Calls that failed, by reason."
+        self.failed = Counter("groundplane_actor_messages_failed", text, ("actor", "reason"), registry=registry)
         self.active = Gauge("groundplane_actor_active", "Deliveries being handled.", ("actor",), registry=registry)
 
 
@@ -66,26 +74,32 @@ class ActorMetrics:
         families = _families.get(registry)
         if families is None:
             families = _families[registry] = _Families(registry)
-        self.received = families.received.labels(actor)
-        self.processed = families.processed.labels(actor)
-        self.retries = families.retries.labels(actor)
-        self.dead = families.dead.labels(actor)
-        self.reports_lost = families.reports_lost.labels(actor)
-        self.custom_refused = families.custom_refused.labels(actor)
+        self.received = families.received.counter(actor)
+        self.processed = families.processed.counter(actor)
+        self.retries = families.retries.counter(actor)
+        self.dead = families.dead.counter(actor)
+        self.reports_lost = families.reports_lost.counter(actor)
+        self.custom_refused = families.custom_refused.counter(actor)
         self._sent = families.sent
         self._failed = families.failed
-        self.processing = families.processing.labels(actor)
-        self.runtime = families.runtime.labels(actor)
-        self.receive = families.receive.labels(actor)
-        self.send = families.send.labels(actor)
-        self.size = families.size.labels(actor)
+        self.processing = families.processing.histogram(actor)
+        self.runtime = families.runtime.histogram(actor)
+        self.receive = families.receive.histogram(actor)
+        self.send = families.send.histogram(actor)
+        self.size = families.size.histogram(actor)
         self.active = families.active.labels(actor)
         self.actor = actor
         self._labels: dict[str, set[str]] = {"queue": set(), "reason": set()}
+        self._sent_to: dict[str, Counter] = {}
 
     def sent(self, queue: str) -> None:
         """One message was sent to `queue`."""
-        self._sent.labels(self.actor, self._bounded("queue", queue)).inc()
+        child = self._sent_to.get(queue)
+        if child is None:
+            child = self._sent.labels(self.actor, self._bounded("queue", queue))
+            if len(self._sent_to) < SERIES_MAX:
+                self._sent_to[queue] = child
+        child.inc()
 
     def failed(self, reason: str) -> None:
         """One call failed with `reason`."""

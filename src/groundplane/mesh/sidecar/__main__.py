@@ -21,6 +21,7 @@ def main() -> int:
         get_logger("sidecar").error("usage", error=str(error))
         return EXIT_USAGE
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # short-lived objects in number, hardly any cycles
     return asyncio.run(_run(config))
 
 
