@@ -29,7 +29,8 @@ async def open_driver(url: str, state: Path) -> BlobDriver:
         found = list(entry_points(group="groundplane.blobs", name=scheme))
         if not found:
             raise InvalidArgument(
-                f"blobs: {mask_url(url)!r} has no known scheme; use one of {', '.join(DRIVERS)}{did_you_mean(scheme, DRIVERS)}"
+                f"blobs: {mask_url(url)!r} has no known scheme; use one of {', '.join(DRIVERS)}"
+                f"{did_you_mean(scheme, DRIVERS)}"
             )
         opener = found[0].load()
     return cast(BlobDriver, await opener(url, state))

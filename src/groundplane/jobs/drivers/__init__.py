@@ -29,7 +29,8 @@ async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, i
         found = list(entry_points(group="groundplane.jobs", name=scheme))
         if not found:
             raise InvalidArgument(
-                f"jobs: {mask_url(url)!r} has no known scheme; use one of {', '.join(DRIVERS)}{did_you_mean(scheme, DRIVERS)}"
+                f"jobs: {mask_url(url)!r} has no known scheme; use one of {', '.join(DRIVERS)}"
+                f"{did_you_mean(scheme, DRIVERS)}"
             )
         opener = found[0].load()
     return cast(JobStore, await opener(url, namespace=namespace, state=state, upgrade=upgrade, inline=inline))

@@ -172,7 +172,8 @@ def state_folder(url: str, state: Path) -> Path:
     parts = urlsplit(url)
     if parts.netloc or parts.query or parts.fragment:
         raise InvalidArgument(
-            f"queues: {mask_url(url)!r} is neither embedded:// nor embedded:///absolute/folder, without host or parameters"
+            f"queues: {mask_url(url)!r} is neither embedded:// nor embedded:///absolute/folder, "
+            "without host or parameters"
         )
     return Path(unquote(parts.path)) if parts.path else state
 
