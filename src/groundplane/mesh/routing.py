@@ -121,11 +121,11 @@ class Router:
         if isinstance(outcome, Failure):
             return self._failed(envelope, outcome, attempt, now_ms)
         if not outcome.outputs:
-            return self._ended(envelope, outcome)
+            return self._ended(envelope, outcome, attempt)
         wrong = self._wrong_route(envelope, outcome)
         if wrong is not None:
             return self._failed(envelope, wrong, attempt, now_ms)
-        return self._succeeded(envelope, outcome)
+        return self._succeeded(envelope, outcome, attempt)
 
     def refuse(self, envelope: Envelope, *, attempt: int, now_ms: int) -> Decision | None:
         """The decision for an envelope that must not be started, or None: its turn is not here, its time is over, or
@@ -139,9 +139,9 @@ class Router:
         envelope = Envelope(id=message_id, route=Route([self.spec.name]), payload=_shown(data), created_at=now_ms)
         return self._final(envelope, failure, 1, reason)
 
-    def _succeeded(self, envelope: Envelope, result: Result) -> Decision:
+    def _succeeded(self, envelope: Envelope, result: Result, attempt: int) -> Decision:
         outputs = result.outputs
-        reports: list[Change] = self.progress(envelope, COMPLETED, "completed")
+        reports: list[Change] = self.progress(envelope, COMPLETED, "completed", attempt=attempt)
         if len(outputs) == 1 and not result.fanout:
             one = outputs[0]
             following = msgspec.structs.replace(
@@ -167,7 +167,7 @@ class Router:
             reports.append(Split(job_id=envelope.job_id, envelope_id=envelope.id, children=ids))
         return Decision(settlement="ack", sends=[self._forward(child) for child in children], reports=reports)
 
-    def _ended(self, envelope: Envelope, result: Result) -> Decision:
+    def _ended(self, envelope: Envelope, result: Result, attempt: int) -> Decision:
         """The handler ended the route: the happy end gets the input payload (or the one given), marked as aborted."""
         last = msgspec.structs.replace(envelope, aborted=True, attempt=1, error=None)
         if result.stopped_with is not msgspec.UNSET:
@@ -175,7 +175,7 @@ class Router:
         return Decision(
             settlement="ack",
             sends=[Send(self.happy_end, last)],
-            reports=self.progress(envelope, COMPLETED, "completed"),
+            reports=self.progress(envelope, COMPLETED, "completed", attempt=attempt),
         )
 
     def _failed(self, envelope: Envelope, failure: Failure, attempt: int, now_ms: int) -> Decision:

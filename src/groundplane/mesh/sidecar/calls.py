@@ -37,6 +37,7 @@ class CallWatch:
         custom: CustomMetrics,
         metrics: ActorMetrics,
         ledger: Ledger | None,
+        attempt: int = 1,
     ) -> None:
         self.ticket = Ticket()
         self.envelope = envelope
@@ -47,6 +48,7 @@ class CallWatch:
         self._custom = custom
         self._metrics = metrics
         self._ledger = ledger
+        self._attempt = attempt
         self._weight = PROCESSING
         self._reported_at = 0.0
 
@@ -101,7 +103,8 @@ class CallWatch:
         if self._reporter is None or now - self._reported_at < every_s:
             return
         self._reported_at = now
-        self._reporter.post(self._router.progress(self.envelope, weight, status, message[:1000]), self.token)
+        change = self._router.progress(self.envelope, weight, status, message[:1000], attempt=self._attempt)
+        self._reporter.post(change, self.token)
 
 
 class Active:

@@ -55,7 +55,7 @@ class FanIn:
         if state.released:
             await self._late(work)
         elif state.arrived < state.total:
-            self._post(envelope, COMPLETED)
+            self._post(envelope, COMPLETED, delivery.attempt)
             send = timer(self._p.router.spec, envelope)
             data = send.envelope.to_bytes()
             await self._handling.settle(work, Ack(delivery), [message_of(send, send.envelope, data)])
@@ -111,10 +111,10 @@ class FanIn:
             self._p.reporter.post(note(work.envelope, "late_child", data), token)
         await self._handling.settle(work, Ack(work.delivery))
 
-    def _post(self, envelope: Envelope, weight: float) -> None:
+    def _post(self, envelope: Envelope, weight: float, attempt: int) -> None:
         if self._p.reporter is not None:
             token = str(envelope.headers.get(JOB_TOKEN, ""))
-            self._p.reporter.post(self._p.router.progress(envelope, weight, "completed"), token)
+            self._p.reporter.post(self._p.router.progress(envelope, weight, "completed", attempt=attempt), token)
 
     def _ledger(self) -> Ledger:
         assert self._p.ledger is not None

@@ -209,7 +209,9 @@ class Handling:
                 )
         elif work.resolve:
             work.payload = envelope.payload
-        watch = CallWatch(parts.router, envelope, parts.reporter, parts.custom, parts.metrics, parts.ledger)
+        watch = CallWatch(
+            parts.router, envelope, parts.reporter, parts.custom, parts.metrics, parts.ledger, work.attempt
+        )
         with parts.active.calling(work.delivery, watch):
             async with self._slots:
                 watch.started()
