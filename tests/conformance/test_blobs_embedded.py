@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 
 from groundplane.blobs import Blobs
 from groundplane.blobs.conformance import BlobConformance
-from groundplane.core.errors import Internal, InvalidArgument, PermissionDenied, ResourceExhausted
+from groundplane.blobs.drivers.folder import Folder
+from groundplane.core.errors import Conflict, Internal, InvalidArgument, PermissionDenied, ResourceExhausted
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +85,26 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
     assert isinstance(caught.value.__cause__, OSError)
     assert await blobs.get("k") == b"old"
     assert len(_files(tmp_path)) == 1
+
+
+@pytest.mark.req("BLOB-04.1")
+async def test_nobody_replaces_an_object_between_the_look_at_its_etag_and_the_replacement(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_have_looked = threading.Barrier(2)
+    look = Folder._check_etag
+
+    def look_and_wait(folder: Folder, key: str, etag: str) -> None:
+        look(folder, key, etag)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_have_looked.wait(0.5)  # with the lock held, the other never comes
+
+    seen = await blobs.put("k", b"seen")
+    monkeypatch.setattr(Folder, "_check_etag", look_and_wait)
+    results = await asyncio.gather(
+        *(blobs.put("k", bytes([n]), if_match=seen.etag) for n in range(2)), return_exceptions=True
+    )
+    assert sum(isinstance(one, Conflict) for one in results) == 1
 
 
 def _full() -> int:

@@ -29,6 +29,7 @@ class _Branch:
         self.state = "live"
         self.result: Any = None
         self.children: list[_Branch] = []
+        self.heard = False
 
     def all(self) -> list[_Branch]:
         return [self, *(one for child in self.children for one in child.all())]
@@ -88,6 +89,7 @@ class JobMachine(RuleBasedStateMachine):
         outcome = self.apply(report(self.job_id, hop, weight, envelope_id=branch.name))
         live = self.in_tree(branch) and branch.state == "live" and not self.state.terminal
         assert outcome.applied is live
+        branch.heard |= live
         if live and self.state is JobState.PENDING:
             self.state = JobState.RUNNING
 
@@ -141,6 +143,9 @@ class JobMachine(RuleBasedStateMachine):
                 holds=outcome == "held",
             )
         )
+        unheard = not any(child.heard or child.state != "live" for child in branch.children)
+        if branch.state == "split" and unheard and self.in_tree(branch) and not self.state.terminal:
+            branch.state, branch.children = "live", []
         live = self.in_tree(branch) and branch.state == "live" and not self.state.terminal
         assert told.applied is live
         if live:

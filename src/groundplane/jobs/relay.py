@@ -65,6 +65,8 @@ class Relay:
                 await self._send([message for _, message in taken])
                 break
             except GroundplaneError as error:
+                if error.code == "closed":
+                    raise
                 self._note(error, taken[0][1].queue)
                 if not error.retryable:
                     await self._one_by_one(taken)

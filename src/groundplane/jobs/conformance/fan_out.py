@@ -115,6 +115,33 @@ class FanOutConformance:
         assert (await succeed(jobs, job_id, 2, "c1")).state is JobState.SUCCEEDED
         assert (await jobs.get(job_id)).result == [1, 2]
 
+    @pytest.mark.req("JOB-12.1", "JOB-12.2")
+    @pytest.mark.parametrize("envelope_id", ["root", "b"])
+    async def test_a_handler_that_split_and_then_ran_again_to_another_end_takes_its_children_back(
+        self, jobs: Jobs, envelope_id: str
+    ) -> None:
+        job_id = await started(jobs)
+        if envelope_id == "b":
+            await _split(jobs, job_id, ["a", "b"])
+            await succeed(jobs, job_id, "of a", "a")
+        await _split(jobs, job_id, ["c0", "c1"], envelope_id)
+        assert (await fail(jobs, job_id, envelope_id)).state is JobState.FAILED
+        error = (await jobs.get(job_id)).error
+        assert error is not None
+        assert error.details.get("results") == (["of a", None] if envelope_id == "b" else None)
+        assert (await succeed(jobs, job_id, 1, "c0")).detail == "late"
+
+    @pytest.mark.req("JOB-12.1")
+    async def test_a_split_is_not_taken_back_once_a_child_was_heard_of(self, jobs: Jobs) -> None:
+        job_id = await started(jobs)
+        await jobs.apply(report(job_id, 1, 50))
+        await _split(jobs, job_id, ["c0"])
+        await jobs.apply(report(job_id, 0, 10, envelope_id="c0"))  # it does not move the mean
+        assert (await fail(jobs, job_id)).detail == "late"
+        assert (await _split(jobs, job_id, ["c0", "c1"])).detail == "late"
+        assert (await succeed(jobs, job_id, 1, "c0")).state is JobState.SUCCEEDED
+        assert (await jobs.get(job_id)).result == [1]
+
     @pytest.mark.req("JOB-01.2", "JOB-12.1")
     async def test_a_split_of_a_job_that_has_ended_is_not_applied(self, jobs: Jobs) -> None:
         job_id = await started(jobs)

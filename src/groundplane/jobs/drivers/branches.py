@@ -69,17 +69,20 @@ def plant(unit: Unit, seq: int, envelope_id: str, progress: float) -> Branch:
 def advance(unit: Unit, seq: int, branch: Branch, progress: float) -> float:
     """A branch has come as far as `progress`; never back. Returns the progress of the root."""
     after = max(branch.progress, progress)
-    if after > branch.progress:
-        _set_progress(unit, seq, branch.envelope_id, after)
+    unit.tx.execute(
+        "UPDATE job_branches SET progress = ?, heard = 1 WHERE job = ? AND envelope_id = ?",
+        (after, seq, branch.envelope_id),
+    )
     return _climb(unit, seq, branch, after)
 
 
 def split(unit: Unit, seq: int, branch: Branch, change: Split) -> str:
     """Replace a branch by its children; they begin where it stands. Returns '' or why nothing changed."""
     if branch.state == "split":
-        refused = _withdraw(unit, seq, branch, change.children)
-        if refused:
-            return refused
+        if _children(unit, seq, branch) == change.children:
+            return "repeated"
+        if not withdraw(unit, seq, branch):
+            return "late"
     elif branch.state != "live":
         return "late"
     unit.tx.execute(
@@ -92,6 +95,23 @@ def split(unit: Unit, seq: int, branch: Branch, change: Split) -> str:
         [(seq, child, branch.envelope_id, at, total, branch.progress) for at, child in enumerate(change.children)],
     )
     return ""
+
+
+def withdraw(unit: Unit, seq: int, branch: Branch) -> bool:
+    """Take a split back, unless one of the children was heard of: the handler crashed before it sent them, ran again,
+    and came to something else."""
+    heard = unit.one(
+        "SELECT 1 FROM job_branches WHERE job = ? AND parent = ? AND (heard OR state <> 'live') LIMIT 1",
+        seq,
+        branch.envelope_id,
+    )
+    if heard is not None:
+        return False
+    unit.tx.execute("DELETE FROM job_branches WHERE job = ? AND parent = ?", (seq, branch.envelope_id))
+    unit.tx.execute(
+        "UPDATE job_branches SET state = 'live' WHERE job = ? AND envelope_id = ?", (seq, branch.envelope_id)
+    )
+    return True
 
 
 def join(unit: Unit, seq: int, parent: Branch, change: Joined) -> str:
@@ -171,19 +191,12 @@ def _insert(unit: Unit, seq: int, branch: Branch) -> Branch:
     return branch
 
 
-def _withdraw(unit: Unit, seq: int, branch: Branch, children: list[str]) -> str:
-    """A repeated split: the same children change nothing; others (the handler ran again and made other children)
-    replace those of before, unless one of them was heard of already."""
+def _children(unit: Unit, seq: int, branch: Branch) -> list[str]:
     rows = unit.tx.execute(
-        "SELECT envelope_id, state, progress FROM job_branches WHERE job = ? AND parent = ? ORDER BY position",
+        "SELECT envelope_id FROM job_branches WHERE job = ? AND parent = ? ORDER BY position",
         (seq, branch.envelope_id),
     )
-    if [row[0] for row in rows] == children:
-        return "repeated"
-    if any(row[1] != "live" or row[2] > branch.progress for row in rows):
-        return "late"
-    unit.tx.execute("DELETE FROM job_branches WHERE job = ? AND parent = ?", (seq, branch.envelope_id))
-    return ""
+    return [row[0] for row in rows]
 
 
 def _climb(unit: Unit, seq: int, branch: Branch, after: float) -> float:

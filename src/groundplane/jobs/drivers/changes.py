@@ -135,6 +135,10 @@ def _finish(unit: Unit, change: Finish) -> Outcome:
 
 def _finish_of_a_branch(unit: Unit, job: _Job, change: Finish) -> Outcome:
     branch = branches.find(unit, job.seq, change.envelope_id)
+    split = branch is not None and branch.state == "split" and not job.state.terminal
+    if branch is not None and split and branches.withdraw(unit, job.seq, branch):
+        # it split, crashed before it sent its children, ran again, and ended
+        branch = branches.find(unit, job.seq, change.envelope_id)
     if job.state.terminal or branch is None or branch.state != "live":
         known = branch is not None and branch.state in ("done", "failed", "held")
         return _late(unit, job, change, repeated=known)

@@ -126,7 +126,8 @@ CREATE TABLE job_branches (
   total       INTEGER NOT NULL CHECK (total > 0),  -- how many children the parent has
   state       TEXT NOT NULL CHECK (state IN ('live', 'split', 'done', 'failed', 'held', 'joined')),
   progress    REAL NOT NULL CHECK (progress BETWEEN 0 AND 100.001),
-  aborted     INTEGER NOT NULL DEFAULT 0,
+  heard       INTEGER NOT NULL DEFAULT 0 CHECK (heard IN (0, 1)),  -- whether it has reported anything itself
+  aborted     INTEGER NOT NULL DEFAULT 0 CHECK (aborted IN (0, 1)),
   result      BLOB,
   error       BLOB,
   PRIMARY KEY (job, envelope_id),
