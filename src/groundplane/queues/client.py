@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -75,7 +75,7 @@ class Queues:
         self._retry = retry
         self._counters = _Counters()
         self._consumers: set[Consumer] = set()
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._stopping = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -215,6 +215,7 @@ class Queues:
     async def aclose(self) -> None:
         """Hand back what consumers hold, end blocked calls with `Closed`, close the driver. Idempotent, ≤ 10 s."""
         if self._closing is None:
+            self._stopping.set()
             self._closing = asyncio.create_task(self._close(), name="groundplane-queues-facade-close")
         await asyncio.shield(self._closing)
 
@@ -256,9 +257,11 @@ class Queues:
         return found[:limit]
 
     async def _pause(self, seconds: float) -> None:
-        self._check_open()
+        """Wait, but no longer than until closing."""
         if seconds > 0:
-            await asyncio.sleep(seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), seconds)
+        self._check_open()
 
     async def _call(self, call: Callable[[], Awaitable[T]], *, repeat: bool = True) -> T:
         """Make a call of the driver; again after a while where that is safe and its error says that it may help."""
@@ -273,7 +276,7 @@ class Queues:
                     self._counters.failed += 1
                     raise
             self._counters.retries += 1
-            await asyncio.sleep(self._retry.delay_s(attempt))
+            await self._pause(self._retry.delay_s(attempt))
             attempt += 1
 
 

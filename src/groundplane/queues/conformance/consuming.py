@@ -16,6 +16,7 @@ from groundplane.core.errors import (
     ResourceExhausted,
     Unsupported,
 )
+from groundplane.queues import port
 from groundplane.queues.client import Queues
 from groundplane.queues.conformance.kit import (
     QUIET_S,
@@ -109,6 +110,20 @@ class ConsumingConformance(Kit):
             assert again.enqueued_at == second.enqueued_at
             await consumer.ack(again)
         assert (await queues.depth(queue)).total == 0
+
+    @pytest.mark.req("QUEUE-10.2")
+    async def test_a_retried_message_does_not_hold_up_those_behind_it(self, queues: Queues) -> None:
+        queue = await a_queue(queues)
+        first, *rest = await fill(queues, queue, 5)
+        async with queues.consume(queue, max_in_flight=1) as consumer:
+            await consumer.nack((await take(consumer, 1))[0], 0.5)
+            got = []
+            for _ in range(5):
+                (one,) = await take(consumer, 1)
+                got.append(one.id)
+                await consumer.ack(one)
+        assert got == [*rest, first]
+        assert "best effort otherwise" in " ".join((port.__doc__ or "").split())
 
     @pytest.mark.req("QUEUE-04.1")
     async def test_many_settlements_in_one_call_each_have_their_effect(self, queues: Queues) -> None:

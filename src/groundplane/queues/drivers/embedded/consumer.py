@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from groundplane.backends.sqlite import Database, Listener, Transaction
 from groundplane.core.clock import Clock
-from groundplane.core.errors import Closed, FailedPrecondition
+from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError
 from groundplane.queues.drivers.embedded import rows
 from groundplane.queues.drivers.embedded.sessions import Session
 from groundplane.queues.drivers.embedded.settling import Change, Settling
 from groundplane.queues.port import Delivery, OutgoingMessage, QueueConsumer, Settlement
 
 _CLOSE_S = 4.0
+_REPAIR_AGAIN_S = 0.2
 _LOOK_AGAIN_S = 5.0
 _LOST_REMEMBERED = 10_000
 
@@ -50,7 +51,9 @@ class EmbeddedConsumer:
         self._lost: dict[int, None] = {}
         self._due: dict[int, int] = {}
         self._receiving = False
-        self._repairs: set[asyncio.Task[None]] = set()
+        self._repairs: set[asyncio.Task[Any]] = set()
+        self._undoing: set[int] = set()
+        self.last_failure: GroundplaneError | None = None
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -141,7 +144,7 @@ class EmbeddedConsumer:
         try:
             claimed = await self._database.write(work, durable=False)
         except asyncio.CancelledError:
-            self._repair(self._hand_back_slots(session, slots))
+            self._repair(self._undo_claim(session, slots))
             raise
         except BaseException:
             self._free_slots(slots)
@@ -185,7 +188,7 @@ class EmbeddedConsumer:
         try:
             await self._settling.make(change)
         except asyncio.CancelledError:
-            self._repair(self._find_out(ids))
+            self._repair(self._until_done(lambda: self._find_out(ids)))
             raise
         except BaseException:
             self._being_settled.difference_update(ids)
@@ -263,6 +266,22 @@ class EmbeddedConsumer:
         while len(self._lost) > _LOST_REMEMBERED:
             del self._lost[next(iter(self._lost))]
 
+    async def _undo_claim(self, session: int, slots: tuple[int, int]) -> None:
+        self._undoing.update(slots)
+        if await self._until_done(lambda: self._hand_back_slots(session, slots)):
+            self._undoing.difference_update(slots)
+
+    async def _until_done(self, repair: Callable[[], Awaitable[None]]) -> bool:
+        """Repeat a repair until it succeeds, or until closing, which hands back everything anyway."""
+        while self._closing is None:
+            try:
+                await repair()
+                return True
+            except GroundplaneError as error:
+                self.last_failure = error
+                await asyncio.sleep(_REPAIR_AGAIN_S)
+        return False
+
     async def _hand_back_slots(self, session: int, slots: Iterable[int]) -> None:
         """Hand back what a claim took that nobody got, if it took effect."""
         wanted = tuple(slots)
@@ -279,7 +298,7 @@ class EmbeddedConsumer:
         self._being_settled.difference_update(ids)
         self._release(gone)
 
-    def _repair(self, work: Coroutine[Any, Any, None]) -> None:
+    def _repair(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work, name=f"groundplane-consumer-{self._name}-repair")
         self._repairs.add(task)
         task.add_done_callback(self._repairs.discard)
@@ -294,7 +313,7 @@ class EmbeddedConsumer:
         if self._repairs:
             await asyncio.wait(self._repairs)
         self._stop_watching()
-        slots = list(self._left_in_slot)
+        slots = [*self._left_in_slot, *self._undoing]
         if slots:
             await self._hand_back_slots(self._session.id, slots)
         self._slot_of.clear()

@@ -89,7 +89,7 @@ class Session:
         self.id = 0
         self.taken_for_dead = 0
         self.sweeps_failed = 0
-        self.last_failure: GroundplaneError | None = None
+        self.last_failure: Exception | None = None
         self._database = database
         self._folder = folder
         self._clock = clock
@@ -150,7 +150,7 @@ class Session:
                     await self._beat()
                     next_beat = now + beat_every_s
                 await self.sweep(min(now - last, 2 * SWEEP_S))
-            except GroundplaneError as error:
+            except (GroundplaneError, OSError) as error:
                 self.sweeps_failed += 1
                 self.last_failure = error
             last = now
