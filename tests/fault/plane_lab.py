@@ -249,6 +249,10 @@ class Lab:
     async def until(self, condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
+            if self.unexpected:
+                raise AssertionError(
+                    f"ended without having been killed, while {what!r} was waited for: {self.unexpected}"
+                )
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {timeout_s:g} s: {what}\n{self.logs()}")
             await asyncio.sleep(0.005)
