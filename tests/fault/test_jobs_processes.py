@@ -66,7 +66,7 @@ async def _outbox_is_empty(jobs: Jobs) -> bool:
     return (await jobs.sweep()).outbox == 0
 
 
-@pytest.mark.req("JOB-02.1", "JOB-02.2", "JOB-09.1")
+@pytest.mark.req("JOB-02.1", "JOB-02.2", "JOB-09.2")
 async def test_a_creator_killed_right_after_it_stored_a_job_has_still_started_it(tmp_path: Path) -> None:
     tried: set[str] = set()
     for at in (1, 7, 23):
@@ -92,7 +92,7 @@ async def test_a_creator_killed_right_after_it_stored_a_job_has_still_started_it
     assert Counter(sent) == Counter(stored)  # a message for each job that is stored, and for no other
 
 
-@pytest.mark.req("JOB-02.2", "JOB-09.1")
+@pytest.mark.req("JOB-02.2", "JOB-09.2")
 async def test_relays_killed_after_sending_repeat_themselves_under_the_same_keys_and_lose_nothing(
     tmp_path: Path,
 ) -> None:
@@ -120,7 +120,7 @@ async def _all(jobs: Jobs) -> list[Job]:
     return (await jobs.list_jobs(JobQuery(limit=1000))).items
 
 
-@pytest.mark.req("JOB-09.1", "JOB-03.3")
+@pytest.mark.req("JOB-09.2", "JOB-03.3")
 async def test_processes_that_write_at_once_leave_one_gapless_log(tmp_path: Path) -> None:
     async with Jobs.open(state=tmp_path) as jobs:
         seen: list[int] = []
@@ -162,7 +162,7 @@ async def test_a_job_of_ten_seconds_has_ended_by_fifteen_although_its_sweeper_wa
     assert 10 <= ended.finished_at / 1000 - start < 15
 
 
-@pytest.mark.req("JOB-10.1", "JOB-09.1")
+@pytest.mark.req("JOB-10.1", "JOB-09.2")
 async def test_ten_processes_that_open_a_new_file_at_once_make_one_schema(tmp_path: Path) -> None:
     path = tmp_path / "plane.db"
     assert len(await Database.check(path, [MIGRATIONS])) == len(MIGRATIONS.load())

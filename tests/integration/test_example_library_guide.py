@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "library_guide"
 
 @pytest.mark.slow
 @pytest.mark.timeout(170)
-@pytest.mark.req("MESH-12", "MESH-13", "MESH-17", "QUEUE-08")
+@pytest.mark.req("MESH-12.2", "MESH-13.1", "MESH-17.1", "QUEUE-08.1")
 def test_the_demo_kills_a_worker_and_a_sidecar_and_proves_that_nothing_was_lost() -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLE / "demo.py")], capture_output=True, text=True, timeout=160, check=False

@@ -115,7 +115,7 @@ def test_a_route_knows_its_past_its_present_and_its_future() -> None:
     assert route.advanced().advanced().actor is None
 
 
-@pytest.mark.req("MESH-12")
+@pytest.mark.req("MESH-12.1")
 def test_the_children_of_a_repeated_parent_have_the_same_ids_and_no_claim_of_their_parent() -> None:
     parent = Envelope.new(["a", "b"], headers={"traceparent": "00-1"}, job_id="j", deadline_at=9)
     one, same, other = parent.child(0, 2, "x"), parent.child(0, 2, "x"), parent.child(1, 2, "y")

@@ -9,7 +9,7 @@ import pytest
 from groundplane.queues import OutgoingMessage, Queues, QueueSpec
 from groundplane.queues.drivers.embedded import EmbeddedQueues
 
-pytestmark = [pytest.mark.anyio, pytest.mark.req("MESH-12")]
+pytestmark = [pytest.mark.anyio, pytest.mark.req("MESH-12.3")]
 
 START_MS = 1_700_000_100_000
 

@@ -64,7 +64,7 @@ class LogConformance:
             with pytest.raises(InvalidArgument, match="after"):
                 await jobs.events(after)
 
-    @pytest.mark.req("JOB-03.3", "JOB-09.1")
+    @pytest.mark.req("JOB-03.3", "JOB-09.2")
     async def test_a_reader_beside_many_writers_skips_nothing(self, open_jobs: OpenJobs, jobs: Jobs) -> None:
         seen: list[int] = []
         notes = 200
@@ -163,7 +163,7 @@ class LogConformance:
         await follower.aclose()
         assert [event.kind for event in await _followed(jobs, gone)] == ["snapshot", "succeeded"]
 
-    @pytest.mark.req("JOB-09.1")
+    @pytest.mark.req("JOB-09.2")
     async def test_waiting_for_the_end_is_told_by_another_process(self, open_jobs: OpenJobs, jobs: Jobs) -> None:
         job_id = await started(jobs)
         assert await jobs.wait_finished(job_id, 0.05) is None
