@@ -315,9 +315,21 @@ class EmbeddedConsumer:
         self._stop_watching()
         slots = [*self._left_in_slot, *self._undoing]
         if slots:
-            await self._hand_back_slots(self._session.id, slots)
+            await self._hand_back_at_last(slots)
         self._slot_of.clear()
         self._left_in_slot.clear()
+
+    async def _hand_back_at_last(self, slots: list[int]) -> None:
+        """What cannot be handed back in time is taken back by others when the session ends, at the cost of an attempt."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _CLOSE_S
+        while True:
+            try:
+                return await self._hand_back_slots(self._session.id, slots)
+            except GroundplaneError as error:
+                if not error.retryable or loop.time() > until:
+                    raise
+            await asyncio.sleep(_REPAIR_AGAIN_S)
 
     def _free_slots(self, slots: Iterable[int]) -> None:
         for slot in slots:
