@@ -320,7 +320,7 @@ class EmbeddedConsumer:
         self._left_in_slot.clear()
 
     async def _hand_back_at_last(self, slots: list[int]) -> None:
-        """What cannot be handed back in time is taken back by others when the session ends, at the cost of an attempt."""
+        """What cannot be handed back in time goes back when the session ends, at the cost of an attempt."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _CLOSE_S
         while True:
