@@ -150,6 +150,31 @@ async def test_at_the_end_of_the_grace_calls_are_handed_back_without_costing_an_
         assert attempts == ["1", "1"]
 
 
+@pytest.mark.req("MESH-18", "MESH-19.2")
+async def test_what_waits_for_its_turn_by_key_is_handed_back_when_draining(lab: Lab, tmp_path: Path) -> None:
+    actor = spec(concurrency=4, key="name")
+    await lab.start(actor)
+    gate, calls = tmp_path / "gate", tmp_path / "calls"
+    for _ in range(3):
+        await lab.send(["a"], {"file": str(calls), "name": "x", "wait_for": str(gate)})
+    await lines(calls, 1)
+
+    async def held() -> bool:
+        return (await lab.queues.depth("a")).in_flight == 3
+
+    await eventually(held)
+    stopping = asyncio.create_task(lab.stop("a.sidecar"))
+
+    async def draining() -> bool:
+        return "draining" in lab.log("a.sidecar")
+
+    await eventually(draining)
+    gate.touch()
+    assert await stopping == 0
+    depth = await lab.queues.depth("a")
+    assert (depth.ready, depth.in_flight, len(await lines(calls, 1))) == (2, 0, 1)
+
+
 @pytest.mark.req("MESH-20.2")
 async def test_a_cancelled_job_stops_its_handler_and_nothing_follows(lab: Lab, tmp_path: Path) -> None:
     await lab.start(spec(), spec("next"))

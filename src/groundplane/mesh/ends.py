@@ -31,7 +31,6 @@ from groundplane.queues.port import Ack, Delivery, Nack, Reject
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics
 
-RESULTS_PREFIX, ERRORS_PREFIX = "results", "errors"
 RESULT_INLINE_BYTES_MAX = 16 * 1024 * 1024
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")

@@ -22,14 +22,14 @@ from groundplane.core.envelope import ERROR_END, HAPPY_END
 from groundplane.core.errors import GroundplaneError, InvalidArgument, NotFound, Unavailable
 from groundplane.jobs.store import Jobs
 from groundplane.mesh.claims import COLLECT_AFTER_S, Claims, collect
-from groundplane.mesh.ends import ERRORS_PREFIX, RESULTS_PREFIX, End
+from groundplane.mesh.ends import End
 from groundplane.mesh.ledger import open_ledger
 from groundplane.mesh.ready import write_ready
 from groundplane.mesh.reporting import JobReporter, Reporter
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.sidecar.loop import Loop, flow_check
-from groundplane.mesh.spec import Limits
+from groundplane.mesh.spec import ERRORS_PREFIX, RESULTS_PREFIX, Limits
 from groundplane.mesh.start import queue_specs
 from groundplane.queues.client import Queues
 from groundplane.telemetry.admin import Check, serve_admin

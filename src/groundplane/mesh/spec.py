@@ -16,6 +16,7 @@ PAYLOAD_BYTES_MAX = 100 * 1024 * 1024
 HOPS_MAX = 64
 FANOUT_MAX = 10_000
 GRACE_S = 30.0
+RESULTS_PREFIX, ERRORS_PREFIX = "results", "errors"
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from groundplane.core.envelope import Envelope
-from groundplane.core.errors import FailedPrecondition, InvalidArgument, Unsupported
+from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, Unsupported
 from groundplane.jobs.port import JobState
 from groundplane.mesh.ledger.port import Ledger
 from groundplane.mesh.reporting import Reporter
@@ -151,8 +151,11 @@ class Active:
             before = time.monotonic() - LOOK_EVERY_S
             older = [watch for _, watch in self.calls.values() if watch.since < before and watch.envelope.job_id]
             older.sort(key=lambda watch: watch.since)
-            for watch in older[:LOOK_AT_MOST]:
-                await self._look(reporter, watch)
+            try:
+                for watch in older[:LOOK_AT_MOST]:
+                    await self._look(reporter, watch)
+            except GroundplaneError:  # the store is away: seen by every report; look again
+                await asyncio.sleep(timeout_s)
 
     async def _look(self, reporter: Reporter, watch: CallWatch) -> None:
         watch.since = time.monotonic() - LOOK_EVERY_S  # those not looked at longest come first

@@ -110,6 +110,7 @@ class FanIn:
             token = str(work.envelope.headers.get(JOB_TOKEN, ""))
             self._p.reporter.post(note(work.envelope, "late_child", data), token)
         await self._handling.settle(work, Ack(work.delivery))
+        await self._handling.release_claims(work)
 
     def _post(self, envelope: Envelope, weight: float, attempt: int) -> None:
         if self._p.reporter is not None:

@@ -185,7 +185,7 @@ class Handling:
             data = {"envelope_id": envelope.id, "actor": parts.router.spec.name, "state": state.value}
             parts.reporter.post([Note(job_id=envelope.job_id, kind="skipped", data=data)], token)
             await self.settle(work, Ack(work.delivery))
-            await self._release_claims(work, ())
+            await self.release_claims(work, ())
             return False
         delivery = work.delivery
         key = f"{dedup_key(envelope)}:parked:{delivery.enqueued_at}"
@@ -215,9 +215,9 @@ class Handling:
         with parts.active.calling(work.delivery, watch):
             async with self._slots:
                 watch.started()
-                if watch.ticket.reason is not None:
-                    return Failure(reason="cancelled", message="job: ended before the call began", retryable=False)
-                outcome = await self._called(work, watch)
+                outcome: Outcome = Failure(reason="cancelled", message="job: ended before the call", retryable=False)
+                if watch.ticket.reason is None:
+                    outcome = await self._called(work, watch)
         if watch.ticket.reason == "drain":  # told to stop half-way: whatever it says, it may not have finished
             await self.settle(work, Nack(work.delivery, counts=False))
             return None
@@ -271,7 +271,7 @@ class Handling:
         if decision.settlement == "reject":
             parts.metrics.dead.inc()
         else:
-            await self._release_claims(work, kept)
+            await self.release_claims(work, kept)
         return decision.settlement == "ack"
 
     async def _still_wanted(self, work: Work, decision: Decision) -> bool:
@@ -291,7 +291,7 @@ class Handling:
         data = {"actor": self._p.router.spec.name, "state": state.value, "outcome": decision.reason or "completed"}
         self._p.reporter.post(note(work.envelope, "late_outcome", data), _token(work.envelope))
         await self.settle(work, Ack(work.delivery))
-        await self._release_claims(work, ())
+        await self.release_claims(work, ())
         return True
 
     async def _undeliverable(self, work: Work, decision: Decision, error: GroundplaneError) -> bool:
@@ -310,16 +310,25 @@ class Handling:
         for send in decision.sends:
             if decision.settlement == "reject" and work.join is not None:
                 send = Send(send.queue, msgspec.structs.replace(send.envelope, payload=work.payload), send.delay_s)
-            envelope, data = await self._packed(send.envelope)
+            envelope, data = await self._packed(send.envelope, decision)
             kept.append(envelope)
             redrives = work.delivery.redrives if decision.settlement == "reject" else 0
             messages.append(message_of(send, envelope, data, redrives))
         return kept, messages
 
-    async def _packed(self, envelope: Envelope) -> tuple[Envelope, bytes]:
+    async def _packed(self, envelope: Envelope, decision: Decision) -> tuple[Envelope, bytes]:
         if self._p.claims is None:
             return envelope, envelope.to_bytes()
-        return await self._p.claims.outgoing(envelope)
+        try:
+            return await self._p.claims.outgoing(envelope)
+        except InvalidArgument as error:
+            if decision.settlement != "reject" or error.reason != "payload_too_large":
+                raise
+        # what a join gathered may be over every limit: the failure is told without it, the dead letter has its part
+        record = dict(envelope.error or {})
+        record["details"] = {**record.get("details", {}), "payload": "left out: over the limit"}
+        small = msgspec.structs.replace(envelope, payload=None, error=record)
+        return small, small.to_bytes()
 
     async def settle(self, work: Work, settlement: Settlement, sends: list[OutgoingMessage] | None = None) -> None:
         """Settle; while the backend is away, keep trying: the outcome is known and must not be lost."""
@@ -336,7 +345,8 @@ class Handling:
         self._p.active.progressed()
         self._p.metrics.send.observe(time.perf_counter() - started)
 
-    async def _release_claims(self, work: Work, kept: list[Envelope] | tuple[()]) -> None:
+    async def release_claims(self, work: Work, kept: list[Envelope] | tuple[()] = ()) -> None:
+        """Delete the claims of a delivery that was acked, but those that `kept` envelopes carry on."""
         if work.claims and self._p.claims is not None:
             try:
                 await self._p.claims.release(work.claims, kept)

@@ -134,10 +134,17 @@ class Loop:
             self._log.error("receive_failed", error=str(error))
 
     def _begin(self, delivery: Delivery) -> None:
-        work = self._lanes.run(delivery, self._handle) if self._lanes is not None else self._handle(delivery)
+        work = self._lanes.run(delivery, self._in_turn) if self._lanes is not None else self._handle(delivery)
         task = asyncio.get_running_loop().create_task(_awaited(work))
         self._tasks[task] = delivery
         task.add_done_callback(self._ended)
+
+    async def _in_turn(self, delivery: Delivery) -> None:
+        """What waited in its lane until the drain began is not begun."""
+        if self._active.draining:
+            await self._settler.settle(Nack(delivery, counts=False))
+        else:
+            await self._handle(delivery)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
