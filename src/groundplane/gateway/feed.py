@@ -28,12 +28,12 @@ _log = get_logger("gateway")
 class Subscription:
     """The events of one job after an id, in order, without a gap. One reader at a time; cancelling a wait is safe."""
 
-    def __init__(self, jobs: Jobs, job_id: str, after: int) -> None:
+    def __init__(self, jobs: Jobs, job_id: str, after: int, *, behind: bool = True) -> None:
         self.job_id = job_id
         self.seen = after
         self._jobs = jobs
         self._fresh: deque[JobEvent] = deque()
-        self._behind = True
+        self._behind = behind
         self._changed = asyncio.Event()
         self._ended = False
 
@@ -108,9 +108,10 @@ class Feed:
     @contextmanager
     def subscribe(self, job: Job, after: int = 0) -> Iterator[Subscription]:
         """The events of `job` after the id `after`. `job` must have been read before; nothing since is missed."""
-        subscription = Subscription(self._jobs, job.job_id, after)
         if not self._by_job:
             self._position = max(self._position, job.last_event_id)
+        # what comes after a position that is not ahead of `after` is handed over: then there is no history to read
+        subscription = Subscription(self._jobs, job.job_id, after, behind=after < self._position)
         self._by_job.setdefault(job.job_id, set()).add(subscription)
         self._wanted.set()
         if self._draining:
