@@ -17,6 +17,8 @@ from groundplane.core.clock import iso_z
 from groundplane.core.dead_letters import DeadLetter
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import GroundplaneError, InvalidArgument
+from groundplane.core.secrets import MASK
+from groundplane.mesh.start import JOB_TOKEN
 from groundplane.queues import Queues
 
 _COLUMNS = ("id", "queue", "reason", "attempts", "redrives", "died_at", "error")
@@ -155,11 +157,14 @@ def _row(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _message(letter: DeadLetter) -> Any:
-    """The envelope; what is none is shown as it is."""
+    """The envelope without its job's token; what is no envelope is shown as it is."""
     try:
-        return msgspec.to_builtins(Envelope.from_bytes(letter.payload))
+        shown = msgspec.to_builtins(Envelope.from_bytes(letter.payload))
     except GroundplaneError:
         return letter.payload
+    if JOB_TOKEN in shown.get("headers", {}):
+        shown["headers"][JOB_TOKEN] = MASK
+    return shown
 
 
 def _edited(letter: DeadLetter, payload: Path) -> bytes:

@@ -9,6 +9,7 @@ from groundplane.core.errors import InvalidArgument
 
 MASK = "***"
 _SECRET_WORDS = re.compile(r"pass|secret|token|(?:^|[_-])key$|credential|signature|apikey", re.IGNORECASE)
+_PLAIN_WORD = re.compile(r"[a-z]{1,20}")
 _USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s:/@'\"]*):(?P<password>[^\s/'\"]*)@")
 
 
@@ -61,6 +62,11 @@ class Url(Secret):
         """The URL without its secrets."""
         return mask_url(self._value)
 
+    @property
+    def host(self) -> str:
+        """What stands between `://` and the path, the user part included: show it to nobody."""
+        return urlsplit(self._value).netloc
+
     def query(self) -> dict[str, str]:
         """The query parameters, decoded; of a repeated one the last."""
         return dict(parse_qsl(urlsplit(self._value).query, keep_blank_values=True))
@@ -69,9 +75,11 @@ class Url(Secret):
 def mask_url(text: str) -> str:
     """`text` with the password of its user part, and query parameters that are named like secrets, replaced."""
     try:
-        urlsplit(text)
+        readable = bool(urlsplit(text).scheme) and "://" in text
     except ValueError:
-        return MASK  # nothing of a URL that cannot be read is shown: the secret may be anywhere
+        readable = False
+    if not readable:  # the secret may be anywhere in it, or be all of it
+        return text if _PLAIN_WORD.fullmatch(text) else MASK
     head, mark, query = mask_urls(text).partition("?")
     return head + mark + "&".join(map(_masked_pair, query.split("&")))
 

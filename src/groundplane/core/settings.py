@@ -280,6 +280,10 @@ def _check_urls(settings: Settings, origins: Mapping[str, str], schemes: Schemes
         if value.scheme not in known:
             hint = did_you_mean(value.scheme, known) or f"; there is {', '.join(sorted(known))}"
             raise InvalidArgument(f"{option.field}: no driver for {value.scheme!r}{hint} ({origin})")
+        if value.scheme == "embedded" and value.host:
+            raise InvalidArgument(
+                f"{option.field}: {value.masked()!r} names a host; write embedded:// or embedded:///folder ({origin})"
+            )
         parameters = known[value.scheme]
         for name in value.query() if parameters is not None else ():
             if name not in (parameters or ()):
