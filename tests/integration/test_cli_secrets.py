@@ -110,7 +110,8 @@ def _commands(folder: Path, job_id: str) -> dict[str, str]:
     letters = [line.split()[0] for line in dead.stdout.splitlines()[1:]]
     for words in (
         ["config", "show"], ["config", "show", "--json"], ["doctor"], ["jobs", "show", job_id],
-        ["jobs", "watch", job_id], ["dead", "list"], ["dead", "list", "--json"], *(["dead", "show", letter] for letter in letters),
+        ["jobs", "watch", job_id], ["dead", "list"], ["dead", "list", "--json"],
+        *(["dead", "show", letter] for letter in letters),
     ):  # fmt: skip
         run = groundplane(*words, "--state", "s", folder=folder, **SECRETS)
         told[" ".join(words)] = run.stdout + run.stderr
