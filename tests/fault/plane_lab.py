@@ -102,6 +102,7 @@ class Lab:
         self.description = description
         self.members: dict[str, Member] = {}
         self.unexpected: list[str] = []
+        self.url = ""
         self.mark = uuid.uuid4().hex
         self._environment = {
             _MARK: self.mark,
@@ -130,6 +131,7 @@ class Lab:
             await lab._start()
             watching = asyncio.create_task(lab._supervise())
             await lab.all_ready()
+            lab.url = str(lab.members["gateway"].details()["url"])
             lab._programs.keep_port(lab.url)
             yield lab
         finally:
@@ -144,10 +146,6 @@ class Lab:
         member = self.members[program.name] = Member(program, self.folder, self._environment)
         await member.start()
         return member
-
-    @property
-    def url(self) -> str:
-        return str(self.members["gateway"].details()["url"])
 
     async def all_ready(self, timeout_s: float = PATIENCE_S) -> None:
         await self.until(lambda: all(one.ready() for one in self.members.values()), "all are ready", timeout_s)
@@ -211,6 +209,16 @@ class Lab:
                 if entry.isdigit() and needle in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
                     found[int(entry)] = leaks.command_line(int(entry))
         return found
+
+    async def restart(self, name: str) -> int:
+        """SIGTERM; the exit code, once its successor is ready."""
+        member = self.members[name]
+        process = member.process
+        assert process is not None
+        self._killed.add(process.pid)
+        process.send_signal(signal.SIGTERM)
+        await self.until(lambda: member.pid != process.pid and member.ready(), f"{name} has been replaced")
+        return process.returncode
 
     # ------------------------------------------------------------------------------------------------------- ends
 

@@ -79,6 +79,27 @@ async def test_a_call_whose_process_was_killed_is_made_again_as_attempt_2_and_it
         print(f"\n{who} killed by its handler: {len(names)} hits; {audit.numbers()}")
 
 
+@pytest.mark.req("MESH-18", "GATE-13", "MESH-17")
+async def test_gateway_sidecars_and_ends_are_replaced_in_turn_by_sigterm_and_nobody_notices(tmp_path: Path) -> None:
+    async with Lab.open(tmp_path / "lab") as lab:
+        orders = Orders(lab)
+        async with orders.coming():
+            for name in [one for one in lab.members if not one.startswith("runtime")]:
+                for _ in range(2):
+                    done = len(orders.results)
+                    assert await lab.restart(name) == 0
+                    await lab.until(lambda: len(orders.results) >= done + 4, "work flows again")  # noqa: B023
+        audit = await Audit.of(orders)
+        audit.check()
+        noticed = [
+            event.data for event in audit.events if event.kind in ("retry", "dead_letter", "late", "late_outcome")
+        ]
+        assert noticed == []
+        assert audit.numbers()["attempt_max"] == 1  # draining costs no attempt
+        await lab.stop()
+        assert lab.left_behind() == []
+
+
 async def _served(orders: Orders, client: Client, name: str, die: str) -> None:
     job_id = await orders.order(client, "plain", {"key": name, "die": die}, name)
     orders.results[job_id] = await client.result(job_id, timeout_s=90)
