@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from groundplane.core.ids import child_id, joined_id
+from groundplane.core.retry import RetryPolicy
 from groundplane.jobs.port import JobState
 from groundplane.mesh.spec import ActorSpec
 from integration.mesh_lab import Lab
@@ -26,6 +27,12 @@ ACTORS = [
     ActorSpec(name="sum", handler="handlers:add_up", join=True, join_timeout_s=30.0),
     ActorSpec(name="outer", handler="handlers:add_up", join=True, join_timeout_s=30.0),
     ActorSpec(name="hasty", handler="handlers:add_up", join=True, join_timeout_s=0.6),
+    ActorSpec(
+        name="flaky",
+        handler="handlers:flaky_sum",
+        join=True,
+        retry=RetryPolicy(attempts=2, base_s=0.05),
+    ),
     ActorSpec(name="shaky", handler="handlers:fail", join=True, join_timeout_s=30.0),
 ]
 
@@ -100,6 +107,12 @@ async def test_a_failed_child_that_is_redriven_in_time_completes_the_join(lab: L
     job = await lab.finished(job_id)
     assert job.state is JobState.SUCCEEDED
     assert [one["part"] for one in job.result["items"]] == [0, 1, 2]
+
+
+@pytest.mark.req("MESH-13", "MESH-09.1")
+async def test_a_join_whose_handler_fails_once_is_tried_again_with_the_whole_list(lab: Lab) -> None:
+    job = await lab.finished(await lab.job(["many", "part", "flaky"], {"count": 4}))
+    assert job.result == {"sum": 6, "attempt": 2}
 
 
 @pytest.mark.req("MESH-13", "MESH-01.4")
