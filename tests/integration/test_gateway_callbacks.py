@@ -98,6 +98,25 @@ async def test_an_error_heartbeat_fails_the_job_with_its_text_and_progress_below
         assert job["progress"] == 50.0
 
 
+@pytest.mark.req("GATE-07.3", "GATE-04.2")
+async def test_an_error_record_keeps_its_code_reason_type_and_details(one: House) -> None:
+    record = {
+        "code": "deadline_exceeded",
+        "reason": "timeout_error",
+        "message": "too slow",
+        "type": "TimeoutError",
+        "details": {"limit_s": 3},
+        "traceback": "Traceback: secrets of the handler",
+    }
+    async with one.http() as http:
+        actor = await begin(one, http)
+        text = (await actor.report("final", status="failed", error=record)).text
+        error = (await http.get(f"/v1/jobs/{actor.job_id}")).json()["error"]
+    details = {"limit_s": 3, "reason": "timeout_error", "type": "TimeoutError"}
+    assert error == {"code": "deadline_exceeded", "message": "too slow", "details": details}
+    assert "secrets of the handler" not in text
+
+
 @pytest.mark.req("GATE-07.4")
 @pytest.mark.parametrize("kind", ["heartbeat", "progress", "final"])
 async def test_callbacks_without_the_jobs_own_token_are_refused(one: House, kind: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from groundplane.core.errors import ErrorRecord, InvalidArgument
+from groundplane.core.errors import CODES, ErrorRecord, InvalidArgument
 from groundplane.core.names import did_you_mean
 from groundplane.gateway.endpoints import Call
 from groundplane.gateway.problems import HTTPProblem
@@ -30,6 +30,8 @@ WEIGHTS = {"picked_up": RECEIVED, "processing": PROCESSING, "completed": COMPLET
 STATUSES = (*WEIGHTS, "error")
 SUCCEEDED = ("succeeded", "Succeeded", "success", "completed")
 FAILED = ("failed", "Failed", "error")
+ERROR_CHARS_MAX = 10_000
+NAME_CHARS_MAX = 200
 
 
 class ActorApi:
@@ -161,15 +163,27 @@ def _place(job: Job, body: Any) -> tuple[str, int]:
 
 
 def _finish(job: Job, body: Any, *, failed: bool) -> Finish:
-    error = None
-    if failed:
-        given = body.get("error") or body.get("message") or "the actor reported an error"
-        details = {"actor": body["actor"]} if body.get("actor") else {}
-        text = given.get("message", given) if isinstance(given, dict) else given
-        error = ErrorRecord(code="internal", message=str(text)[:10_000], reason="processing_error", details=details)
     return Finish(
         job_id=job.job_id,
         envelope_id=str(body.get("envelope_id") or job.job_id),
         result=None if failed else body.get("result"),
-        error=error,
+        error=_error(body) if failed else None,
+    )
+
+
+def _error(body: Any) -> ErrorRecord:
+    """The reported error: a text, or a record of which every member is optional."""
+    given = body.get("error") or body.get("message") or "the actor reported an error"
+    record = given if isinstance(given, dict) else {"message": given}
+    code, details = record.get("code"), record.get("details")
+    shown = dict(details) if isinstance(details, dict) else {}
+    if body.get("actor"):
+        shown.setdefault("actor", body["actor"])
+    return ErrorRecord(
+        code=code if code in CODES else "internal",
+        message=str(record.get("message") or "the actor reported an error")[:ERROR_CHARS_MAX],
+        reason=str(record.get("reason") or "processing_error")[:NAME_CHARS_MAX],
+        details=shown,
+        type=str(record.get("type") or "")[:NAME_CHARS_MAX],
+        traceback=str(record.get("traceback") or "")[:ERROR_CHARS_MAX],
     )

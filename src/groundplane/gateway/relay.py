@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from groundplane.core.envelope import ERROR_END, HAPPY_END
 from groundplane.core.errors import NotFound
 from groundplane.gateway.metrics import GatewayMetrics
 from groundplane.jobs.port import OutboxMessage
+from groundplane.mesh.spec import ActorSpec
+from groundplane.mesh.start import queue_specs
 from groundplane.queues import Queues
-from groundplane.queues.port import OutgoingMessage, QueueSpec
+from groundplane.queues.port import OutgoingMessage
 
 
 async def declare_missing(queues: Queues, names: Iterable[str]) -> None:
-    """Declare the queues that are not there, with default limits; those that are there keep theirs."""
+    """Declare the queues that are not there, the ends' included, with the mesh's default limits; those that are there
+    keep theirs, and an actor that starts later gives its own.
+    """
     known = {spec.name for spec in await queues.queues()}
-    missing = sorted({*names, HAPPY_END, ERROR_END} - known)
+    wanted = queue_specs([ActorSpec(name=name, handler="") for name in sorted(set(names))])
+    missing = [spec for spec in wanted if spec.name not in known]
     if missing:
-        await queues.declare(*(QueueSpec(name=name) for name in missing))
+        await queues.declare(*missing)
 
 
 class Relay:
