@@ -160,7 +160,7 @@ def test_a_call_shows_progress_on_a_terminal_and_nothing_but_the_result_when_pip
         shown = _on_a_terminal(tmp_path, "call", "pipeline", "value:=10", "--state", "s")
         assert "pipeline" in shown
         assert "25" in shown
-        piped = groundplane("call", "pipeline", "value:=10", "--state", "s", folder=tmp_path)
+        piped = groundplane("call", "pipeline", "value=10", "--state", "s", folder=tmp_path)
         assert (piped.stdout, piped.stderr, piped.returncode) == ("25\n", "", 0)
         as_json = json.loads(
             groundplane("call", "pipeline", "value:=1", "--state", "s", "--json", folder=tmp_path).stdout
@@ -169,6 +169,9 @@ def test_a_call_shows_progress_on_a_terminal_and_nothing_but_the_result_when_pip
         wrong = groundplane("call", "pipeline", "valu:=1", "--state", "s", folder=tmp_path)
         assert wrong.returncode == 2
         assert "did you mean 'value'" in wrong.stderr
+        ill_typed = groundplane("call", "pipeline", "value=ten", "--state", "s", folder=tmp_path)
+        assert ill_typed.returncode == 2
+        assert "'ten' is not an integer" in ill_typed.stderr
         listed = json.loads(groundplane("jobs", "list", "--state", "s", "--json", folder=tmp_path).stdout)["jobs"]
         assert [job["result"] for job in listed] == [None] * 3  # a listing carries no results
         watched = groundplane("jobs", "watch", listed[0]["job_id"], "--state", "s", "--json", folder=tmp_path)

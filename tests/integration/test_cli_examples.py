@@ -20,11 +20,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 @pytest.mark.parametrize(
     ("example", "tool", "words", "expected"),
     [
-        ("pipeline", "pipeline", ["value:=10"], 25),
+        ("pipeline", "pipeline", ["value=10"], 25),
         (
             "plain_handler",
             "describe",
-            ["numbers:=[1, 2, 6]"],
+            ["numbers=[1, 2, 6]"],
             {"mean": 3.0, "median": 2.0, "spread": 5.0, "stamped_by": "plain handler"},
         ),
     ],
@@ -39,7 +39,7 @@ def test_an_example_does_what_its_readme_shows(
         assert json.loads(called.stdout) == expected
         assert called.stderr == ""
     readme = (source / "README.md").read_text()
-    assert f"groundplane call {tool} {words[0].partition(':=')[0]}:=" in readme
+    assert f"groundplane call {tool} {words[0].partition('=')[0]}=" in readme
 
 
 def test_the_plain_handler_imports_nothing_of_groundplane(repository: Path) -> None:

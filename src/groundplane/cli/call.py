@@ -7,13 +7,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-import msgspec
 from cyclopts import Parameter
 
 from groundplane.cli import state_folder
+from groundplane.cli.arguments import Given, parse_arguments, typed
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, Output, console, on_terminal
-from groundplane.core.errors import DeadlineExceeded, ErrorRecord, GroundplaneError, InvalidArgument, from_record
+from groundplane.core.errors import DeadlineExceeded, ErrorRecord, GroundplaneError, from_record
 
 if TYPE_CHECKING:
     from groundplane.gateway.client import Client
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def call(
     tool: str,
     /,
-    *arguments: Annotated[str, Parameter(help="name=text, or name:=JSON.")],
+    *arguments: Annotated[str, Parameter(help="name=value, read as the tool's schema says, or name:=JSON.")],
     url: Annotated[str | None, Parameter(help="The gateway (default: the one that runs on the state folder).")] = None,
     timeout: Annotated[float | None, Parameter(help="Seconds that the job may take.")] = None,
     detach: Annotated[bool, Parameter(negative="", help="Print the job and do not wait for it.")] = False,
@@ -32,9 +32,11 @@ def call(
 
     Examples:
 
-      groundplane call pipeline value:=5
+      groundplane call pipeline value=5
 
       groundplane call ask question="parse a TOML file" --json
+
+      groundplane call total numbers='[1, 2]' rounded=true
 
       groundplane call ingest path=/srv/code --url http://127.0.0.1:8080 --detach
     """
@@ -42,37 +44,23 @@ def call(
     return asyncio.run(_call(chosen, tool, parse_arguments(arguments), timeout, detach, common.output))
 
 
-def parse_arguments(words: tuple[str, ...]) -> dict[str, Any]:
-    """`name=text` and `name:=JSON` as a map. `invalid_argument` for anything else, and for a name given twice."""
-    found: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        is_json = name.endswith(":")
-        name = name.removesuffix(":")
-        if not equals or not name:
-            raise InvalidArgument(f"arguments: {word!r} is neither name=text nor name:=JSON")
-        if name in found:
-            raise InvalidArgument(f"{name}: is given twice")
-        try:
-            found[name] = msgspec.json.decode(value) if is_json else value
-        except msgspec.DecodeError as error:
-            raise InvalidArgument(f"{name}: {value!r} is no JSON: {error}; write {name}=… for a text") from error
-    return found
-
-
-async def _call(
-    url: str, tool: str, arguments: dict[str, Any], timeout: float | None, detach: bool, output: Output
-) -> int:
+async def _call(url: str, tool: str, given: Given, timeout: float | None, detach: bool, output: Output) -> int:
     from groundplane.gateway import Client
 
     async with Client(url) as client:
-        job = await client.start(tool, arguments, timeout_s=timeout)
+        schema = await _schema(client, tool) if given.texts else {}
+        job = await client.start(tool, typed(given, schema), timeout_s=timeout)
         if detach:
             output.result(job, f"{job['job_id']}  {job['state']}")
             return EXIT_OK
         with _progress(tool, output) as shown:
             await _follow(client, job["job_id"], shown)
         return _finish(await client.result(job["job_id"]), output)
+
+
+async def _schema(client: Client, tool: str) -> dict[str, Any]:
+    """The tool's input schema; an empty one for a tool that is not there, which starting the job then says."""
+    return next((one["input_schema"] for one in await client.tools() if one["name"] == tool), {})
 
 
 async def _follow(client: Client, job_id: str, shown: _Shown) -> None:
@@ -99,8 +87,14 @@ def _failure(job: dict[str, Any]) -> GroundplaneError:
         return DeadlineExceeded(f"job: {job['job_id']!r} ran out of time", reason="deadline_exceeded")
     details = error.get("details") or {}
     reason = str(error.get("reason") or details.get("reason") or "")
-    text = f"job: {job['job_id']!r} {job['state']}: {error.get('message') or job.get('message') or 'no reason given'}"
+    said = [str(details.get("type") or ""), str(error.get("message") or job.get("message") or "")]
+    why = ": ".join(filter(None, said)) or "no reason given"
+    text = f"job: {job['job_id']!r} {job['state']}{_where(details)}: {why}"
     return from_record(ErrorRecord(str(error.get("code", "internal")), text, reason, details))
+
+
+def _where(details: dict[str, Any]) -> str:
+    return f" in actor {details['actor']!r}" if details.get("actor") else ""
 
 
 class _Shown(Protocol):

@@ -256,7 +256,7 @@ def _place(child: Child) -> str:
 
 def _suggestion(description: Description) -> str:
     for tool in description.tools.values():
-        wanted = [f"{name}:=…" for name in tool.input_schema.get("required", [])]
+        wanted = [f"{name}=…" for name in tool.input_schema.get("required", [])]
         return f"Try: groundplane call {tool.name} {' '.join(wanted)}".rstrip()
     return "Declare a tool with app.tool(…) to call it."
 

@@ -21,7 +21,7 @@ _EPILOGUE = """
 Examples:
 
   groundplane dev app:app                 everything here, no server
-  groundplane call pipeline value:=5      start a job, print its result
+  groundplane call pipeline value=5       start a job, print its result
   groundplane jobs list                   what runs, what ran
   groundplane doctor                      what is wrong, what to do
 
