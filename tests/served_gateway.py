@@ -201,7 +201,7 @@ class Gate:
 async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 10.0) -> Any:
     """The first true value of `condition`, asked until `timeout_s` seconds have passed."""
     async with asyncio.timeout(timeout_s):
-        while not (found := await condition()):  # noqa: ASYNC110 - what is waited for has no event
+        while not (found := await condition()):
             await asyncio.sleep(0.01)
         return found
 

@@ -52,7 +52,7 @@ async def test_the_ring_comes_after_the_sync(path: Path, notes: MigrationSet, sy
             sync.hold()
             write = asyncio.create_task(db.write(wake("t")))
             async with asyncio.timeout(10):
-                while not sync.entered.is_set():  # noqa: ASYNC110 (set by the writer's thread)
+                while not sync.entered.is_set():
                     await asyncio.sleep(0.001)
             assert not await listener.wait(0.02)
             sync.let_go()

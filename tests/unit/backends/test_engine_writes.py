@@ -40,7 +40,7 @@ async def texts(db: Database) -> list[str]:
 async def entered(sync: Any) -> None:
     """Waits until the writer is inside the sync."""
     async with asyncio.timeout(10):
-        while not sync.entered.is_set():  # noqa: ASYNC110 (set by the writer's thread)
+        while not sync.entered.is_set():
             await asyncio.sleep(0.001)
 
 
