@@ -167,6 +167,14 @@ async def test_both_halves_run_by_the_names_of_asya_alone(lab: Lab) -> None:
     assert (await lab.outcome((await lab.send(["asya"], {"x": "y"})).id))["payload"] == {"x": "y"}
 
 
+async def test_an_idle_sidecar_stays_below_forty_megabytes(lab: Lab) -> None:
+    await lab.start(ActorSpec(name="a", handler="handlers:echo"))
+    for n in range(20):
+        await lab.send(["a"], {"n": n})
+    await lab.idle("a", "happy-end")
+    assert _resident_kib(lab.processes["a.sidecar"].pid) <= 40 * 1024
+
+
 @pytest.mark.req("MESH-23.1")
 async def test_a_wrong_setting_ends_the_sidecar_with_the_code_for_usage(lab: Lab) -> None:
     command = launch.Command(
@@ -178,6 +186,11 @@ async def test_a_wrong_setting_ends_the_sidecar_with_the_code_for_usage(lab: Lab
     process = lab.spawn(command)
     assert await asyncio.to_thread(process.wait, 15) == 2
     assert "--timeout" in lab.log("wrong")
+
+
+def _resident_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
 
 async def _get(port: int, path: str) -> str:
