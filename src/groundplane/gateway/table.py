@@ -41,7 +41,16 @@ _REPORT: dict[str, Any] = {
 
 def endpoints(jobs: JobsApi, dead: DeadApi, actors: ActorApi, health: Health) -> list[Endpoint]:
     """The table, bound to its handlers."""
-    return [*_jobs(jobs), *_controls(jobs), *_tools(jobs), *_dead(dead), *_actors(actors), *_health(health)]
+    return [
+        *_jobs(jobs),
+        *_job(jobs),
+        *_controls(jobs),
+        *_tools(jobs),
+        *_dead(dead),
+        *_actors(actors),
+        *_reports(actors),
+        *_health(health),
+    ]
 
 
 def _jobs(api: JobsApi) -> list[Endpoint]:
@@ -84,6 +93,11 @@ def _jobs(api: JobsApi) -> list[Endpoint]:
             ),
             answers={200: Answer(description="A page; results are left out.", schema="JobPage")},
         ),
+    ]
+
+
+def _job(api: JobsApi) -> list[Endpoint]:
+    return [
         Endpoint(
             method="GET",
             path="/v1/jobs/{job_id}",
@@ -202,19 +216,6 @@ def _dead(api: DeadApi) -> list[Endpoint]:
 
 
 def _actors(api: ActorApi) -> list[Endpoint]:
-    heartbeat = {
-        **_REPORT,
-        "status": {"type": "string", "description": ", ".join(STATUSES)},
-        "progress": {"type": "number", "minimum": 0, "maximum": 100},
-        "error": {"type": ["string", "object"]},
-    }
-    progress = {**_REPORT, "progress": {"type": "number", "minimum": 0, "maximum": 100}}
-    final = {**_REPORT, "status": {"type": "string"}, "result": {}, "error": {"type": ["string", "object"]}}
-    reports = (
-        ("heartbeat", api.heartbeat, _object(heartbeat, "status", strict=False)),
-        ("progress", api.progress, _object(progress, "progress", strict=False)),
-        ("final", api.final, _object(final, "status", strict=False)),
-    )
     return [
         Endpoint(
             method="GET",
@@ -247,22 +248,38 @@ def _actors(api: ActorApi) -> list[Endpoint]:
             problems=(404, 410),
             tag="actors",
         ),
-        *(
-            Endpoint(
-                method="POST",
-                path=f"/jobs/{{job_id}}/{name}",
-                operation=f"report{name.capitalize()}",
-                summary=(handler.__doc__ or "").strip(),
-                handler=handler,
-                headers=(Parameter(name=TOKEN_HEADER, schema={"type": "string"}, description="The job's own token."),),
-                body=body,
-                answers={200: _OLD_JOB},
-                problems=(401, 403, 404, 410),
-                tag="actors",
-                token=True,
-            )
-            for name, handler, body in reports
-        ),
+    ]
+
+
+def _reports(api: ActorApi) -> list[Endpoint]:
+    heartbeat = {
+        **_REPORT,
+        "status": {"type": "string", "description": ", ".join(STATUSES)},
+        "progress": {"type": "number", "minimum": 0, "maximum": 100},
+        "error": {"type": ["string", "object"]},
+    }
+    progress = {**_REPORT, "progress": {"type": "number", "minimum": 0, "maximum": 100}}
+    final = {**_REPORT, "status": {"type": "string"}, "result": {}, "error": {"type": ["string", "object"]}}
+    reports = (
+        ("heartbeat", api.heartbeat, _object(heartbeat, "status", strict=False)),
+        ("progress", api.progress, _object(progress, "progress", strict=False)),
+        ("final", api.final, _object(final, "status", strict=False)),
+    )
+    return [
+        Endpoint(
+            method="POST",
+            path=f"/jobs/{{job_id}}/{name}",
+            operation=f"report{name.capitalize()}",
+            summary=(handler.__doc__ or "").strip(),
+            handler=handler,
+            headers=(Parameter(name=TOKEN_HEADER, schema={"type": "string"}, description="The job's own token."),),
+            body=body,
+            answers={200: _OLD_JOB},
+            problems=(401, 403, 404, 410),
+            tag="actors",
+            token=True,
+        )
+        for name, handler, body in reports
     ]
 
 
