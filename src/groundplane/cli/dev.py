@@ -53,11 +53,11 @@ def dev(
     """
     settings = common.settings(host=host, port=port)
     with state_folder.held(settings.state):
-        use_pidfd()
         return asyncio.run(_run(app, settings, common.output, reload=reload))
 
 
 async def _run(target: str, settings: Settings, output: Output, *, reload: bool) -> int:
+    use_pidfd()
     return await _Dev(target, settings, output, reload=reload).run()
 
 
@@ -245,9 +245,13 @@ def signals(handler: Callable[[], None]) -> Iterator[None]:
 
 
 def use_pidfd() -> None:
-    """Wait for children by descriptors instead of a thread for each, as Python 3.12 does by itself."""
+    """Wait for children by descriptors instead of a thread for each, as Python 3.12 does by itself. Call it in the
+    loop.
+    """
     if sys.version_info < (3, 12):
-        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
 
 
 def _place(child: Child) -> str:

@@ -79,6 +79,11 @@ class Child:
     def start(self) -> None:
         """Begin; returns at once."""
         self._task = asyncio.create_task(self._run(), name=f"child:{self.program.name}")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and isinstance(task.exception(), Exception):
+            self._tell_failures([task.exception()])
 
     def signal(self, number: int) -> None:
         """Send a signal, if it runs."""

@@ -54,7 +54,6 @@ def run(
     for name in actor or []:
         if name not in description.actors:
             raise NotFound(f"actor: {name!r} is not in {app!r}{did_you_mean(name, description.actors)}")
-    use_pidfd()
     if role == ["gateway"]:
         return _gateway(settings, description, common.output)
     return asyncio.run(_Role(settings, description, common.output, set(role), actor).run())
@@ -99,6 +98,7 @@ class _Role:
 
     async def run(self) -> int:
         """Start the role's processes, wait for a signal, stop them in stages."""
+        use_pidfd()
         with signals(self._signalled):
             try:
                 return await self._serve()
