@@ -33,13 +33,12 @@ from groundplane.gateway.callbacks import ActorApi
 from groundplane.gateway.endpoints import Endpoint
 from groundplane.gateway.feed import Feed
 from groundplane.gateway.guard import Guard
-from groundplane.gateway.mcp import McpLane
+from groundplane.gateway.mcp_loading import LoadingLane
 from groundplane.gateway.metrics import GatewayMetrics
 from groundplane.gateway.relay import Relay, declare_missing
 from groundplane.gateway.rest import DeadApi, Health, JobsApi, reply
 from groundplane.gateway.services import Services
 from groundplane.gateway.settings import GatewaySettings
-from groundplane.gateway.stdio import serve_stdio
 from groundplane.gateway.tools import Reloaded, ToolTable
 from groundplane.jobs import Jobs
 from groundplane.jobs.port import JobQuery
@@ -67,7 +66,7 @@ class Gateway:
     """Answers clients and keeps work moving: relays first messages, ends jobs at their deadlines."""
 
     def __init__(
-        self, services: Services, lane: McpLane, lifecycle: Lifecycle, checks: dict[str, Any], relay: bool
+        self, services: Services, lane: LoadingLane, lifecycle: Lifecycle, checks: dict[str, Any], relay: bool
     ) -> None:
         self._services = services
         self._lane = lane
@@ -111,8 +110,8 @@ class Gateway:
             if relay:
                 lifecycle.spawn(jobs.run_relay(Relay(queues, metrics).send), name="relay")
                 lifecycle.spawn(jobs.run_sweeper(SWEEP_INTERVAL_S), name="sweeper")
-            lane = McpLane(services, lifecycle, name)
-            checks = {"jobs": _store_check(jobs), "tasks": _tasks_check(lifecycle)}
+            lane = LoadingLane(services, lifecycle, name)
+            checks = {"jobs": _store_check(jobs), "tasks": _tasks_check(lifecycle, lane)}
             gateway = cls(services, lane, lifecycle, checks, relay)
             try:
                 yield gateway
@@ -175,7 +174,13 @@ class Gateway:
                 stack.enter_context(self._signals(stop))
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             served = Served(url=f"http://{host}:{port}", port=port, admin_port=admin_port)
-            server = _Server(self._uvicorn_config(), self.drain, lambda: on_ready and on_ready(served))
+
+            def ready() -> None:
+                if on_ready is not None:
+                    on_ready(served)
+                self._lane.load()
+
+            server = _Server(self._uvicorn_config(), self.drain, ready)
             stopper = asyncio.create_task(_stop_when(stop, server), name="gateway:stop")
             try:
                 await server.serve(sockets=[listener])
@@ -185,7 +190,9 @@ class Gateway:
 
     async def serve_stdio(self) -> None:
         """Serve MCP on standard input and output until the client closes it."""
-        await serve_stdio(self._lane)
+        from groundplane.gateway.stdio import serve_stdio
+
+        await serve_stdio(self._lane.create())
 
     def _uvicorn_config(self) -> uvicorn.Config:
         settings = self._services.settings
@@ -218,7 +225,7 @@ class Gateway:
     def _application(self) -> Starlette:
         routes = [Route(one.path, one.call, methods=[one.method]) for one in self.endpoints]
         routes.append(Route("/openapi.json", self._document, methods=["GET"]))
-        routes.append(Route(MCP_PATH, self._lane.asgi))
+        routes.append(Route(MCP_PATH, self._lane))
         services = self._services
         app = Starlette(
             routes=_merged(routes),
@@ -273,7 +280,8 @@ async def _stop_when(stop: asyncio.Event, server: uvicorn.Server) -> None:
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # the protocol is named, else asyncio leaves Nagle's algorithm on: 40 ms for each answer in two writes
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -359,10 +367,11 @@ def _store_check(jobs: Jobs) -> Callable[[], Any]:
     return check
 
 
-def _tasks_check(lifecycle: Lifecycle) -> Callable[[], Any]:
+def _tasks_check(lifecycle: Lifecycle, lane: LoadingLane) -> Callable[[], Any]:
     async def check() -> str | None:
         if lifecycle.closed:
             return "the gateway is closed"
-        return f"a task failed: {type(lifecycle.failure).__name__}" if lifecycle.failure is not None else None
+        failure = lifecycle.failure or lane.failure
+        return f"a task failed: {type(failure).__name__}" if failure is not None else None
 
     return check
