@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
 from groundplane import Client
 
 HERE = Path(__file__).resolve().parent
 QUESTIONS = ["parse a TOML file", "find the median of numbers", "make a temporary directory"]
 TERMINAL = {"succeeded", "failed", "cancelled", "timed_out"}
+AS_JSON = False
 console = Console(highlight=False)
 
 
@@ -203,8 +206,7 @@ async def ask(url: str, questions: list[str]) -> None:
         say(f"  [bold]{question}[/]")
         for place in answer["value"]["result"]:
             signature = place["signature"] if len(place["signature"]) < 40 else place["signature"][:37] + "…)"
-            console.print(f"    {place['name']}{signature}", style="cyan", markup=False, end="")
-            console.print(f"  {place['file']}:{place['line']}", markup=False)
+            say(f"    [cyan]{escape(place['name'] + signature)}[/]  {escape(place['file'])}:{place['line']}")
 
 
 async def ask_badly(url: str) -> None:
@@ -213,7 +215,7 @@ async def ask_badly(url: str) -> None:
     answer = await call_over_mcp(url, "ask", {"qestion": "parse a TOML file"})
     if not answer["error"]:
         raise DemoFailed(f"a wrong call succeeded: {answer}")
-    console.print(f"  {answer['text']}", style="yellow", markup=False)
+    say(f"  [yellow]{escape(answer['text'])}[/]")
 
 
 async def call_over_mcp(url: str, tool: str, arguments: dict[str, Any], *, live: bool = False) -> dict[str, Any]:
@@ -280,15 +282,23 @@ def what_next(path: Path) -> None:
 
 
 def title(number: str, text: str) -> None:
-    console.print(f"\n[bold blue]{number}[/]  [bold]{text}[/]", soft_wrap=True)
+    show("step", text, f"\n[bold blue]{number}[/]  [bold]{escape(text)}[/]")
 
 
 def command(text: str) -> None:
-    console.print(f"  $ {text}", style="dim", markup=False)
+    show("command", text, f"[dim]  $ {escape(text)}[/]")
 
 
-def say(text: str) -> None:
-    console.print(text, soft_wrap=True)
+def say(markup: str) -> None:
+    show("line", Text.from_markup(markup).plain.strip(), markup)
+
+
+def show(kind: str, text: str, markup: str) -> None:
+    """One line for people, or one for programs."""
+    if AS_JSON:
+        print(json.dumps({"event": kind, "text": text}), flush=True)
+    else:
+        console.print(markup, soft_wrap=True)
 
 
 GROUNDPLANE = [sys.executable, "-m", "groundplane.cli"]
@@ -297,7 +307,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--path", type=Path, default=Path(sysconfig.get_path("stdlib")), help="the folder to read")
     parser.add_argument("questions", nargs="*", default=QUESTIONS, help="what to ask (default: three questions)")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
     options = parser.parse_args()
+    AS_JSON = options.json
     if not options.path.expanduser().is_dir():
         sys.exit(f"--path: {str(options.path)!r} is no folder; name one that holds Python files")
     sys.path.insert(0, str(HERE))
