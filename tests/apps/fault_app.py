@@ -46,6 +46,8 @@ def split(order: str, die: str = "") -> FanOut:
 def effect(key: str, ctx: Context, index: int = 0, die: str = "") -> dict[str, Any]:
     """Two effects under one key: a charge, which may be repeated while it is in doubt, and a debit, which may not."""
     note(RUNS, key, ctx.attempt, os.getpid())
+    if die == "raise":
+        raise ValueError(f"order {key} is refused")
     _die(die, "before", ctx)
     receipt = ctx.once(f"{key}:charge", lambda: _charge(key, die, ctx))
     note(CHARGES, key, "recorded")

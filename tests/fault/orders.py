@@ -1,7 +1,8 @@
 """Customers of the plane of the fault tests, and the audit of what became of their orders.
 
 Each customer starts a job over HTTP under an idempotency key of its own, asks again under the same key while the
-gateway does not answer, waits for the result (or follows the events) and begins anew, until it is told to stop.
+gateway does not answer, waits for the result (or follows the events) and begins anew, until it is told to stop. Some
+orders are refused by their handler, some are recalled by their customer.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fault.plane_lab import Lab, eventually, words
-from groundplane import Client, GroundplaneError
+from groundplane import Client, Envelope, FailedPrecondition, GroundplaneError
+from groundplane.core.dead_letters import DeadLetter
 from groundplane.jobs import Job, JobEvent, JobQuery, Jobs
+from groundplane.jobs.checks import FINAL_KINDS
 from groundplane.jobs.port import Events
 from groundplane.mesh.spec import ERROR_END, HAPPY_END
 from groundplane.queues import Queues
@@ -33,6 +36,7 @@ class Orders:
         self.results: dict[str, dict[str, Any]] = {}
         self.followed: dict[str, list[int]] = {}
         self.refusals: list[GroundplaneError] = []
+        self.recalled: set[str] = set()
         self._number = 0
         self._stop = asyncio.Event()
 
@@ -71,14 +75,25 @@ class Orders:
         async with Client(self.lab.url) as client:
             while not self._stop.is_set():
                 self._number += 1
-                number = self._number
-                if number % 3:
-                    job_id = await self.order(client, "spread", {"order": f"spread-{number}"}, f"spread-{number}")
-                else:
-                    job_id = await self.order(client, "plain", {"key": f"plain-{number}"}, f"plain-{number}")
+                tool, name, arguments = _chosen(self._number)
+                job_id = await self.order(client, tool, arguments, name)
+                if name.startswith("recalled"):
+                    await self._recall(client, job_id)
                 if follows:
                     await self._follow(client, job_id)
                 self.results[job_id] = await self._result(client, job_id)
+
+    async def _recall(self, client: Client, job_id: str) -> None:
+        """Cancel it once. Without an answer, and where it had ended, it may have either end."""
+        try:
+            assert (await client.cancel(job_id, "recalled"))["state"] == "cancelled"
+        except FailedPrecondition:
+            return
+        except GroundplaneError as error:
+            if not error.retryable:
+                raise
+            return
+        self.recalled.add(job_id)
 
     async def _follow(self, client: Client, job_id: str) -> None:
         """Every event up to the final one, whatever happens to the connection meanwhile."""
@@ -105,10 +120,11 @@ class Orders:
 class Audit:
     """The books of a plane that has come to rest, read from its stores and from the files of its effects."""
 
-    def __init__(self, orders: Orders, jobs: list[Job], events: list[JobEvent]) -> None:
+    def __init__(self, orders: Orders, jobs: list[Job], events: list[JobEvent], dead: list[DeadLetter]) -> None:
         self.orders = orders
         self.jobs = jobs
         self.events = events
+        self.dead = dead
         self.lab = orders.lab
 
     @classmethod
@@ -117,20 +133,20 @@ class Audit:
         state = orders.lab.state
         async with Jobs.open(state=state) as jobs, Queues.open(state=state) as queues:
             await eventually(lambda: _at_rest(jobs, queues), "queues and outbox are empty")
-            dead = [letter for one in await queues.queues() for letter in (await queues.list_dead(one.name)).items]
-            assert dead == []
+            dead = await _all_dead(queues)
             listed = await _all_jobs(jobs)
-            return cls(orders, [await jobs.get(one.job_id) for one in listed], await _all_events(jobs))
+            return cls(orders, [await jobs.get(one.job_id) for one in listed], await _all_events(jobs), dead)
 
     def check(self) -> None:
         """Nothing lost, no keyed effect twice, terminal states for ever."""
         self.check_jobs()
         self.check_events()
         self.check_effects()
+        self.check_dead_letters()
         assert self.lab.unexpected == []
 
     def check_jobs(self) -> None:
-        """Every accepted job, and no other, is there, has succeeded, and has exactly the result that it must have."""
+        """Every accepted job, and no other, is there, and has ended exactly as it must have."""
         accepted = self.orders.accepted
         history = History()
         history.sent(*accepted)
@@ -140,9 +156,21 @@ class Audit:
         history.check_no_effect_twice()
         assert len(set(accepted.values())) == len(accepted)  # one job for each key
         for job in self.jobs:
+            self._check_end(job, accepted[job.job_id])
+            told = self.orders.results[job.job_id]
+            assert (told["state"], told["result"]) == (job.state, job.result)
+
+    def _check_end(self, job: Job, name: str) -> None:
+        if name.startswith("refused"):
+            assert job.error is not None
+            assert (job.state, job.error.type, job.error.reason) == ("failed", "ValueError", "processing_error")
+            assert job.error.message == f"order {name} is refused"
+        elif name.startswith("recalled") and job.state == "cancelled":
+            assert (job.result, job.error) == (None, None)
+        else:
+            assert job.job_id not in self.orders.recalled, f"{job.job_id} was cancelled, and is {job.state}"
             assert (job.state, job.progress, job.error) == ("succeeded", 100.0, None), job
-            assert job.result == expected(accepted[job.job_id])
-            assert self.orders.results[job.job_id]["result"] == job.result
+            assert job.result == expected(name)
 
     def check_events(self) -> None:
         """The log of the store, and that those who followed it saw each event once."""
@@ -153,14 +181,15 @@ class Audit:
         log.check_progress_never_decreases()
         for job_id, seen in self.orders.followed.items():
             own = [event for event in self.events if event.job_id == job_id]
-            end = next(event.id for event in own if event.kind == "succeeded")
+            end = next(event.id for event in own if event.kind in FINAL_KINDS)
             assert seen == [event.id for event in own if event.id <= end]
 
     def check_effects(self) -> None:
         """Each part was debited exactly once, and charged again only while that was in doubt."""
-        keys = [key for name in self.orders.accepted.values() for key in keys_of(name)]
+        succeeded = [key for job in self.jobs if job.state == "succeeded" for key in self._keys(job)]
         debits = History()
-        debits.sent(*keys)
+        debits.sent(*succeeded)
+        debits.maybe_sent(*(key for job in self.jobs if job.state == "cancelled" for key in self._keys(job)))
         debits.done(*(line[0] for line in words(self.lab.effects / "debits")))
         debits.check_nothing_lost()
         debits.check_nothing_invented()
@@ -169,18 +198,26 @@ class Audit:
         for key, what, *_ in words(self.lab.effects / "charges"):
             assert what == "recorded" or key not in recorded, f"{key} was charged after its end was recorded"
             recorded.update([key] if what == "recorded" else [])
-        assert recorded == set(keys)
+        assert recorded >= set(succeeded)
         runs = History()
         for key, attempt, _ in words(self.lab.effects / "runs"):
             runs.attempt(key, int(attempt))
         runs.check_attempts_never_fall()
+
+    def check_dead_letters(self) -> None:
+        """One for each order that its handler refused, and no other."""
+        refused = Counter(job.job_id for job in self.jobs if job.state == "failed")
+        assert Counter(Envelope.from_bytes(letter.payload).job_id for letter in self.dead) == refused
+
+    def _keys(self, job: Job) -> list[str]:
+        return keys_of(self.orders.accepted[job.job_id])
 
     def numbers(self) -> dict[str, int]:
         """How much happened."""
         attempts = [int(attempt) for _, attempt, _ in words(self.lab.effects / "runs")]
         charges = Counter(key for key, what, *_ in words(self.lab.effects / "charges") if what == "charged")
         return {
-            "jobs": len(self.jobs),
+            **Counter(f"jobs_{job.state}" for job in self.jobs),
             "events": len(self.events),
             "calls": len(attempts),
             "again": sum(attempt > 1 for attempt in attempts),
@@ -189,9 +226,20 @@ class Audit:
         }
 
 
+def _chosen(number: int) -> tuple[str, str, dict[str, Any]]:
+    """Tool, name and arguments of an order."""
+    if number % 9 == 0:
+        return "plain", f"refused-{number}", {"key": f"refused-{number}", "die": "raise"}
+    if number % 7 == 0:
+        return "spread", f"recalled-{number}", {"order": f"recalled-{number}"}
+    if number % 3 == 0:
+        return "plain", f"plain-{number}", {"key": f"plain-{number}"}
+    return "spread", f"spread-{number}", {"order": f"spread-{number}"}
+
+
 def keys_of(name: str) -> list[str]:
     """The keys of the effects of one order."""
-    return [name] if name.startswith("plain") else [f"{name}/{index}" for index in range(PARTS)]
+    return [name] if name.startswith(("plain", "refused")) else [f"{name}/{index}" for index in range(PARTS)]
 
 
 def expected(name: str) -> dict[str, Any]:
@@ -209,6 +257,17 @@ async def _at_rest(jobs: Jobs, queues: Queues) -> bool:
     depths = {one.name: await queues.depth(one.name) for one in await queues.queues()}
     assert {HAPPY_END, ERROR_END} <= depths.keys()
     return not any(one.ready or one.in_flight or (one.delayed and name != "join") for name, one in depths.items())
+
+
+async def _all_dead(queues: Queues) -> list[DeadLetter]:
+    found: list[DeadLetter] = []
+    cursor = None
+    while True:
+        page = await queues.list_dead(cursor=cursor)
+        found += page.items
+        cursor = page.cursor
+        if cursor is None:
+            return found
 
 
 async def _all_jobs(jobs: Jobs) -> list[Job]:
