@@ -74,15 +74,17 @@ async def test_readiness_turns_red_when_the_store_does_not_answer(one: House, mo
 
 
 async def test_an_answer_is_sent_at_once_and_not_held_back_for_an_acknowledgement(one: House) -> None:
-    """Nagle's algorithm with delayed acknowledgements costs 40 ms for every answer; the fastest of ten shows it."""
+    """Nagle's algorithm costs 40 ms for every answer once the client delays its acknowledgements, as it does after a
+    while on one connection.
+    """
     took = []
     async with connection(one) as (reader, writer):
-        for _ in range(10):
+        for _ in range(60):
             began = time.perf_counter()
             writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await reader.readuntil(b'{"status":"ok"}')
             took.append(time.perf_counter() - began)
-    assert min(took) < 0.03
+    assert min(took[-20:]) < 0.03
 
 
 @pytest.mark.req("GATE-01")
