@@ -91,19 +91,24 @@ async def test_an_output_over_the_greatest_size_is_a_named_failure(tmp_path: Pat
 
 
 @pytest.mark.req("MESH-11", "QUEUE-08")
-async def test_a_dead_letter_keeps_its_claim_and_can_be_redriven(lab: Lab) -> None:
+async def test_a_dead_letter_keeps_its_claim_and_runs_when_it_is_redriven_though_its_job_has_ended(
+    lab: Lab, tmp_path: Path
+) -> None:
     await lab.start(ActorSpec(name="a", handler="handlers:append"), ActorSpec(name="b", handler="handlers:echo"))
-    payload = {"file": "/nonexistent/folder/x", "data": "x" * 400_000}
+    payload = {"file": str(tmp_path / "later" / "x"), "data": "x" * 400_000}
     job_id = await lab.job(["a"], payload, claims=lab.claims)
     job = await lab.finished(job_id)
     assert job.state is JobState.FAILED
     assert (await lab.outcome(job_id))["payload"] == payload
     assert len([info async for info in lab.blobs.list("claims/")]) == 1
     (letter,) = (await lab.queues.list_dead("a")).items
+    (tmp_path / "later").mkdir()
     await lab.queues.redrive(letter.id)
-    await lab.idle("a")
-    events = [event.kind for event in await lab.events(job_id)]
-    assert "skipped" in events
+    outcomes = await lab.outcomes(lambda found: any(not one.get("error") for one in found))
+    assert [one["id"] for one in outcomes] == [job_id, job_id]
+    assert (tmp_path / "later" / "x").exists()
+    assert "redriven" in [event.kind for event in await lab.events(job_id)]
+    assert (await lab.jobs.get(job_id)).state is JobState.FAILED
 
 
 @pytest.mark.req("MESH-04.2", "MESH-02.4")
@@ -152,7 +157,7 @@ async def test_both_halves_run_by_the_names_of_asya_alone(lab: Lab) -> None:
     }
     runtime = launch.runtime(actor, lab.place)
     plain = launch.Command(
-        name="asya.runtime", arguments=runtime.arguments[:2], environment={}, ready_file=runtime.ready_file
+        name="asya.runtime", arguments=runtime.arguments[:3], environment={}, ready_file=runtime.ready_file
     )
     sidecar = launch.Command(
         name="asya.sidecar",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from groundplane.mesh.claims import Claims
 
 JOB_TOKEN = RESERVED + "job-token"
+ENDED_JOB = "groundplane-ended-job"
 TOOL = RESERVED + "tool"
 TOKEN_BYTES = 32
 END_ATTEMPTS_MAX = 1000

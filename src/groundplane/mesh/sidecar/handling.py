@@ -35,7 +35,7 @@ from groundplane.mesh.routing import (
 from groundplane.mesh.runtime_client import CallRequest, RuntimeClient
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active, CallWatch
-from groundplane.mesh.start import JOB_TOKEN, outbox_message, transport_headers
+from groundplane.mesh.start import ENDED_JOB, JOB_TOKEN, outbox_message, transport_headers
 from groundplane.queues.port import Ack, Delivery, Nack, OutgoingMessage, Reject, Settlement
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
@@ -171,7 +171,10 @@ class Handling:
             return await self.finish(work, decision)
 
     async def admitted(self, work: Work) -> bool:
-        """Ask the job whether it still wants this. A finished job's envelope is acked, a paused one's is parked."""
+        """Ask the job whether it still wants this. A finished job's envelope is acked, a paused one's is parked.
+
+        A redriven one runs although its job has ended: somebody has asked for it.
+        """
         parts, envelope = self._p, work.envelope
         if parts.reporter is None or envelope.job_id is None:
             return True
@@ -183,6 +186,10 @@ class Handling:
             return True
         if state.terminal:
             data = {"envelope_id": envelope.id, "actor": parts.router.spec.name, "state": state.value}
+            if work.delivery.redrives:
+                parts.reporter.post([Note(job_id=envelope.job_id, kind="redriven", data=data)], token)
+                work.envelope = _without_its_job(envelope)
+                return True
             parts.reporter.post([Note(job_id=envelope.job_id, kind="skipped", data=data)], token)
             await self.settle(work, Ack(work.delivery))
             await self.release_claims(work, ())
@@ -357,6 +364,16 @@ class Handling:
         if self._p.claims is None:
             raise InvalidArgument("claim: this sidecar has no blobs; give it --blobs", reason="msg_parsing_error")
         return self._p.claims
+
+
+def _without_its_job(envelope: Envelope) -> Envelope:
+    """The envelope of a redriven dead letter whose job has ended: it runs on by itself, the job stays as it ended.
+
+    What becomes of it is persisted by the end actors like the outcome of any envelope without a job.
+    """
+    headers = {key: value for key, value in envelope.headers.items() if key != JOB_TOKEN}
+    headers[ENDED_JOB] = envelope.job_id
+    return msgspec.structs.replace(envelope, job_id=None, deadline_at=None, headers=headers)
 
 
 def message_of(send: Send, envelope: Envelope, data: bytes, redrives: int = 0) -> OutgoingMessage:
