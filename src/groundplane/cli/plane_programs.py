@@ -1,14 +1,14 @@
-"""Which processes a plane has on one machine: the gateway, the ends, and for each actor a sidecar and a runtime."""
+"""Which processes a plane has on one machine: the gateway, the ends, and for each actor a sidecar and a runtime.
+
+`mesh.launch` says how those of the mesh are started; here they get their names and their turn at the stop.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,21 +16,11 @@ import msgspec
 from groundplane.cli.loading import Description
 from groundplane.cli.processes import Program
 from groundplane.core.settings import Settings
-from groundplane.mesh.spec import ActorSpec, Limits
-from groundplane.plane import PORTS
+from groundplane.mesh import launch
+from groundplane.mesh.spec import ActorSpec
 
 GATEWAY, ENDS = "gateway", "ends"
 _FIRST, _SECOND, _THIRD = 0, 1, 2
-_RUNTIME = str(Path(__file__).parents[1] / "mesh" / "runtime.py")
-_SOCKET_BYTES_MAX = 100
-_EXITS = {1: "failed", 2: "usage", 3: "runtime_not_ready", 4: "queue_not_ready"}
-_RUNTIME_EXITS = {
-    2: "usage",
-    3: "handler_import_failed",
-    4: "its socket cannot be bound",
-    5: "its workers die while they start",
-    6: "calls were killed at the end of the grace",
-}
 
 
 class PlanePrograms:
@@ -40,13 +30,14 @@ class PlanePrograms:
         self._settings = settings
         self._gateway_config = gateway_config
         self._port = settings.port
+        self._place = launch.Place.of(settings)
 
     def gateway(self) -> Program:
         """The gateway, which stops first: no new work while the rest drains."""
         return Program(
             name=GATEWAY,
             argv=[sys.executable, "-m", "groundplane.cli.gateway_process"],
-            environment=self._environment(),
+            environment={"PYTHONUNBUFFERED": "1", "GROUNDPLANE_LOG_LEVEL": self._settings.log_level.upper()},
             ready_file=self.ready_file(GATEWAY),
             stage=_FIRST,
             feed=self._gateway_config,
@@ -62,31 +53,17 @@ class PlanePrograms:
 
     def ends(self, description: Description) -> list[Program]:
         """The process of both end actors."""
-        ready = self.ready_file(ENDS)
         joins = [name for name, spec in description.actors.items() if spec.join]
-        config = {**self._shared(), "joins": joins, "ready_file": str(ready)}
-        return [self._program(ENDS, ["-m", "groundplane.mesh.ends", "--config", _json(config)], ready, _SECOND)]
+        return [_program(ENDS, launch.ends(self._place, joins=joins), _SECOND)]
 
     def sidecars(self, description: Description, only: Iterable[str] | None = None) -> list[Program]:
         """The sidecars, which drain before their runtimes stop."""
-        return [self._sidecar(spec) for spec in _chosen(description, only)]
+        chosen = _chosen(description, only)
+        return [_program(f"sidecar {one.name}", launch.sidecar(one, self._place), _FIRST) for one in chosen]
 
     def runtimes(self, description: Description, only: Iterable[str] | None = None) -> list[Program]:
-        """The runtimes."""
-        return [self._runtime(spec, description.folder) for spec in _chosen(description, only)]
-
-    def socket(self, actor: str) -> Path:
-        """The socket of an actor's runtime. The kernel takes 107 bytes: a longer path becomes a short one."""
-        plain = self._settings.state / "run" / f"{actor}.sock"
-        if len(os.fsencode(plain)) <= _SOCKET_BYTES_MAX:
-            return plain
-        short = plain.with_name(f"{hashlib.sha256(actor.encode()).hexdigest()[:12]}.sock")
-        if len(os.fsencode(short)) <= _SOCKET_BYTES_MAX:
-            return short
-        folder = f"groundplane-{os.getuid()}-{hashlib.sha256(os.fsencode(self._settings.state)).hexdigest()[:12]}"
-        other = Path(tempfile.gettempdir(), folder)
-        other.mkdir(mode=0o700, exist_ok=True)
-        return other / short.name
+        """The runtimes. They alone import the user's code."""
+        return [self._runtime(one, description.folder) for one in _chosen(description, only)]
 
     def names_of(self, actors: Iterable[str]) -> list[str]:
         """The names of both programs of each actor."""
@@ -94,57 +71,24 @@ class PlanePrograms:
 
     def ready_file(self, name: str) -> Path:
         """Where a process says that it is ready."""
-        return self._settings.state / "run" / f"{name.replace(' ', '-')}.ready"
-
-    def _sidecar(self, spec: ActorSpec) -> Program:
-        name = f"sidecar {spec.name}"
-        ready = self.ready_file(name)
-        config = {**self._shared(), "actor": spec, "socket": str(self.socket(spec.name)), "ready_file": str(ready)}
-        return self._program(name, ["-m", "groundplane.mesh.sidecar", "--config", _json(config)], ready, _FIRST)
+        return self._place.ready_file(name)
 
     def _runtime(self, spec: ActorSpec, folder: Path) -> Program:
-        name = f"runtime {spec.name}"
-        ready = self.ready_file(name)
-        flags = {
-            "handler": spec.handler, "handler-mode": spec.handler_mode, "socket": self.socket(spec.name),
-            "workers": spec.concurrency, "concurrency": spec.concurrency, "grace-s": self._settings.grace_s,
-            "ready-file": ready,
-        }  # fmt: skip
-        argv = [_RUNTIME, *(word for flag, value in flags.items() for word in (f"--{flag}", str(value)))]
-        program = self._program(name, argv, ready, _THIRD)
+        program = _program(f"runtime {spec.name}", launch.runtime(spec, self._place), _THIRD)
         path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
-        return msgspec.structs.replace(
-            program, environment={**program.environment, "PYTHONPATH": path}, folder=folder, exits=_RUNTIME_EXITS
-        )
-
-    def _program(self, name: str, argv: list[str], ready: Path, stage: int) -> Program:
-        return Program(
-            name=name,
-            argv=[sys.executable, *argv],
-            environment=self._environment(),
-            ready_file=ready,
-            stage=stage,
-            exits=_EXITS,
-        )
-
-    def _shared(self) -> dict[str, Any]:
-        settings = self._settings
-        limits = Limits(
-            payload_inline_bytes_max=settings.payload_inline_bytes_max,
-            payload_bytes_max=settings.payload_bytes_max,
-            hops_max=settings.hops_max,
-            grace_s=settings.grace_s,
-        )
-        return {"limits": limits, "namespace": settings.name, "state": str(settings.state)}
-
-    def _environment(self) -> dict[str, str]:
-        """URLs may hold secrets: they go by the environment, which others cannot read, and not by the command line."""
-        urls = {f"GROUNDPLANE_{port.upper()}_URL": getattr(self._settings, port).reveal() for port in PORTS}
-        return {"GROUNDPLANE_LOG_LEVEL": self._settings.log_level.upper(), "PYTHONUNBUFFERED": "1", **urls}
+        environment = {**program.environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+        return msgspec.structs.replace(program, environment=environment, folder=folder)
 
 
-def _json(config: dict[str, Any]) -> str:
-    return msgspec.json.encode(config).decode()
+def _program(name: str, command: launch.Command, stage: int) -> Program:
+    return Program(
+        name=name,
+        argv=command.arguments,
+        environment=command.environment,
+        ready_file=command.ready_file,
+        stage=stage,
+        exits=command.exits,
+    )
 
 
 def _chosen(description: Description, only: Iterable[str] | None) -> list[ActorSpec]:

@@ -4,22 +4,38 @@
     launch.sidecar(spec, place)    the process that carries its messages
     launch.ends(place, joins=…)    the end actors
 
-Nothing is started here: the CLI, tests and supervisors do that.
+Nothing is started here: the CLI, tests and supervisors do that. URLs may hold secrets: they go by the environment,
+which others cannot read, and not by the command line.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from groundplane.core.secrets import Url
 from groundplane.core.settings import Settings
 from groundplane.mesh.spec import ActorSpec, Limits
 
 SOCKET_PATH_MAX = 100
+"""The kernel takes 107 bytes."""
+SIDECAR_EXITS = {1: "failed", 2: "usage", 3: "runtime_not_ready", 4: "queue_not_ready"}
+RUNTIME_EXITS = {
+    2: "usage",
+    3: "handler_import_failed",
+    4: "its socket cannot be bound",
+    5: "its workers die while they start",
+    6: "calls were killed at the end of the grace",
+}
+_EMBEDDED = Url("embedded://")
+_PORTS = ("queues", "jobs", "blobs", "ledger")
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,10 +43,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     state: Path
     namespace: str = "default"
-    queues: str = "embedded://"
-    jobs: str = "embedded://"
-    blobs: str = "embedded://"
-    ledger: str = "embedded://"
+    queues: Url = _EMBEDDED
+    jobs: Url = _EMBEDDED
+    blobs: Url = _EMBEDDED
+    ledger: Url = _EMBEDDED
     limits: Limits = Limits()
     gateway_url: str | None = None
     start_timeout_s: float = 30.0
@@ -42,10 +58,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             state=settings.state.resolve(),
             namespace=settings.name,
-            queues=str(settings.queues),
-            jobs=str(settings.jobs),
-            blobs=str(settings.blobs),
-            ledger=str(settings.ledger),
+            queues=settings.queues,
+            jobs=settings.jobs,
+            blobs=settings.blobs,
+            ledger=settings.ledger,
             limits=Limits(
                 payload_inline_bytes_max=settings.payload_inline_bytes_max,
                 payload_bytes_max=settings.payload_bytes_max,
@@ -61,16 +77,17 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return self.state / "run"
 
     def socket(self, actor: str) -> Path:
-        """The socket of an actor's runtime. A path too long for a socket is taken relative to the working folder, or
-        shortened to a name under the temporary folder that depends on the state folder."""
-        path = self.run / f"{actor}.sock"
-        if len(str(path)) <= SOCKET_PATH_MAX:
-            return path
-        import hashlib
-        import tempfile
-
-        digest = hashlib.sha256(str(path).encode()).hexdigest()[:24]
-        return Path(tempfile.gettempdir()) / f"groundplane-{digest}.sock"
+        """The socket of an actor's runtime. A path too long for the kernel becomes a short one, if need be in a folder
+        of this user's under the temporary one."""
+        plain = self.run / f"{actor}.sock"
+        if len(os.fsencode(plain)) <= SOCKET_PATH_MAX:
+            return plain
+        short = plain.with_name(f"{_digest(actor)}.sock")
+        if len(os.fsencode(short)) <= SOCKET_PATH_MAX:
+            return short
+        other = Path(tempfile.gettempdir(), f"groundplane-{os.getuid()}-{_digest(str(self.state))}")
+        other.mkdir(mode=0o700, exist_ok=True)
+        return other / short.name
 
     def ready_file(self, name: str) -> Path:
         """The ready file of a process, by its name."""
@@ -78,12 +95,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """A process to start: its name, arguments, what to add to the environment, and the file it writes when ready."""
+    """A process to start: its name, arguments, what to add to the environment, the file it writes when ready, and what
+    its exit codes mean."""
 
     name: str
     arguments: list[str]
     environment: dict[str, str]
     ready_file: Path
+    exits: dict[int, str] = msgspec.field(default_factory=dict)
 
 
 def runtime(spec: ActorSpec, place: Place, *, python: str = sys.executable) -> Command:
@@ -91,13 +110,13 @@ def runtime(spec: ActorSpec, place: Place, *, python: str = sys.executable) -> C
     name = f"{spec.name}.runtime"
     ready = place.ready_file(name)
     arguments = [
-        python,
-        str(Path(__file__).with_name("runtime.py")),
+        *(python, "-m", "groundplane.mesh.runtime"),  # as a module: a script is compiled at each start
         *("--handler", spec.handler, "--socket", str(place.socket(spec.name)), "--handler-mode", spec.handler_mode),
         *("--workers", str(spec.concurrency), "--concurrency", str(spec.concurrency)),
         *("--grace-s", f"{place.limits.grace_s:g}", "--ready-file", str(ready)),
     ]
-    return Command(name=name, arguments=arguments, environment=_environment(place), ready_file=ready)
+    log_level = {"GROUNDPLANE_LOG_LEVEL": place.log_level.upper()} if place.log_level else {}
+    return Command(name=name, arguments=arguments, environment=log_level, ready_file=ready, exits=RUNTIME_EXITS)
 
 
 def sidecar(spec: ActorSpec, place: Place, *, python: str = sys.executable, replica: int = 0, **more: Any) -> Command:
@@ -131,10 +150,7 @@ def _shared(place: Place, ready: Path) -> dict[str, Any]:
         "limits": msgspec.to_builtins(place.limits),
         "namespace": place.namespace,
         "state": str(place.state),
-        "queues": place.queues,
-        "jobs": place.jobs,
-        "blobs": place.blobs,
-        "ledger": place.ledger,
+        **{port: "" for port in _PORTS if not getattr(place, port).reveal()},
         "start_timeout_s": place.start_timeout_s,
         "ready_file": str(ready),
     }
@@ -142,8 +158,16 @@ def _shared(place: Place, ready: Path) -> dict[str, Any]:
 
 def _python(name: str, module: str, config: dict[str, Any], place: Place, ready: Path, python: str) -> Command:
     arguments = [python, "-m", module, "--config", msgspec.json.encode(config).decode()]
-    return Command(name=name, arguments=arguments, environment=_environment(place), ready_file=ready)
+    return Command(
+        name=name, arguments=arguments, environment=_environment(place), ready_file=ready, exits=SIDECAR_EXITS
+    )
 
 
 def _environment(place: Place) -> dict[str, str]:
-    return {"GROUNDPLANE_LOG_LEVEL": place.log_level.upper()} if place.log_level else {}
+    urls = {f"GROUNDPLANE_{port.upper()}_URL": getattr(place, port).reveal() for port in _PORTS}
+    log_level = {"GROUNDPLANE_LOG_LEVEL": place.log_level.upper()} if place.log_level else {}
+    return {"PYTHONUNBUFFERED": "1", **urls, **log_level}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]

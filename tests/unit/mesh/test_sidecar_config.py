@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from groundplane.core.errors import InvalidArgument
+from groundplane.core.secrets import Url
 from groundplane.mesh import launch
 from groundplane.mesh.ends_process import load as load_ends
 from groundplane.mesh.sidecar.config import OPTIONS, load
@@ -99,14 +100,24 @@ def test_every_option_has_a_flag_a_variable_and_a_help() -> None:
 
 def test_what_is_launched_is_what_the_processes_read(tmp_path: Path) -> None:
     spec = ActorSpec(name="a", handler="m:f", timeout_s=7.0, concurrency=3, key="k")
-    place = launch.Place(state=tmp_path, namespace="acme", limits=Limits(hops_max=9, grace_s=2.0), jobs="")
+    place = launch.Place(state=tmp_path, namespace="acme", limits=Limits(hops_max=9, grace_s=2.0), jobs=Url(""))
     command = launch.sidecar(spec, place, window=12)
-    config = load(command.arguments[3:], {})
+    config = load(command.arguments[3:], command.environment)
     assert (config.actor, config.limits, config.window) == (spec, place.limits, 12)
     assert (config.namespace, config.state, config.jobs) == ("acme", str(tmp_path), "")
     assert config.socket == str(place.socket("a")) in launch.runtime(spec, place).arguments
     ends = load_ends(launch.ends(place, joins=["z", "y"]).arguments[3:], {})
     assert (ends.joins, ends.namespace, ends.limits) == (["y", "z"], "acme", place.limits)
+
+
+def test_urls_reach_the_processes_by_the_environment_and_never_by_the_command_line(tmp_path: Path) -> None:
+    url = Url("amqp://user:hunter2@broker/")
+    place = launch.Place(state=tmp_path, queues=url)
+    sidecar, ends = launch.sidecar(ActorSpec(name="a", handler="m:f"), place), launch.ends(place)
+    assert load(sidecar.arguments[3:], sidecar.environment).queues == url.reveal()
+    assert load_ends(ends.arguments[3:], ends.environment).queues == url.reveal()
+    runtime = launch.runtime(ActorSpec(name="a", handler="m:f"), place)
+    assert "hunter2" not in repr([place, sidecar.arguments, ends.arguments, runtime])
 
 
 def test_a_socket_path_that_is_too_long_is_shortened_the_same_way_each_time() -> None:
