@@ -47,10 +47,15 @@ class FileBlobs:
         self._closing: asyncio.Task[None] | None = None
 
     async def put(self, key: str, chunks: AsyncIterator[bytes], options: PutOptions) -> BlobInfo:
-        """See the port."""
+        """See the port. What fits into one piece makes one trip to a thread."""
+        pieces = _gathered(chunks)
+        first = await anext(pieces, b"")
+        if len(first) < _WRITE_BYTES:
+            return await self._put_whole(_Whole(self._folder, key, first, options))
         incoming = await self._hold(self._folder.incoming, undo=Incoming.discard)
         try:
-            async for piece in _gathered(chunks):
+            await self._run(lambda: incoming.write(first))
+            async for piece in pieces:
                 await self._run(lambda piece=piece: incoming.write(piece))  # type: ignore[misc]
             return await self._run(lambda: self._folder.place(key, incoming, options), cancel=incoming.cancel)
         finally:
@@ -98,6 +103,7 @@ class FileBlobs:
 
         def wait() -> None:
             self._threads.shutdown(wait=True)
+            self._folder.close()
             loop.call_soon_threadsafe(ended.set_result, None)
 
         waiter = threading.Thread(target=wait, name="groundplane-blobs-close", daemon=True)
@@ -110,6 +116,16 @@ class FileBlobs:
         """Make the folders; blocking."""
         self._folder.prepare()
         return self._folder
+
+    async def _put_whole(self, put: _Whole) -> BlobInfo:
+        if self._closing is not None:
+            raise Closed("blobs: the store is closed; open it again to use it")
+        self._held += 1
+        self._idle.clear()
+        try:
+            return await self._run(put, cancel=put.cancel)
+        finally:
+            self._let_go()
 
     async def _hold(self, call: Callable[[], T], *, undo: Callable[[T], None]) -> T:
         """Take a descriptor, which `_release` gives back: closing waits for it."""
@@ -127,9 +143,12 @@ class FileBlobs:
             else:
                 await self._run(call)
         finally:
-            self._held -= 1
-            if not self._held:
-                self._idle.set()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._held -= 1
+        if not self._held:
+            self._idle.set()
 
     async def _run(
         self,
@@ -152,6 +171,34 @@ class FileBlobs:
             raise
         except OSError as error:
             raise translate(error, self.native) from error
+
+
+class _Whole:
+    """The put of a small object, as one call."""
+
+    def __init__(self, folder: Folder, key: str, data: bytes, options: PutOptions) -> None:
+        self._folder = folder
+        self._key = key
+        self._data = data
+        self._options = options
+        self._incoming: Incoming | None = None
+        self._cancelled = False
+
+    def __call__(self) -> BlobInfo:
+        self._incoming = incoming = self._folder.incoming()
+        try:
+            if self._cancelled:
+                incoming.cancel()
+            incoming.write(self._data)
+            return self._folder.place(self._key, incoming, self._options)
+        finally:
+            incoming.discard()
+
+    def cancel(self) -> None:
+        """Its caller has lost interest."""
+        self._cancelled = True
+        if self._incoming is not None:
+            self._incoming.cancel()
 
 
 class _Reader:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from groundplane.blobs.drivers.object_file import read_info, trailer
+from groundplane.blobs.drivers.synced import SyncedFolders, sync_folder
 from groundplane.blobs.keys import MORE, OBJECT, PIECE_BYTES_MAX, decoded, path_of
 from groundplane.blobs.port import BlobInfo, PutOptions
 from groundplane.core.clock import SYSTEM_CLOCK
@@ -41,14 +42,19 @@ class Folder:
         self._objects = root / "objects"
         self._incoming = root / "incoming"
         self._locks = root / "locks"
+        self._synced = SyncedFolders(root)
 
     def prepare(self) -> None:
         """Makes the folders, and removes what writers that died have left."""
         for folder in (self._objects, self._incoming, self._locks):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sync_folder(self.root)
+        sync_folder(self.root)
         for left in self._incoming.iterdir():
             _remove_unless_locked(left)
+
+    def close(self) -> None:
+        """Gives up what is held open. Nothing else may run."""
+        self._synced.close()
 
     def incoming(self) -> Incoming:
         """A new file to write an object into."""
@@ -83,7 +89,7 @@ class Folder:
                     if not incoming.path.exists():
                         raise
                     continue  # the folder was pruned between the two calls
-            self._sync_up(path.parent)
+            self._synced.sync_up(path.parent)
         return info
 
     def open(self, key: str) -> tuple[int, BlobInfo]:
@@ -112,7 +118,7 @@ class Folder:
                 path.unlink()
             except (FileNotFoundError, NotADirectoryError):
                 return False
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         self._prune(path.parent)
         return True
 
@@ -158,14 +164,6 @@ class Folder:
         except FileExistsError as error:
             raise AlreadyExists(f"key: {key!r} is there already; leave out create to replace it") from error
         source.unlink()
-
-    def _sync_up(self, folder: Path) -> None:
-        """Another process may have made one of the folders and not yet have synced its name: sync all of them."""
-        while True:
-            _sync_folder(folder)
-            if folder == self.root:
-                return
-            folder = folder.parent
 
     def _prune(self, folder: Path) -> None:
         while folder != self._objects:
@@ -288,14 +286,6 @@ def _remove_unless_locked(path: Path) -> None:
         path.unlink(missing_ok=True)
     except BlockingIOError:
         return  # its writer lives
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
