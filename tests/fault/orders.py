@@ -204,6 +204,13 @@ class Audit:
             runs.attempt(key, int(attempt))
         runs.check_attempts_never_fall()
 
+    def check_no_call_is_doubled(self) -> None:
+        """Every call of a handler for one key is another attempt: no message is there twice. (Where a message is handed
+        back without costing an attempt, as when the disk is full, this does not hold.)"""
+        calls = History()
+        calls.done(*(f"{key} attempt {attempt}" for key, attempt, _ in words(self.lab.effects / "runs")))
+        calls.check_no_effect_twice()
+
     def check_dead_letters(self) -> None:
         """One for each order that its handler refused, and no other."""
         refused = Counter(job.job_id for job in self.jobs if job.state == "failed")

@@ -109,6 +109,7 @@ async def test_whoever_is_killed_in_a_window_nothing_is_lost_and_no_effect_happe
                 await rounds.one(victim)
         audit = await Audit.of(orders)
         audit.check()
+        audit.check_no_call_is_doubled()
         codes = await lab.stop()
         assert set(codes.values()) == {0}
         assert lab.left_behind() == []
