@@ -143,7 +143,7 @@ class Audit:
         self.check_events()
         self.check_effects()
         self.check_dead_letters()
-        assert self.lab.unexpected == []
+        assert not self.lab.unexpected, self.lab.unexpected
 
     def check_jobs(self) -> None:
         """Every accepted job, and no other, is there, and has ended exactly as it must have."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from groundplane.core.secrets import Secret
 from groundplane.jobs.port import JobState
 from groundplane.mesh import launch
 from groundplane.mesh.spec import ActorSpec, Limits
@@ -26,7 +27,7 @@ WAITS = ActorSpec(name="waits", handler="handlers:append")
 async def mesh(tmp_path: Path) -> AsyncIterator[tuple[House, Lab]]:
     async with house(tmp_path, tool("t", "double", "five")) as one:
         lab = Lab(tmp_path, one.queues, one.jobs, one.blobs, Limits())
-        lab.place = launch.Place(state=tmp_path, jobs="", gateway_url=one.url)
+        lab.place = launch.Place(state=tmp_path, jobs=Secret(""), gateway_url=one.url)
         (tmp_path / "run").mkdir(exist_ok=True)
         try:
             yield one, lab

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from groundplane.core.errors import Closed, GroundplaneError
+from groundplane.core.retry import RetryPolicy
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.sidecar.lanes import Lanes
@@ -21,6 +22,7 @@ AHEAD_MAX = 256
 WINDOW_MAX = 4096
 CANCEL_GRACE_S = 0.5
 DEAF_S = 10.0
+_BACKOFF = RetryPolicy(base_s=0.2, cap_s=2.0)
 
 
 class Loop:
@@ -113,25 +115,34 @@ class Loop:
                 self._log.debug("not_handed_back", message_id=delivery.id, error=str(error))
 
     async def _receive(self) -> None:
-        try:
-            while True:
-                room = self.window() - len(self._tasks)
-                if room <= 0:
-                    self._room.clear()
-                    await self._room.wait()
-                    continue
-                started = time.perf_counter()
+        """Receive for ever. A fault that may pass is waited out, with `failure` set; any other ends it."""
+        failures = 0
+        while True:
+            room = self.window() - len(self._tasks)
+            if room <= 0:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            started = time.perf_counter()
+            try:
                 deliveries = await self._consumer.receive(room, 1.0)
-                self._metrics.receive.observe(time.perf_counter() - started)
-                if deliveries:
-                    self._active.progressed()
-                for delivery in deliveries:
-                    self._begin(delivery)
-        except Closed:
-            raise
-        except GroundplaneError as error:
-            self.failure = error
-            self._log.error("receive_failed", error=str(error))
+            except Closed:
+                raise
+            except GroundplaneError as error:
+                self.failure = error
+                self._log.error("receive_failed", error=str(error), again=error.retryable)
+                if not error.retryable:
+                    return
+                failures += 1
+                await asyncio.sleep(_BACKOFF.delay_s(failures))
+                continue
+            if failures:
+                failures, self.failure = 0, None
+            self._metrics.receive.observe(time.perf_counter() - started)
+            if deliveries:
+                self._active.progressed()
+            for delivery in deliveries:
+                self._begin(delivery)
 
     def _begin(self, delivery: Delivery) -> None:
         work = self._lanes.run(delivery, self._in_turn) if self._lanes is not None else self._handle(delivery)
