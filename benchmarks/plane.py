@@ -6,12 +6,11 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,9 +23,17 @@ from groundplane.queues.port import QueueSpec
 HANDLERS = Path(__file__).resolve().parent / "handlers"
 
 
+class Member(NamedTuple):
+    """A process of the mesh; a sidecar's metrics are at its admin port."""
+
+    pid: int
+    admin_port: int | None
+    socket: str | None
+
+
 @asynccontextmanager
-async def mesh(actors: Sequence[ActorSpec], *extra_queues: str) -> AsyncIterator[tuple[Queues, dict[str, int]]]:
-    """The queues of a running mesh, and the pids of its processes; every actor is ready."""
+async def mesh(actors: Sequence[ActorSpec], *extra_queues: str) -> AsyncIterator[tuple[Queues, dict[str, Member]]]:
+    """The queues of a running mesh, and its processes; every actor is ready."""
     with tempfile.TemporaryDirectory(prefix="groundplane-bench-") as folder:
         place = launch.Place(state=Path(folder), log_level="warning")
         place.run.mkdir(parents=True)
@@ -36,9 +43,13 @@ async def mesh(actors: Sequence[ActorSpec], *extra_queues: str) -> AsyncIterator
             commands = [make(spec, place) for spec in actors for make in (launch.runtime, launch.sidecar)]
             processes = {command.name: start(command) for command in commands}
             try:
+                members = {}
                 for command in commands:
-                    await ready(command, processes[command.name])
-                yield queues, {name: process.pid for name, process in processes.items()}
+                    told = await ready(command, processes[command.name])
+                    members[command.name] = Member(
+                        processes[command.name].pid, told.get("admin_port"), told.get("socket")
+                    )
+                yield queues, members
             finally:
                 stop(list(processes.values()))
 
@@ -78,6 +89,3 @@ def cpu_s(pid: int) -> float:
     """CPU seconds that a process has used so far, its ended children included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-PYTHON = sys.executable

@@ -55,6 +55,18 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def quantile(buckets: dict[float, float], share: float) -> float:
+    """The same of a histogram, cumulative counts by upper bound; linear inside a bucket, as Prometheus does it."""
+    bounds = sorted(buckets)
+    wanted = share * buckets[bounds[-1]]
+    below, count = 0.0, 0.0
+    for bound in bounds:
+        if buckets[bound] >= wanted and buckets[bound] > count:
+            return below + (bound - below) * (wanted - count) / (buckets[bound] - count)
+        below, count = bound, buckets[bound]
+    return below
+
+
 def markdown(rows: list[Row]) -> str:
     """A table a section; the last column is the ratio to the first peer that has the same metric."""
     lines = [f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}; medians.", ""]

@@ -95,10 +95,10 @@ def _children(task: Path) -> list[str]:
 
 
 async def _memory() -> tuple[float, float, float]:
-    async with mesh([ActorSpec(name="echo", handler="echo_handlers:echo")]) as (_, pids):
+    async with mesh([ActorSpec(name="echo", handler="echo_handlers:echo")]) as (_, members):
         await asyncio.sleep(1)
-        worker = max(_family(pids["echo.runtime"])[1:], key=resident_mib)
-        return resident_mib(pids["echo.sidecar"]), resident_mib(worker), _bare_interpreter()
+        worker = max(_family(members["echo.runtime"].pid)[1:], key=resident_mib)
+        return resident_mib(members["echo.sidecar"].pid), resident_mib(worker), _bare_interpreter()
 
 
 def _bare_interpreter() -> float:

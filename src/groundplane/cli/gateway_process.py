@@ -48,7 +48,7 @@ async def serve(
         host=settings.host, port=settings.port, admin_port=settings.admin_port, grace_s=settings.grace_s
     )
     table = ToolTable(tools, files=[settings.routes] if settings.routes else [])
-    async with Plane.open(settings, ports=("queues", "jobs", "blobs")) as plane:
+    async with Plane.open(settings, ports=("queues", "jobs", "blobs"), inline=True) as plane:
         async with Gateway.open(
             jobs=plane.jobs, queues=plane.queues, blobs=plane.blobs, tools=table, settings=chosen, name=name
         ) as gateway:

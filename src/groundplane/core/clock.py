@@ -34,6 +34,15 @@ class SystemClock:
 SYSTEM_CLOCK: Clock = SystemClock()
 
 
+def boot_id() -> str:
+    """A name of the machine's present boot: while it stays the same, no power was lost."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:  # not Linux: the minute of the start
+        return str(int((time.time() - time.monotonic()) // 60))
+
+
 def iso_z(unix_ms: int) -> str:
     """ISO 8601 in UTC with milliseconds and a `Z`, as on the wire: `2026-01-31T12:00:00.250Z`."""
     return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -95,10 +95,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Created(msgspec.Struct, frozen=True):
-    """The job, and whether this call made it (False: the idempotency key was known)."""
+    """The job, and whether this call made it (False: the idempotency key was known).
+
+    `taken` are the numbers of its messages in the outbox, where they were taken with it.
+    """
 
     job: Job
     created: bool
+    taken: list[int] = []
 
 
 # Changes: what `apply` takes. `envelope_id` is the envelope (the branch) that reports.
@@ -278,8 +282,10 @@ class JobStore(Protocol):
 
     outbox: Outbox
 
-    async def create(self, job: NewJob, messages: Sequence[OutboxMessage]) -> Created:
+    async def create(self, job: NewJob, messages: Sequence[OutboxMessage], *, lease_s: float = 0.0) -> Created:
         """The job and its first messages in one transaction; a repeated idempotency key returns the job that is there.
+
+        With `lease_s` the messages are taken at once, as by `Outbox.take`, for the caller to relay.
 
         Raises `conflict` (reason `idempotency_mismatch`) for the key with another tool or `arguments_hash`,
         `already_exists` for a known `job_id`.
@@ -296,7 +302,7 @@ class JobStore(Protocol):
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         """All changes in order in one transaction, each guarded; never raises for a lost race or a missing job: see
-        the outcome.
+        the outcome. Durable when it returns; progress alone a moment later, at most 0.1 s.
         """
         ...
 

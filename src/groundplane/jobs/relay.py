@@ -1,7 +1,8 @@
 """The relay: takes due messages from the outbox, sends them, and only then deletes them.
 
 Any number of relays may run. A message is leased while it is sent; a relay that dies loses its lease, and the message
-is sent again with the same `dedup_key`. What cannot be sent stays in the outbox and is tried again.
+is sent again with the same `dedup_key`. What cannot be sent stays in the outbox and is tried again. Messages of jobs
+that this process creates come here leased, without a way round through the outbox.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ Taken = list[tuple[int, OutboxMessage]]
 
 BATCH = 200
 LEASE_S = 5.0
+LEASE_OFFERED_S = 2.0
+"""Of a message that is offered as it is written: so much later another relay sends what a dead process left."""
+_LOOK_EVERY_S = 1.0
 _BACKOFF = RetryPolicy(attempts=1_000_000, base_s=0.05, cap_s=1.0)
 _log = get_logger("jobs")
 
@@ -31,18 +35,54 @@ class Relay:
         self._driver = driver
         self._send = send
         self._lease_s = lease_s
+        self._offered: Taken = []
+        self._changed = asyncio.Event()
+        self.running = False
         self.relayed = 0
         self.failures = 0
 
+    def offer(self, taken: Taken) -> None:
+        """Send these, which the caller has leased, as soon as possible."""
+        self._offered += taken
+        self._changed.set()
+
     async def run(self) -> None:
-        """Relay until cancelled. Waits for the bell of the outbox; a look each lease finds what a dead relay left."""
+        """Relay until cancelled."""
+        tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._forward())]
+        self.running = True
+        try:
+            for ended in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
+                ended.result()
+        finally:
+            self.running = False
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _forward(self) -> None:
+        """What is offered. Where that fails, the lease ends, and a look finds it."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            offered, self._offered = self._offered, []
+            for start in range(0, len(offered), BATCH):
+                taken = offered[start : start + BATCH]
+                try:
+                    await self._move(taken)
+                except GroundplaneError as error:
+                    if error.code == "closed":
+                        raise
+                    self._note(error, taken[0][1].queue)
+
+    async def _look(self) -> None:
+        """What is in the outbox: at once when its bell rings, and every second what a dead relay left."""
         failures = 0
         while True:
             try:
                 async with self._driver.watch("outbox") as watch:
                     while True:
-                        if not await self.step():
-                            await watch.wait(self._lease_s)
+                        if await self.step() < BATCH:
+                            await watch.wait(min(self._lease_s, _LOOK_EVERY_S))
                         failures = 0
             except GroundplaneError as error:
                 if error.code == "closed":

@@ -53,7 +53,7 @@ from groundplane.jobs.port import (
     Swept,
     Watch,
 )
-from groundplane.jobs.relay import LEASE_S, Relay, Send
+from groundplane.jobs.relay import LEASE_OFFERED_S, LEASE_S, Relay, Send
 from groundplane.telemetry.logs import get_logger
 
 T = TypeVar("T")
@@ -121,7 +121,8 @@ class Jobs:
             await jobs.aclose()
 
     async def create(self, job: NewJob, messages: Sequence[OutboxMessage] = ()) -> Created:
-        """Record a job and its first messages in one transaction, durable when this returns; the relay sends them.
+        """Record a job and its first messages in one transaction, durable when this returns; a relay sends them, of
+        this process where one runs.
 
         A repeated idempotency key (of the same owner) returns the job that is there, as long as it is retained.
         Raises `conflict` (`idempotency_mismatch`) for the key with another tool or arguments, `already_exists` for
@@ -129,11 +130,14 @@ class Jobs:
         """
         check_new_job(job, messages)
         self._lifecycle.check_open()
+        relay = next((one for one in self._relays if one.running), None)
         try:
-            created = await self.driver.create(job, messages)
+            created = await self.driver.create(job, messages, lease_s=LEASE_OFFERED_S if relay else 0.0)
         except Unavailable:
             created = await self._create_again(job, messages)
         failpoints.hit("accepted")
+        if relay is not None and created.taken:
+            relay.offer(list(zip(created.taken, messages, strict=True)))
         self._created += created.created
         return created
 

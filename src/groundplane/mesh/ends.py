@@ -98,9 +98,16 @@ class End:
         failpoints.hit("received")
         payload, lost = await self._payload(envelope)
         key = object_key(self._prefix, envelope, delivery)
+        result = None if self._failed else inline_result(payload, key)
+        told_first = (
+            self._failed or result is payload
+        )  # whoever waits need not wait for the disk, unless the result is only there
+        if told_first:
+            await self._report(envelope, result, key)
         document = outcome_document(envelope, payload, self._clock.now_ms(), lost)
         await self._blobs.put(key, to_json(document), content_type="application/json")
-        await self._report(envelope, payload, key)
+        if not told_first:
+            await self._report(envelope, result, key)
         failpoints.hit("final_report")
         await self._settler.settle(Ack(delivery))
         if envelope.claim is not None and not self._failed:
@@ -115,14 +122,14 @@ class End:
                 raise
             return None, error.message
 
-    async def _report(self, envelope: Envelope, payload: Any, key: str) -> None:
+    async def _report(self, envelope: Envelope, result: Any, key: str) -> None:
         if envelope.job_id is None or self._reporter is None:
             return
         error = error_of(envelope) if self._failed else None
         finish = Finish(
             job_id=envelope.job_id,
             envelope_id=envelope.id,
-            result=None if self._failed else inline_result(payload, key),
+            result=result,
             error=error,
             aborted=envelope.aborted and not self._failed,
             result_key=key,

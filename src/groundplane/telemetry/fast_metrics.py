@@ -1,11 +1,12 @@
-"""Counters and histograms for the hot path: plain numbers in one loop, turned into samples when they are scraped."""
+"""Metrics for the hot path: plain numbers in one loop, turned into samples when they are scraped."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -23,13 +24,23 @@ class FastCounter:
         self.value += amount
 
 
+class FastGauge(FastCounter):
+    """A gauge of one series."""
+
+    __slots__ = ()
+
+    def dec(self) -> None:
+        """Take one away."""
+        self.value -= 1.0
+
+
 class FastHistogram:
     """A histogram of one series."""
 
     __slots__ = ("_bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
+        self._bounds = tuple(float(bound) for bound in bounds)
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
@@ -38,50 +49,49 @@ class FastHistogram:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.total += value
 
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bounds with what lies below each."""
+        total = 0
+        found: list[tuple[str, float]] = []
+        for bound, count in zip((*self._bounds, float("inf")), self.counts, strict=True):
+            total += count
+            found.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
+        return found
 
-class FastFamily(Collector):
-    """A metric with one label; its series are made once each, with `labels`."""
 
-    def __init__(self, name: str, text: str, label: str, bounds: Sequence[float] | None = None) -> None:
+Series = TypeVar("Series", FastCounter, FastGauge, FastHistogram)
+
+
+class FastFamily(Collector, Generic[Series]):
+    """A metric with labels; `make` makes a series, each once."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], make: Callable[[], Series]) -> None:
         self._name = name
         self._text = text
-        self._label = label
-        self._bounds = None if bounds is None else tuple(float(bound) for bound in bounds)
-        self._counters: dict[str, FastCounter] = {}
-        self._histograms: dict[str, FastHistogram] = {}
+        self._labels = list(labels)
+        self._make: Callable[[], Series] = make
+        self._series: dict[tuple[str, ...], Series] = {}
 
-    def counter(self, value: str) -> FastCounter:
-        """The counter of one value of the label."""
-        return self._counters.setdefault(value, FastCounter())
-
-    def histogram(self, value: str) -> FastHistogram:
-        """The histogram of one value of the label."""
-        return self._histograms.setdefault(value, FastHistogram(self._bounds or ()))
+    def of(self, *values: str) -> Series:
+        """The series of these values of the labels."""
+        return self._series.get(values) or self._series.setdefault(values, self._make())
 
     def describe(self) -> list[Metric]:
         """The empty metric: the registry learns the names from it."""
-        if self._bounds is None:
-            return [CounterMetricFamily(self._name, self._text, labels=[self._label])]
-        return [HistogramMetricFamily(self._name, self._text, labels=[self._label])]
+        made = self._make()
+        if isinstance(made, FastHistogram):
+            return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
+        kind = GaugeMetricFamily if isinstance(made, FastGauge) else CounterMetricFamily
+        return [kind(self._name, self._text, labels=self._labels)]
 
     def collect(self) -> Iterator[Metric]:
         """What is scraped."""
-        if self._bounds is None:
-            counters = CounterMetricFamily(self._name, self._text, labels=[self._label])
-            for value, counter in self._counters.items():
-                counters.add_metric([value], counter.value)
-            yield counters
-            return
-        family = HistogramMetricFamily(self._name, self._text, labels=[self._label])
-        for value, histogram in self._histograms.items():
-            family.add_metric([value], _buckets(self._bounds, histogram.counts), histogram.total)
+        (family,) = self.describe()
+        for values, one in self._series.items():
+            if isinstance(one, FastHistogram):
+                assert isinstance(family, HistogramMetricFamily)
+                family.add_metric(values, one.buckets(), one.total)
+            else:
+                assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
+                family.add_metric(values, one.value)
         yield family
-
-
-def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    total = 0
-    found: list[tuple[str, float]] = []
-    for bound, count in zip((*bounds, float("inf")), counts, strict=True):
-        total += count
-        found.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
-    return found

@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from groundplane.telemetry.fast_metrics import FastFamily
+from groundplane.telemetry.fast_metrics import FastCounter, FastFamily, FastGauge, FastHistogram
 
 SERIES_MAX = 1000
 CUSTOM_METRICS_MAX = 100
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 BYTES = (256, 1024, 4096, 16384, 65536, 262144, 1048576, 16777216, 104857600)
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}\Z")
 
@@ -36,13 +37,13 @@ class _Families:
     """The metrics of all actors in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str) -> FastFamily:
-            return family(FastFamily(f"groundplane_actor_{name}", text, "actor"))
+        def counter(name: str, text: str, *labels: str) -> FastFamily[FastCounter]:
+            made = FastFamily(f"groundplane_actor_{name}", text, ("actor", *labels), FastCounter)
+            registry.register(made)
+            return made
 
-        def histogram(name: str, text: str, bounds: tuple[float, ...]) -> FastFamily:
-            return family(FastFamily(f"groundplane_actor_{name}", text, "actor", bounds))
-
-        def family(made: FastFamily) -> FastFamily:
+        def histogram(name: str, text: str, bounds: tuple[float, ...]) -> FastFamily[FastHistogram]:
+            made = FastFamily(f"groundplane_actor_{name}", text, ("actor",), partial(FastHistogram, bounds))
             registry.register(made)
             return made
 
@@ -57,11 +58,10 @@ class _Families:
         self.receive = histogram("receive_seconds", "Waiting for messages.", SECONDS)
         self.send = histogram("send_seconds", "Sending and settling.", SECONDS)
         self.size = histogram("message_bytes", "Size of received messages.", BYTES)
-        labels = ("actor", "queue")
-        self.sent = Counter("groundplane_actor_messages_sent", "Messages sent, by queue.", labels, registry=registry)
-        text = "Calls that failed, by reason."
-        self.failed = Counter("groundplane_actor_messages_failed", text, ("actor", "reason"), registry=registry)
-        self.active = Gauge("groundplane_actor_active", "Deliveries being handled.", ("actor",), registry=registry)
+        self.sent = counter("messages_sent", "Messages sent, by queue.", "queue")
+        self.failed = counter("messages_failed", "Calls that failed, by reason.", "reason")
+        self.active = FastFamily("groundplane_actor_active", "Deliveries being handled.", ("actor",), FastGauge)
+        registry.register(self.active)
 
 
 _families: weakref.WeakKeyDictionary[CollectorRegistry, _Families] = weakref.WeakKeyDictionary()
@@ -74,36 +74,30 @@ class ActorMetrics:
         families = _families.get(registry)
         if families is None:
             families = _families[registry] = _Families(registry)
-        self.received = families.received.counter(actor)
-        self.processed = families.processed.counter(actor)
-        self.retries = families.retries.counter(actor)
-        self.dead = families.dead.counter(actor)
-        self.reports_lost = families.reports_lost.counter(actor)
-        self.custom_refused = families.custom_refused.counter(actor)
+        self.received = families.received.of(actor)
+        self.processed = families.processed.of(actor)
+        self.retries = families.retries.of(actor)
+        self.dead = families.dead.of(actor)
+        self.reports_lost = families.reports_lost.of(actor)
+        self.custom_refused = families.custom_refused.of(actor)
         self._sent = families.sent
         self._failed = families.failed
-        self.processing = families.processing.histogram(actor)
-        self.runtime = families.runtime.histogram(actor)
-        self.receive = families.receive.histogram(actor)
-        self.send = families.send.histogram(actor)
-        self.size = families.size.histogram(actor)
-        self.active = families.active.labels(actor)
+        self.processing = families.processing.of(actor)
+        self.runtime = families.runtime.of(actor)
+        self.receive = families.receive.of(actor)
+        self.send = families.send.of(actor)
+        self.size = families.size.of(actor)
+        self.active = families.active.of(actor)
         self.actor = actor
         self._labels: dict[str, set[str]] = {"queue": set(), "reason": set()}
-        self._sent_to: dict[str, Counter] = {}
 
     def sent(self, queue: str) -> None:
         """One message was sent to `queue`."""
-        child = self._sent_to.get(queue)
-        if child is None:
-            child = self._sent.labels(self.actor, self._bounded("queue", queue))
-            if len(self._sent_to) < SERIES_MAX:
-                self._sent_to[queue] = child
-        child.inc()
+        self._sent.of(self.actor, self._bounded("queue", queue)).inc()
 
     def failed(self, reason: str) -> None:
         """One call failed with `reason`."""
-        self._failed.labels(self.actor, self._bounded("reason", reason)).inc()
+        self._failed.of(self.actor, self._bounded("reason", reason)).inc()
 
     def _bounded(self, label: str, value: str) -> str:
         known = self._labels[label]

@@ -1,8 +1,9 @@
 """Jobs in the embedded engine: one SQLite file for all processes of the plane.
 
 Address: `embedded://` (`<state>/plane.db`), or `embedded:///absolute/state/folder`.
-Guarantee: what returned survives SIGKILL and a loss of power. Events get their ids inside the file's one write lock, so
-no reader ever skips one. A reader may see an event a fraction of a millisecond before it is durable.
+Guarantee: what returned survives SIGKILL and a loss of power; of progress a loss of power may take what no other write
+has followed yet. Events get their ids inside the file's one write lock, so no reader ever skips one; no id that was seen
+is given again, not even after a loss of power.
 Limits: one machine, a local disk; some thousand creations and some ten thousand changes a second.
 Cannot: nothing that the port has.
 Escape hatch: `native` is the `Database`; the tables are in `groundplane/jobs/sql/sqlite`.
@@ -18,7 +19,7 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from groundplane.backends.sqlite import Database, MigrationSet, Transaction
-from groundplane.core.clock import SYSTEM_CLOCK, Clock
+from groundplane.core.clock import SYSTEM_CLOCK, Clock, boot_id
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.secrets import mask_url
 from groundplane.jobs.drivers import changes, expiry, log, outbox, records
@@ -35,6 +36,7 @@ from groundplane.jobs.port import (
     Outbox,
     OutboxMessage,
     Outcome,
+    Progress,
     Retention,
     Swept,
     Watch,
@@ -69,13 +71,14 @@ class EmbeddedJobs:
             database = await stack.enter_async_context(
                 Database.open(path, [MIGRATIONS], upgrade=upgrade, inline=inline)
             )
+            await _skip_lost_ids(database)
             store = cls(database, await _scope(database, namespace), clock)
             store._stack = stack.pop_all()
         return store
 
-    async def create(self, job: NewJob, messages: Sequence[OutboxMessage]) -> Created:
+    async def create(self, job: NewJob, messages: Sequence[OutboxMessage], *, lease_s: float = 0.0) -> Created:
         """See the port."""
-        return await self.write(lambda unit: records.create(unit, job, messages))
+        return await self.write(lambda unit: records.create(unit, job, messages, round(lease_s * 1000)))
 
     async def get(self, job_id: str) -> Job:
         """See the port."""
@@ -86,8 +89,9 @@ class EmbeddedJobs:
         return await self.native.read(lambda tx: records.list_jobs(tx, self.scope, query))
 
     async def apply(self, changes_: Sequence[Change]) -> list[Outcome]:
-        """See the port."""
-        return await self.write(lambda unit: changes.apply(unit, changes_))
+        """See the port. Progress is synced with whatever is synced next: a loss of power may take the last of it."""
+        durable = any(type(one) is not Progress for one in changes_)
+        return await self.write(lambda unit: changes.apply(unit, changes_), durable=durable)
 
     async def events(self, *, after: int, job_id: str | None = None, limit: int = 500) -> Events:
         """See the port."""
@@ -145,6 +149,10 @@ class EmbeddedJobs:
             lambda tx: work(Unit(tx, self.scope, self._clock.now_ms())), durable=durable, essential=essential
         )
 
+    def now_ms(self) -> int:
+        """The store's clock."""
+        return self._clock.now_ms()
+
     async def _count(self) -> expiry.Counts:
         start = time.monotonic()
         if start >= self._count_again_at:
@@ -161,8 +169,11 @@ class _Outbox:
 
     async def take(self, limit: int, lease_s: float = 30.0) -> list[tuple[int, OutboxMessage]]:
         """See the port. Durable: a message is never sent before the job that caused it would survive."""
-        lease_ms = round(lease_s * 1000)
-        return await self._store.write(lambda unit: outbox.take(unit, limit, lease_ms))
+        store, lease_ms = self._store, round(lease_s * 1000)
+        now = store.now_ms()
+        if not await store.native.read(lambda tx: outbox.any_due(tx, store.scope, now)):
+            return []
+        return await store.write(lambda unit: outbox.take(unit, limit, lease_ms))
 
     async def done(self, ids: Sequence[int]) -> None:
         """See the port. A loss of power may forget it; the message is then sent again under the same key."""
@@ -191,6 +202,13 @@ async def _scope(database: Database, namespace: str) -> Scope:
 
     number = await database.read(known)
     return Scope(number if number is not None else await database.write(made), namespace)
+
+
+async def _skip_lost_ids(database: Database) -> None:
+    """The first opener after a boot leaves a gap behind the ids that may have been seen before."""
+    boot = boot_id()
+    if await database.read(log.boot) != boot:
+        await database.write(lambda tx: log.begin_boot(tx, boot))
 
 
 _: type[JobStore] = EmbeddedJobs

@@ -1,4 +1,7 @@
-"""Reading the event log. `CROSS JOIN` keeps SQLite from beginning with the jobs and sorting all of their events."""
+"""The event log: reading it, and its ids.
+
+`CROSS JOIN` keeps SQLite from beginning with the jobs and sorting all of their events.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,26 @@ from groundplane.core.errors import NotFound
 from groundplane.jobs.drivers.unit import Scope
 from groundplane.jobs.port import Events, JobEvent
 
+_IDS_LEFT_OUT = 100_000
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def boot(tx: Transaction) -> str | None:
+    """The boot of the machine that ids were last given in."""
+    rows = tx.execute("SELECT id FROM job_boot")
+    return rows[0][0] if rows else None
+
+
+def begin_boot(tx: Transaction, boot_id: str) -> None:
+    """In a new boot: ids that a reader saw before a loss of power took their rows are not given again."""
+    before = boot(tx)
+    tx.execute("DELETE FROM job_boot")
+    tx.execute("INSERT INTO job_boot VALUES (?)", (boot_id,))
+    if before in (None, boot_id):
+        return
+    tx.execute("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'job_events'", (_IDS_LEFT_OUT,))
+    if not tx.changes():
+        tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('job_events', ?)", (_IDS_LEFT_OUT,))
 
 
 def of_all(tx: Transaction, scope: Scope, after: int, limit: int) -> Events:

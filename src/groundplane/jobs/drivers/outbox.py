@@ -6,21 +6,37 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from groundplane.jobs.drivers.unit import Unit, pack
+from groundplane.backends.sqlite import Transaction
+from groundplane.jobs.drivers.unit import Scope, Unit, pack
 from groundplane.jobs.port import OutboxMessage
 
 _unpack_headers = msgspec.msgpack.Decoder(dict[str, str]).decode
 
 
-def insert(unit: Unit, messages: Iterable[OutboxMessage]) -> None:
-    """Write messages that are due at once, and ring."""
+def insert(unit: Unit, messages: Iterable[OutboxMessage], lease_ms: int = 0) -> list[int]:
+    """Write messages that are due at once, and ring; or that are leased, without. Their numbers."""
+    until = unit.now + lease_ms if lease_ms else 0
+    numbers = []
     for one in messages:
-        unit.tx.execute(
-            "INSERT INTO job_outbox (namespace, queue, message_id, payload, headers, dedup_key) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            (unit.scope.number, one.queue, one.id, one.payload, pack(one.headers), one.dedup_key),
+        rows = unit.tx.execute(
+            "INSERT INTO job_outbox (namespace, leased_until, queue, message_id, payload, headers, dedup_key) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            (unit.scope.number, until, one.queue, one.id, one.payload, pack(one.headers), one.dedup_key),
         )
+        numbers.append(rows[0][0])
+    if numbers and not lease_ms:
         unit.tx.wake(unit.scope.outbox_topic)
+    return numbers
+
+
+def any_due(tx: Transaction, scope: Scope, now: int) -> bool:
+    """Whether `take` would find a message."""
+    return bool(
+        tx.execute(
+            "SELECT 1 FROM job_outbox WHERE namespace = ? AND held = 0 AND leased_until <= ? LIMIT 1",
+            (scope.number, now),
+        )
+    )
 
 
 def take(unit: Unit, limit: int, lease_ms: int) -> list[tuple[int, OutboxMessage]]:

@@ -22,7 +22,7 @@ _unpack_error = msgspec.msgpack.Decoder(ErrorRecord).decode
 _unpack_route = msgspec.msgpack.Decoder(list[str]).decode
 
 
-def create(unit: Unit, new: NewJob, messages: Sequence[OutboxMessage]) -> Created:
+def create(unit: Unit, new: NewJob, messages: Sequence[OutboxMessage], lease_ms: int = 0) -> Created:
     """The job, its first event, its first messages; or the job that has the idempotency key."""
     known = _known(unit, new)
     if known is not None:
@@ -58,8 +58,8 @@ def create(unit: Unit, new: NewJob, messages: Sequence[OutboxMessage]) -> Create
         "created",
         {"state": "pending", "progress": 0.0, "steps_completed": 0, "total_steps": steps, "tool": new.tool},
     )
-    insert(unit, messages)
-    return Created(_job(unit.tx, "seq = ?", (seq,)), True)
+    numbers = insert(unit, messages, lease_ms)
+    return Created(_job(unit.tx, "seq = ?", (seq,)), True, numbers if lease_ms else [])
 
 
 def get(tx: Transaction, scope: Scope, job_id: str) -> Job:

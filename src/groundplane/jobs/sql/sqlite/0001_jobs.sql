@@ -101,6 +101,9 @@ CREATE UNIQUE INDEX job_events_final ON job_events (job) WHERE final = 1;
 CREATE TRIGGER job_events_are_append_only BEFORE UPDATE ON job_events
 BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END;
 
+-- Which boot of the machine the last ids of events are from: a loss of power may have taken some that were seen.
+CREATE TABLE job_boot (id TEXT NOT NULL) STRICT;
+
 CREATE TABLE job_outbox (
   id           INTEGER PRIMARY KEY AUTOINCREMENT,
   namespace    INTEGER NOT NULL,

@@ -57,6 +57,7 @@ class EmbeddedConsumer:
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._emptied: float | None = None
         self._closing: asyncio.Task[None] | None = None
         self._stop_watching = session.on_lost(self._lose_all)
 
@@ -112,6 +113,7 @@ class EmbeddedConsumer:
     async def _receive(self, limit: int, timeout_s: float | None) -> list[Delivery]:
         loop = asyncio.get_running_loop()
         deadline = None if timeout_s is None else loop.time() + timeout_s
+        emptied, self._emptied = self._emptied if timeout_s != 0 else None, None
         while True:
             if self._repairs:
                 await asyncio.wait(self._repairs)
@@ -119,9 +121,13 @@ class EmbeddedConsumer:
             self._lose_expired()
             pause_s: float | None = None
             room = self._max_in_flight - len(self._slot_of)
-            if room > 0:
+            if emptied:  # the claim before took all there was: the bell tells of more
+                pause_s, emptied = max(0.0, emptied - loop.time()), None
+            elif room > 0:
                 deliveries, pause_s = await self._claim(min(limit, room))
                 if deliveries:
+                    if len(deliveries) < min(limit, room):
+                        self._emptied = loop.time() + (_LOOK_AGAIN_S if pause_s is None else pause_s)
                     return deliveries
             if deadline is not None:
                 left_s = deadline - loop.time()

@@ -225,7 +225,7 @@ def claim(tx: Transaction, queue: int, session: int, slots: tuple[int, int], lim
         tx.execute("UPDATE queues SET cursor = cursor + ? WHERE id = ?", (ready, queue))
     for slot, (first, final) in zip(slots, ranges, strict=False):
         tx.execute(_HOLD, (session, slot, first, final))
-    return Claimed(held, ranges, _next_due(tx, queue) if waiting and not held else None)
+    return Claimed(held, ranges, _next_due(tx, queue) if waiting and len(held) < limit else None)
 
 
 def _retake(tx: Transaction, queue: int, count: int, limit: int, now_ms: int) -> list[Held]:
