@@ -97,12 +97,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class Created(msgspec.Struct, frozen=True):
     """The job, and whether this call made it (False: the idempotency key was known).
 
-    `taken` are the numbers of its messages in the outbox, where they were taken with it.
+    `taken` are the numbers of its messages in the outbox, where they were taken with it. `sent` says that they are in
+    their queues already (see `Outbox.send_through`).
     """
 
     job: Job
     created: bool
     taken: list[int] = []
+    sent: bool = False
 
 
 # Changes: what `apply` takes. `envelope_id` is the envelope (the branch) that reports.
@@ -274,6 +276,12 @@ class Outbox(Protocol):
 
     async def done(self, ids: Sequence[int]) -> None:
         """They were sent durably: delete them. Unknown ids are ignored."""
+        ...
+
+    def send_through(self, queues: object) -> bool:
+        """From now on a job's first messages go into these queues (a driver) in the transaction that creates the job.
+        False where that cannot be, as the two do not share a file: they go through the outbox then.
+        """
         ...
 
 

@@ -99,9 +99,7 @@ class End:
         payload, lost = await self._payload(envelope)
         key = object_key(self._prefix, envelope, delivery)
         result = None if self._failed else inline_result(payload, key)
-        told_first = (
-            self._failed or result is payload
-        )  # whoever waits need not wait for the disk, unless the result is only there
+        told_first = self._failed or result is payload  # unless the result is only there, nobody need wait for the disk
         if told_first:
             await self._report(envelope, result, key)
         document = outcome_document(envelope, payload, self._clock.now_ms(), lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,6 +15,7 @@ class FastCounter:
     """A counter of one series."""
 
     __slots__ = ("value",)
+    kind: ClassVar[Any] = CounterMetricFamily
 
     def __init__(self) -> None:
         self.value = 0.0
@@ -23,11 +24,16 @@ class FastCounter:
         """Add."""
         self.value += amount
 
+    def sample(self) -> tuple[float]:
+        """What is scraped of it."""
+        return (self.value,)
+
 
 class FastGauge(FastCounter):
     """A gauge of one series."""
 
     __slots__ = ()
+    kind = GaugeMetricFamily
 
     def dec(self) -> None:
         """Take one away."""
@@ -38,6 +44,7 @@ class FastHistogram:
     """A histogram of one series."""
 
     __slots__ = ("_bounds", "counts", "total")
+    kind: ClassVar[Any] = HistogramMetricFamily
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = tuple(float(bound) for bound in bounds)
@@ -49,14 +56,14 @@ class FastHistogram:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.total += value
 
-    def buckets(self) -> list[tuple[str, float]]:
-        """Upper bounds with what lies below each."""
+    def sample(self) -> tuple[list[tuple[str, float]], float]:
+        """What is scraped of it: upper bounds with what lies below each, and the sum."""
         total = 0
         found: list[tuple[str, float]] = []
         for bound, count in zip((*self._bounds, float("inf")), self.counts, strict=True):
             total += count
             found.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
-        return found
+        return found, self.total
 
 
 Series = TypeVar("Series", FastCounter, FastGauge, FastHistogram)
@@ -78,20 +85,14 @@ class FastFamily(Collector, Generic[Series]):
 
     def describe(self) -> list[Metric]:
         """The empty metric: the registry learns the names from it."""
-        made = self._make()
-        if isinstance(made, FastHistogram):
-            return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
-        kind = GaugeMetricFamily if isinstance(made, FastGauge) else CounterMetricFamily
-        return [kind(self._name, self._text, labels=self._labels)]
+        return [self._empty()]
 
     def collect(self) -> Iterator[Metric]:
         """What is scraped."""
-        (family,) = self.describe()
+        family = self._empty()
         for values, one in self._series.items():
-            if isinstance(one, FastHistogram):
-                assert isinstance(family, HistogramMetricFamily)
-                family.add_metric(values, one.buckets(), one.total)
-            else:
-                assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
-                family.add_metric(values, one.value)
+            family.add_metric(values, *one.sample())
         yield family
+
+    def _empty(self) -> Any:
+        return self._make().kind(self._name, self._text, labels=self._labels)

@@ -129,6 +129,10 @@ class Database:
             if not unused or not gone:
                 return freed
 
+    def same_file(self, other: Database) -> bool:
+        """Whether both write through one writer to one file: then one transaction may have rows of both."""
+        return self._engine is other._engine
+
     def statistics(self) -> Statistics:
         """Counters of the file in this process."""
         self._check()

@@ -2,8 +2,8 @@
 
 Address: `embedded://` (`<state>/plane.db`), or `embedded:///absolute/state/folder`.
 Guarantee: what returned survives SIGKILL and a loss of power; of progress a loss of power may take what no other write
-has followed yet. Events get their ids inside the file's one write lock, so no reader ever skips one; no id that was seen
-is given again, not even after a loss of power.
+has followed yet. Events get their ids inside the file's one write lock, so no reader ever skips one; no id that was
+seen is given again, not even after a loss of power.
 Limits: one machine, a local disk; some thousand creations and some ten thousand changes a second.
 Cannot: nothing that the port has.
 Escape hatch: `native` is the `Database`; the tables are in `groundplane/jobs/sql/sqlite`.
@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from groundplane.backends.sqlite import Database, MigrationSet, Transaction
 from groundplane.core.clock import SYSTEM_CLOCK, Clock, boot_id
-from groundplane.core.errors import InvalidArgument
+from groundplane.core.errors import GroundplaneError, InvalidArgument
 from groundplane.core.secrets import mask_url
 from groundplane.jobs.drivers import changes, expiry, log, outbox, records
 from groundplane.jobs.drivers.unit import Scope, Unit
@@ -48,6 +48,7 @@ FILE_NAME = "plane.db"
 MIGRATIONS = MigrationSet(component="jobs", package="groundplane.jobs.sql.sqlite")
 _COUNT_SHARE = 100
 _ROUNDS_MAX = 50
+_FOR_THE_RELAY = ("queue_not_found", "queue_full")
 
 
 class EmbeddedJobs:
@@ -56,6 +57,7 @@ class EmbeddedJobs:
     def __init__(self, database: Database, scope: Scope, clock: Clock) -> None:
         self.native = database
         self.outbox: Outbox = _Outbox(self)
+        self.queues: outbox.FileQueues | None = None
         self.scope = scope
         self._clock = clock
         self._stack = AsyncExitStack()
@@ -78,6 +80,12 @@ class EmbeddedJobs:
 
     async def create(self, job: NewJob, messages: Sequence[OutboxMessage], *, lease_s: float = 0.0) -> Created:
         """See the port."""
+        if self.queues is not None and messages:
+            try:
+                return await self.write(lambda unit: records.create(unit, job, messages, queues=self.queues))
+            except GroundplaneError as error:
+                if error.reason not in _FOR_THE_RELAY:
+                    raise
         return await self.write(lambda unit: records.create(unit, job, messages, round(lease_s * 1000)))
 
     async def get(self, job_id: str) -> Job:
@@ -178,6 +186,13 @@ class _Outbox:
     async def done(self, ids: Sequence[int]) -> None:
         """See the port. A loss of power may forget it; the message is then sent again under the same key."""
         await self._store.write(lambda unit: outbox.done(unit, ids), durable=False, essential=True)
+
+    def send_through(self, queues: object) -> bool:
+        """See the port."""
+        store = self._store
+        shared = isinstance(queues, outbox.FileQueues) and queues.native.same_file(store.native)
+        store.queues = queues if isinstance(queues, outbox.FileQueues) and shared else None
+        return shared
 
 
 async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, inline: bool) -> EmbeddedJobs:

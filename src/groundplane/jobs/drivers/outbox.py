@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from groundplane.backends.sqlite import Transaction
+from groundplane.backends.sqlite import Database, Transaction
 from groundplane.jobs.drivers.unit import Scope, Unit, pack
 from groundplane.jobs.port import OutboxMessage
 
 _unpack_headers = msgspec.msgpack.Decoder(dict[str, str]).decode
+
+
+@runtime_checkable
+class FileQueues(Protocol):
+    """Queues that live in an SQLite file, perhaps in that of the jobs."""
+
+    native: Database
+
+    def send_within(self, tx: Transaction, messages: Sequence[OutboxMessage]) -> None:
+        """Append the messages in this transaction, dropping repeats. Raises as sending does."""
+        ...
 
 
 def insert(unit: Unit, messages: Iterable[OutboxMessage], lease_ms: int = 0) -> list[int]:

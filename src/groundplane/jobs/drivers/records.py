@@ -8,7 +8,7 @@ import msgspec
 
 from groundplane.backends.sqlite import Row, Transaction
 from groundplane.core.errors import AlreadyExists, Conflict, ErrorRecord, InvalidArgument, NotFound
-from groundplane.jobs.drivers.outbox import insert
+from groundplane.jobs.drivers.outbox import FileQueues, insert
 from groundplane.jobs.drivers.unit import Scope, Unit, pack
 from groundplane.jobs.port import Created, Job, JobPage, JobQuery, JobState, NewJob, OutboxMessage
 
@@ -22,8 +22,12 @@ _unpack_error = msgspec.msgpack.Decoder(ErrorRecord).decode
 _unpack_route = msgspec.msgpack.Decoder(list[str]).decode
 
 
-def create(unit: Unit, new: NewJob, messages: Sequence[OutboxMessage], lease_ms: int = 0) -> Created:
-    """The job, its first event, its first messages; or the job that has the idempotency key."""
+def create(
+    unit: Unit, new: NewJob, messages: Sequence[OutboxMessage], lease_ms: int = 0, queues: FileQueues | None = None
+) -> Created:
+    """The job, its first event, its first messages (in the outbox, or in their queues); or the job that has the
+    idempotency key.
+    """
     known = _known(unit, new)
     if known is not None:
         return Created(known, False)
@@ -58,8 +62,12 @@ def create(unit: Unit, new: NewJob, messages: Sequence[OutboxMessage], lease_ms:
         "created",
         {"state": "pending", "progress": 0.0, "steps_completed": 0, "total_steps": steps, "tool": new.tool},
     )
-    numbers = insert(unit, messages, lease_ms)
-    return Created(_job(unit.tx, "seq = ?", (seq,)), True, numbers if lease_ms else [])
+    numbers: list[int] = []
+    if queues is not None:
+        queues.send_within(unit.tx, messages)
+    else:
+        numbers = insert(unit, messages, lease_ms)
+    return Created(_job(unit.tx, "seq = ?", (seq,)), True, numbers if lease_ms else [], queues is not None)
 
 
 def get(tx: Transaction, scope: Scope, job_id: str) -> Job:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from groundplane.backends.sqlite import Database, MigrationSet, Transaction
@@ -29,6 +30,25 @@ _DECLARE = (
     "ON CONFLICT (namespace, name) DO UPDATE SET attempts_max = excluded.attempts_max, depth_max = excluded.depth_max "
     "WHERE attempts_max <> excluded.attempts_max OR depth_max <> excluded.depth_max"
 )
+
+
+class Addressed(Protocol):
+    """What a message needs at the least. An entry of an outbox is one."""
+
+    @property
+    def queue(self) -> str: ...
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def payload(self) -> bytes: ...
+
+    @property
+    def headers(self) -> dict[str, str]: ...
+
+    @property
+    def dedup_key(self) -> str: ...
 
 
 class EmbeddedQueues:
@@ -94,6 +114,14 @@ class EmbeddedQueues:
         """See `QueueDriver.send`. One transaction: all or none."""
         self._check_open()
         await self._settling.make(Change(messages))
+
+    def send_within(self, tx: Transaction, messages: Sequence[Addressed]) -> None:
+        """Send in a transaction of somebody else, of this very file: all or none, with that."""
+        outgoing = [
+            OutgoingMessage(queue=m.queue, id=m.id, payload=m.payload, headers=m.headers, dedup_key=m.dedup_key)
+            for m in messages
+        ]
+        rows.send(tx, self._namespace, outgoing, self._clock.now_ms(), self._settling.dedup)
 
     @asynccontextmanager
     async def consume(

@@ -49,7 +49,7 @@ class Settling:
         self._database = database
         self._namespace = namespace
         self._clock = clock
-        self._dedup = Dedup()
+        self.dedup = Dedup()
         self._pending: list[Change] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -108,7 +108,7 @@ class Settling:
     def _apply(self, tx: Transaction, changes: list[Change], now_ms: int) -> None:
         sends = [message for change in changes for message in change.sends]
         if sends:
-            rows.send(tx, self._namespace, sends, now_ms, self._dedup)
+            rows.send(tx, self._namespace, sends, now_ms, self.dedup)
         gone = set(settle(tx, [one for change in changes for one in change.settlements], now_ms))
         for change in changes:
             if change.leased:
