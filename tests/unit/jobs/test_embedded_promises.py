@@ -1,0 +1,167 @@
+"""What the embedded store promises beyond the port: syncs before answers, ids after a boot, one transaction with the
+queues of the same file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from groundplane.backends.sqlite import Database, Transaction
+from groundplane.core.errors import AlreadyExists, Conflict, GroundplaneError, InvalidArgument
+from groundplane.jobs import Jobs
+from groundplane.jobs.conformance.subjects import message, new_job, report, started
+from groundplane.jobs.drivers.embedded import EmbeddedJobs
+from groundplane.jobs.port import Change, Control, Finish, Note, OutboxMessage, Split
+from groundplane.queues import Queues, QueueSpec
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def queues(tmp_path: Path, stack: AsyncExitStack) -> Queues:
+    opened = await stack.enter_async_context(Queues.open(state=tmp_path))
+    await opened.declare(QueueSpec(name="first"), QueueSpec(name="full", depth_max=1))
+    return opened
+
+
+@pytest.fixture
+async def jobs(tmp_path: Path, stack: AsyncExitStack) -> Jobs:
+    return await stack.enter_async_context(Jobs.open(state=tmp_path))
+
+
+async def ready(queues: Queues, name: str = "first") -> int:
+    return (await queues.depth(name)).ready
+
+
+async def waiting(jobs: Jobs) -> int:
+    return (await jobs.sweep()).outbox
+
+
+def syncs(jobs: Jobs) -> int:
+    assert isinstance(jobs.driver, EmbeddedJobs)
+    return jobs.driver.native.statistics().syncs
+
+
+@pytest.mark.req("JOB-02.1")
+async def test_in_one_file_a_job_and_its_messages_are_one_commit_and_need_no_relay(jobs: Jobs, queues: Queues) -> None:
+    assert jobs.send_through(queues.driver)
+    new, sent = new_job(), [message("e1"), message("e2")]
+    assert isinstance(jobs.driver, EmbeddedJobs)
+    before = jobs.driver.native.statistics()
+    created = await jobs.create(new, sent)
+    after = jobs.driver.native.statistics()
+    assert (after.commits - before.commits, after.syncs - before.syncs) == (1, 1)
+    assert (created.created, created.sent, created.taken) == (True, True, [])
+    assert await waiting(jobs) == 0
+    async with queues.consume("first", max_in_flight=9) as consumer:
+        got = await consumer.receive(9, 5)
+    assert [(one.id, one.payload, one.headers) for one in got] == [(one.id, one.payload, one.headers) for one in sent]
+
+
+@pytest.mark.req("JOB-02.1", "JOB-06.1")
+async def test_what_makes_no_job_sends_nothing(jobs: Jobs, queues: Queues) -> None:
+    jobs.send_through(queues.driver)
+    new = new_job(idempotency_key="k", owner="o")
+    await jobs.create(new, [message("e1")])
+    again = await jobs.create(new_job(idempotency_key="k", owner="o"), [message("e2")])
+    assert (again.created, again.job.job_id) == (False, new.job_id)
+    with pytest.raises(Conflict):
+        await jobs.create(new_job(idempotency_key="k", owner="o", arguments_hash="other"), [message("e3")])
+    with pytest.raises(AlreadyExists):
+        await jobs.create(new_job(job_id=new.job_id), [message("e4")])
+    assert (await ready(queues), await waiting(jobs)) == (1, 0)
+
+
+@pytest.mark.req("JOB-02.2")
+@pytest.mark.parametrize("queue", ["missing", "full"])
+async def test_what_its_queue_does_not_take_waits_in_the_outbox_with_the_job_and_the_others(
+    jobs: Jobs, queues: Queues, queue: str
+) -> None:
+    jobs.send_through(queues.driver)
+    await jobs.create(new_job(), [message("e0", "full")])
+    created = await jobs.create(new_job(), [message("e1"), message("e2", queue)])
+    assert (created.created, created.sent) == (True, False)
+    assert [one.id for _, one in await jobs.driver.outbox.take(9)] == ["e1", "e2"]
+    assert await ready(queues) == 0  # both or none: the relay sends them together
+
+
+class _Faulty:
+    """The queues of the file, which break after they took the messages."""
+
+    def __init__(self, native: Database, driver: object) -> None:
+        self.native = native
+        self._driver = driver
+
+    def send_within(self, tx: Transaction, messages: Sequence[OutboxMessage]) -> None:
+        self._driver.send_within(tx, messages)  # type: ignore[attr-defined]
+        raise InvalidArgument("payload: too large")
+
+
+@pytest.mark.req("JOB-02.1")
+async def test_a_send_that_fails_takes_the_job_with_it(jobs: Jobs, queues: Queues) -> None:
+    assert isinstance(jobs.driver, EmbeddedJobs)
+    assert jobs.send_through(_Faulty(jobs.driver.native, queues.driver))
+    new = new_job()
+    with pytest.raises(InvalidArgument):
+        await jobs.create(new, [message("e1")])
+    with pytest.raises(GroundplaneError, match=new.job_id):
+        await jobs.get(new.job_id)
+    assert (await ready(queues), await waiting(jobs)) == (0, 0)
+
+
+@pytest.mark.req("JOB-02.2")
+async def test_queues_of_another_file_get_their_messages_through_the_outbox(
+    jobs: Jobs, tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    elsewhere = await stack.enter_async_context(Queues.open(state=tmp_path / "elsewhere"))
+    await elsewhere.declare(QueueSpec(name="first"))
+    assert not jobs.send_through(elsewhere.driver)
+    assert not (await jobs.create(new_job(), [message("e1")])).sent
+    assert (await ready(elsewhere), await waiting(jobs)) == (0, 1)
+
+
+@pytest.mark.req("JOB-01.2")
+@pytest.mark.parametrize("kind", ["finish", "control", "split", "note", "with progress"])
+async def test_every_change_but_progress_is_synced_when_it_is_told(jobs: Jobs, kind: str) -> None:
+    job_id = await started(jobs)
+    finish = Finish(job_id=job_id, envelope_id="root", result=1)
+    changes: dict[str, list[Change]] = {
+        "finish": [finish],
+        "control": [Control(job_id=job_id, action="cancel")],
+        "split": [Split(job_id=job_id, envelope_id="root", children=["a", "b"])],
+        "note": [Note(job_id=job_id, kind="retry")],
+        "with progress": [report(job_id, 1, 100), finish],
+    }
+    before = syncs(jobs)
+    outcomes = await jobs.apply(*changes[kind])
+    assert all(one.applied for one in outcomes)
+    assert syncs(jobs) > before
+
+
+@pytest.mark.req("JOB-03.1")
+async def test_ids_go_on_after_a_boot_though_no_event_was_ever_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ids(boot: str, jobs_made: int) -> list[int]:
+        monkeypatch.setattr("groundplane.jobs.drivers.embedded.boot_id", lambda: boot)
+        async with Jobs.open(state=tmp_path) as opened:
+            for _ in range(jobs_made):
+                await opened.create(new_job())
+            return [one.id for one in (await opened.events()).items]
+
+    assert await ids("one", 0) == []  # what was written was lost with the power
+    (second,) = await ids("two", 1)
+    assert second > 10_000
+    assert await ids("two", 1) == [second, second + 1]
+    *_, third = await ids("three", 1)
+    assert third > second + 10_000
