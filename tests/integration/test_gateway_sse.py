@@ -216,7 +216,7 @@ async def test_a_slow_client_is_bounded_and_gets_every_event_and_the_final_one(o
         for n in range(0, count, 100):
             notes = [Note(job_id=job_id, kind="note", data={"n": k, "text": "x" * 2000}) for k in range(n, n + 100)]
             await one.jobs.apply(*notes)
-        (subscription,) = one.gateway._services.feed._by_job[job_id]
+        (subscription,) = one.gateway._services.feed._open
         held = len(subscription._fresh)
         gate.opened.set()
         await finished(one, job_id)

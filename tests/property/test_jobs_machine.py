@@ -114,6 +114,7 @@ class JobMachine(RuleBasedStateMachine):
         branch = self.pick(number)
         self.made += 1
         joined = _Branch(f"join-{self.made}")
+        joined.heard = True  # that those below it were sent
         outcome = self.apply(Joined(job_id=self.job_id, parent_id=branch.name, envelope_id=joined.name))
         split = self.in_tree(branch) and branch.state == "split" and not self.state.terminal
         assert outcome.applied is split

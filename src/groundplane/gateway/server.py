@@ -103,7 +103,7 @@ class Gateway:
         metrics = GatewayMetrics(registry if registry is not None else new_registry())
         await declare_missing(queues, tools.actors())
         try:
-            feed = Feed(jobs, lifecycle)
+            feed = Feed(jobs)
             services = Services(
                 jobs=jobs, queues=queues, blobs=blobs, tools=tools, feed=feed, settings=settings, metrics=metrics
             )

@@ -7,12 +7,12 @@ from typing import Any
 
 from starlette.requests import Request
 
-from groundplane.gateway.feed import Subscription
 from groundplane.gateway.problems import HTTPProblem
 from groundplane.gateway.services import Services
 from groundplane.gateway.shapes import asya_json, event_json, job_json
 from groundplane.gateway.sse import KEEPALIVE, EventStream, frame, retry_hint
 from groundplane.jobs.checks import FINAL_KINDS
+from groundplane.jobs.feed import Subscription
 from groundplane.jobs.port import Job, JobEvent
 from groundplane.jobs.words import ASYA, ASYA_UNKNOWN
 

@@ -1,21 +1,21 @@
 """One reader of the event log for all followers of this process.
 
-A follower reads its job's history from the store, then gets what the one reader finds. It holds at most `BUFFER_MAX`
-events; one that falls behind drops them and reads the store again from where it stands: slow followers are bounded and
-miss nothing, the final event least of all. Ids only rise, so what comes twice is dropped.
+A follower reads its job's history from the store where it needs that, then gets what the one reader finds. It holds
+at most `BUFFER_MAX` events; one that falls behind drops them and reads the store again from where it stands: slow
+followers are bounded and miss nothing, the final event least of all. Ids only rise, so what comes twice is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from groundplane.core.errors import GroundplaneError, Internal
 from groundplane.core.lifecycle import Lifecycle
 from groundplane.core.retry import RetryPolicy
-from groundplane.jobs.port import Events, JobEvent, JobStore
+from groundplane.jobs.port import Events, Job, JobEvent, JobStore
 from groundplane.telemetry.logs import get_logger
 
 BUFFER_MAX = 256
@@ -24,34 +24,64 @@ _SAFETY_S = 5.0
 _BACKOFF = RetryPolicy(attempts=1_000_000, base_s=0.05, cap_s=2.0)
 _log = get_logger("jobs")
 
+Read = Callable[[str, int, int], Awaitable[Events]]
+
 
 class Subscription:
     """The events of one job after an id, in order, without a gap. One reader at a time; cancelling a wait is safe."""
 
-    def __init__(self, job_id: str, after: int, read: Callable[[str, int, int], Awaitable[Events]]) -> None:
+    def __init__(self, job_id: str, after: int, read: Read, check: Callable[[], None], *, behind: bool) -> None:
         self.job_id = job_id
         self.seen = after
         self._read = read
+        self._check = check
         self._fresh: deque[JobEvent] = deque()
-        self._behind = True
+        self._behind = behind
         self._changed = asyncio.Event()
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called."""
+        return self._ended
 
     def offer(self, event: JobEvent) -> None:
-        """Take an event from the reader; never blocks."""
+        """Take an event from the reader; never blocks, never grows beyond `BUFFER_MAX`."""
         if len(self._fresh) >= BUFFER_MAX:
-            self._fresh.clear()
-            self._behind = True
+            self.fall_behind()
         elif not self._behind:
             self._fresh.append(event)
+        self._changed.set()
+
+    def fall_behind(self) -> None:
+        """Read the store next."""
+        self._fresh.clear()
+        self._behind = True
+        self._changed.set()
+
+    def end(self) -> None:
+        """Let the waiting reader go, for good."""
+        self._ended = True
         self._changed.set()
 
     def wake(self) -> None:
         """Let the waiting reader look again."""
         self._changed.set()
 
-    async def wait(self) -> None:
-        """Until there may be something new."""
-        await self._changed.wait()
+    async def batch(self, timeout_s: float | None = None) -> list[JobEvent]:
+        """The next events; an empty list after `timeout_s` seconds of silence, or once ended. Raises `closed`."""
+        events = await self.ready()
+        if events or self._ended:
+            return events
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not events and not self._ended:
+                    self._check()
+                    await self._changed.wait()
+                    events = await self.ready()
+        except TimeoutError:
+            return []
+        return events
 
     async def ready(self) -> list[JobEvent]:
         """What is there now."""
@@ -69,12 +99,10 @@ class Subscription:
         try:
             page = await self._read(self.job_id, self.seen, PAGE)
         except BaseException:
-            self._behind = True
-            self._changed.set()
+            self.fall_behind()
             raise
         if len(page.items) >= PAGE:
-            self._behind = True
-            self._changed.set()
+            self.fall_behind()
         self.seen = max(self.seen, page.last_id if page.items else 0)
         return page.items
 
@@ -86,9 +114,8 @@ class Feed:
         self._driver = driver
         self._lifecycle = lifecycle
         self._followers: dict[str, set[Subscription]] = {}
-        self._position: int | None = None
+        self._position = 0
         self._wanted = asyncio.Event()
-        self._placed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.delivered = 0
 
@@ -104,25 +131,25 @@ class Feed:
             failure = self._task.exception()
             raise Internal(f"jobs: the reader of the event log broke: {failure!r}") from failure
 
-    @asynccontextmanager
-    async def subscribe(self, job_id: str, after: int) -> AsyncIterator[Subscription]:
-        """Follow a job from the id `after`. Nothing committed after that is missed."""
-        subscription = Subscription(job_id, after, self._history)
-        self._followers.setdefault(job_id, set()).add(subscription)
-        self._wanted.set()
+    @contextmanager
+    def subscribe(self, job: Job, after: int) -> Iterator[Subscription]:
+        """Follow a job from the id `after`. `job` must have been read before; nothing since is missed."""
         if self._task is None or self._task.done():
-            self._placed.clear()
-            self._position = None
             self._task = self._lifecycle.spawn(self._run(), name="feed")
+        if not self._followers:
+            self._position = max(self._position, job.last_event_id)
+        # what comes after a position that is not ahead of `after` is handed over: then there is no history to read
+        behind = after < self._position
+        subscription = Subscription(job.job_id, after, self._history, self.check, behind=behind)
+        self._followers.setdefault(job.job_id, set()).add(subscription)
+        self._wanted.set()
         try:
-            await self._placed.wait()  # from here on the reader sees whatever this follower's history does not
-            self.check()
             yield subscription
         finally:
-            remaining = self._followers[job_id]
+            remaining = self._followers[job.job_id]
             remaining.discard(subscription)
             if not remaining:
-                del self._followers[job_id]
+                del self._followers[job.job_id]
             if not self._followers:
                 self._wanted.clear()
 
@@ -134,35 +161,35 @@ class Feed:
         failures = 0
         try:
             while True:
-                await self._wanted.wait()
                 try:
                     async with self._driver.watch("events") as watch:
-                        while self._followers:
-                            if not await self._step():
-                                failures = 0
-                                await watch.wait(_SAFETY_S)
-                        self._placed.clear()  # nobody follows, and nobody can begin to between the look and this
-                        self._position = None
+                        while True:
+                            await self._wanted.wait()
+                            await self._step()
+                            failures = 0
+                            await watch.wait(_SAFETY_S)
                 except GroundplaneError as error:
                     self._lifecycle.check_open()
                     failures += 1
                     _log.warning("job_feed_interrupted", code=error.code, error=error.message, failures=failures)
                     await asyncio.sleep(_BACKOFF.delay_s(failures))
         finally:
-            self._placed.set()
-            for subscriptions in self._followers.values():
-                for one in subscriptions:
-                    one.wake()
+            for one in self._everybody():
+                one.wake()
 
-    async def _step(self) -> bool:
-        """Read one page; whether there may be more at once."""
-        if self._position is None:
-            self._position = (await self._driver.events(after=0, limit=0)).last_id
-            self._placed.set()
+    async def _step(self) -> None:
+        """Read what is new; where that is more than a page, everybody reads for himself, from the newest on."""
         page = await self._driver.events(after=self._position, limit=PAGE)
+        if len(page.items) >= PAGE:
+            self._position = (await self._driver.events(after=0, limit=0)).last_id
+            for one in self._everybody():
+                one.fall_behind()
+            return
         for event in page.items:
             for subscription in self._followers.get(event.job_id, ()):
                 subscription.offer(event)
                 self.delivered += 1
-        self._position = page.last_id
-        return len(page.items) >= PAGE
+        self._position = max(self._position, page.last_id)
+
+    def _everybody(self) -> list[Subscription]:
+        return [one for members in self._followers.values() for one in members]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ from groundplane.jobs.checks import (
     check_query,
 )
 from groundplane.jobs.drivers import open_driver
-from groundplane.jobs.feed import Feed
+from groundplane.jobs.feed import Feed, Subscription
 from groundplane.jobs.port import (
     Change,
     Control,
@@ -196,27 +196,29 @@ class Jobs:
         Where events after that id are no longer retained, an event of kind `snapshot` with the job's present state
         comes first. Where the final event is not after that id, there is nothing to come and it ends at once.
         """
-        self._lifecycle.check_open()
+        job = await self.get(job_id)
         first = await self.events(after, job_id, 1)
-        async with self._feed.subscribe(job_id, after) as subscription:
+        with self.subscribe(job, after) as subscription:
             if first.truncated:
                 snapshot = await self._snapshot(job_id, after)
                 subscription.seen = snapshot.id
                 yield snapshot
-            complete = False
+            live = False
             while True:
-                batch = await subscription.ready()
+                batch = await (subscription.batch() if live else subscription.ready())
                 for event in batch:
                     yield event
                     if event.kind in FINAL_KINDS:
                         return
-                if batch:
-                    continue
-                if not complete and await self._has_ended_before(job_id, subscription.seen):
-                    return
-                complete = True
-                await subscription.wait()
-                self._feed.check()
+                if not batch and not live:
+                    if await self._has_ended_before(job_id, subscription.seen):
+                        return
+                    live = True
+
+    def subscribe(self, job: Job, after: int) -> AbstractContextManager[Subscription]:
+        """The events of `job`, as it was read before, after an id: history, then live. For streams; see `follow`."""
+        self._lifecycle.check_open()
+        return self._feed.subscribe(job, after)
 
     async def wait_finished(self, job_id: str, timeout_s: float | None = None) -> Job | None:
         """The job once it has ended; None after `timeout_s` seconds. Never polls. Raises `not_found`, `closed`."""
@@ -224,10 +226,10 @@ class Jobs:
         if job.state.terminal:
             return job
         try:
-            async with asyncio.timeout(timeout_s), self._feed.subscribe(job_id, job.last_event_id) as subscription:
-                while not any(event.kind in FINAL_KINDS for event in await subscription.ready()):
-                    await subscription.wait()
-                    self._feed.check()
+            with self.subscribe(job, job.last_event_id) as subscription:
+                async with asyncio.timeout(timeout_s):
+                    while not any(event.kind in FINAL_KINDS for event in await subscription.batch()):
+                        pass
         except TimeoutError:
             return None
         return await self.get(job_id)

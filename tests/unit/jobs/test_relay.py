@@ -1,0 +1,112 @@
+"""What is offered to a relay is sent by it, without a way round through the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from groundplane.core.errors import InvalidArgument
+from groundplane.jobs import Jobs
+from groundplane.jobs.conformance.subjects import eventually, message, new_job
+from groundplane.jobs.port import OutboxMessage
+from groundplane.jobs.relay import BATCH
+
+pytestmark = pytest.mark.anyio
+
+
+class Sent:
+    """Where a relay sends to: it refuses as often as it is asked to, and lets nothing pass while its gate is shut."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.calls = 0
+        self.refusals = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def send(self, messages: list[OutboxMessage]) -> None:
+        self.calls += 1
+        await self.gate.wait()
+        if self.refusals:
+            self.refusals -= 1
+            raise InvalidArgument("payload: no")
+        self.ids += [one.id for one in messages]
+
+    async def has(self, *ids: str) -> bool:
+        return sorted(self.ids) == sorted(ids)
+
+    async def began(self, calls: int) -> bool:
+        return self.calls >= calls
+
+
+@asynccontextmanager
+async def relayed(state: Path, sent: Sent) -> AsyncIterator[Jobs]:
+    """A store whose relay runs and has nothing to do."""
+    async with Jobs.open(state=state) as jobs:
+        await jobs.create(new_job(), [message("first")])
+        relay = asyncio.create_task(jobs.run_relay(sent.send))
+        await eventually(lambda: sent.has("first"))
+        await eventually(lambda: _empty(jobs))
+        try:
+            yield jobs
+        finally:
+            relay.cancel()
+            await asyncio.gather(relay, return_exceptions=True)
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is offered is never found in the outbox: its lease does not end."""
+    monkeypatch.setattr("groundplane.jobs.store.LEASE_OFFERED_S", 3600.0)
+
+
+async def _empty(jobs: Jobs) -> bool:
+    return (await jobs.sweep()).outbox == 0
+
+
+@pytest.mark.req("JOB-02.2")
+@pytest.mark.usefixtures("endless")
+async def test_messages_of_a_job_made_beside_the_relay_are_sent_and_ticked_off(tmp_path: Path) -> None:
+    sent = Sent()
+    async with relayed(tmp_path, sent) as jobs:
+        assert len((await jobs.create(new_job(), [message("e1"), message("e2")])).taken) == 2
+        await eventually(lambda: sent.has("first", "e1", "e2"))
+        await eventually(lambda: _empty(jobs))
+        assert jobs.statistics().relayed == 3
+
+
+@pytest.mark.req("JOB-02.2")
+@pytest.mark.usefixtures("endless")
+async def test_what_is_offered_while_a_send_is_under_way_is_sent_next_in_batches(tmp_path: Path) -> None:
+    sent = Sent()
+    ids = [f"e{number}" for number in range(BATCH + 10)]
+    async with relayed(tmp_path, sent) as jobs:
+        sent.gate.clear()
+        await jobs.create(new_job(), [message("e")])
+        await eventually(lambda: sent.began(2))
+        await jobs.create(new_job(), [message(one) for one in ids])
+        sent.gate.set()
+        await eventually(lambda: sent.has("first", "e", *ids))
+        await eventually(lambda: _empty(jobs))
+        assert sent.calls == 4
+        assert sent.ids[2:] == ids
+
+
+@pytest.mark.req("JOB-02.2")
+async def test_what_was_offered_and_refused_is_kept_and_found_in_the_outbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("groundplane.jobs.store.LEASE_OFFERED_S", 0.05)
+    sent = Sent()
+    async with relayed(tmp_path, sent) as jobs:
+        sent.refusals = 1
+        await jobs.create(new_job(), [message("e1")])
+        await eventually(lambda: sent.has("first", "e1"))
+        await jobs.create(new_job(), [message("e2")])
+        await eventually(lambda: sent.has("first", "e1", "e2"))
+        await eventually(lambda: _empty(jobs))
+        assert jobs.statistics().relay_failures == 1

@@ -1,0 +1,86 @@
+"""When a consumer looks for messages: after it emptied its queue it waits for the bell, and not only for the bell."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import pytest
+
+from groundplane.backends.sqlite.wake import WakeHub
+from groundplane.queues.drivers.embedded import EmbeddedQueues
+from groundplane.queues.port import Ack, OutgoingMessage, QueueConsumer, QueueSpec
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def queues(tmp_path: Path) -> AsyncIterator[EmbeddedQueues]:
+    async with EmbeddedQueues.open(state=tmp_path) as opened:
+        await opened.declare([QueueSpec(name="work")])
+        yield opened
+
+
+def _message(name: str, delay_s: float = 0.0) -> OutgoingMessage:
+    return OutgoingMessage(queue="work", id=name, payload=b"", delay_s=delay_s)
+
+
+async def _take(consumer: QueueConsumer, timeout_s: float) -> list[str]:
+    got = await consumer.receive(8, timeout_s)
+    await consumer.settle([Ack(one) for one in got])
+    return [one.id for one in got]
+
+
+@pytest.mark.req("QUEUE-01.1")
+async def test_what_is_sent_after_the_queue_was_emptied_comes_at_its_bell(queues: EmbeddedQueues) -> None:
+    async with queues.consume("work", max_in_flight=8) as consumer:
+        for number in range(5):
+            await queues.send([_message(f"{number}")])
+            assert await _take(consumer, 2.0) == [f"{number}"]
+        waiting = asyncio.create_task(_take(consumer, 2.0))
+        await asyncio.sleep(0)
+        await queues.send([_message("late")])
+        assert await waiting == ["late"]
+
+
+@pytest.mark.req("QUEUE-05")
+async def test_what_was_delayed_when_the_queue_was_emptied_comes_when_it_is_due(queues: EmbeddedQueues) -> None:
+    async with queues.consume("work", max_in_flight=8) as consumer:
+        start = time.monotonic()
+        await queues.send([_message("now"), _message("soon", 0.4)])
+        assert await _take(consumer, 2.0) == ["now"]
+        assert await _take(consumer, 3.0) == ["soon"]
+        assert 0.39 < time.monotonic() - start < 2.0
+
+
+@pytest.mark.req("QUEUE-12")
+@pytest.mark.parametrize("emptied", [True, False])
+async def test_what_no_bell_told_of_is_found_all_the_same(
+    queues: EmbeddedQueues, monkeypatch: pytest.MonkeyPatch, emptied: bool
+) -> None:
+    def mute(hub: WakeHub, topics: Iterable[str]) -> None:
+        list(topics)
+
+    monkeypatch.setattr("groundplane.queues.drivers.embedded.consumer._LOOK_AGAIN_S", 0.3)
+    async with queues.consume("work", max_in_flight=8) as consumer:
+        if emptied:
+            await queues.send([_message("first")])
+            assert await _take(consumer, 2.0) == ["first"]
+            monkeypatch.setattr(WakeHub, "ring", mute)
+            await queues.send([_message("unheard")])
+            assert await _take(consumer, 3.0) == ["unheard"]
+        else:
+            monkeypatch.setattr(WakeHub, "ring", mute)
+            assert await _take(consumer, 0.05) == []
+            await queues.send([_message("unheard")])
+            assert await _take(consumer, 3.0) == ["unheard"]
+
+
+async def test_a_look_that_must_not_wait_looks(queues: EmbeddedQueues, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with queues.consume("work", max_in_flight=8) as consumer:
+        await queues.send([_message("first")])
+        assert await _take(consumer, 2.0) == ["first"]
+        await queues.send([_message("second")])
+        assert await _take(consumer, 0) == ["second"]
