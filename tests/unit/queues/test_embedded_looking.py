@@ -1,15 +1,14 @@
-"""When a consumer looks for messages: after it emptied its queue it waits for the bell, and not only for the bell."""
+"""When a consumer looks for messages: after it emptied its queue it waits for the bell, or for what is due."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from groundplane.backends.sqlite.wake import WakeHub
 from groundplane.queues.drivers.embedded import EmbeddedQueues
 from groundplane.queues.port import Ack, OutgoingMessage, QueueConsumer, QueueSpec
 
@@ -55,30 +54,7 @@ async def test_what_was_delayed_when_the_queue_was_emptied_comes_when_it_is_due(
         assert 0.39 < time.monotonic() - start < 2.0
 
 
-@pytest.mark.req("QUEUE-12")
-@pytest.mark.parametrize("emptied", [True, False])
-async def test_what_no_bell_told_of_is_found_all_the_same(
-    queues: EmbeddedQueues, monkeypatch: pytest.MonkeyPatch, emptied: bool
-) -> None:
-    def mute(hub: WakeHub, topics: Iterable[str]) -> None:
-        list(topics)
-
-    monkeypatch.setattr("groundplane.queues.drivers.embedded.consumer._LOOK_AGAIN_S", 0.3)
-    async with queues.consume("work", max_in_flight=8) as consumer:
-        if emptied:
-            await queues.send([_message("first")])
-            assert await _take(consumer, 2.0) == ["first"]
-            monkeypatch.setattr(WakeHub, "ring", mute)
-            await queues.send([_message("unheard")])
-            assert await _take(consumer, 3.0) == ["unheard"]
-        else:
-            monkeypatch.setattr(WakeHub, "ring", mute)
-            assert await _take(consumer, 0.05) == []
-            await queues.send([_message("unheard")])
-            assert await _take(consumer, 3.0) == ["unheard"]
-
-
-async def test_a_look_that_must_not_wait_looks(queues: EmbeddedQueues, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_look_that_must_not_wait_looks(queues: EmbeddedQueues) -> None:
     async with queues.consume("work", max_in_flight=8) as consumer:
         await queues.send([_message("first")])
         assert await _take(consumer, 2.0) == ["first"]
