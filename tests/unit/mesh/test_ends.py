@@ -12,7 +12,7 @@ import pytest
 
 from groundplane.blobs.store import Blobs
 from groundplane.core.envelope import Branch, Envelope, Route
-from groundplane.core.errors import Unavailable
+from groundplane.core.errors import ResourceExhausted, Unavailable
 from groundplane.jobs.port import Change, Finish, JobState, Outcome
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.ends import End, error_of, inline_result, object_key, outcome_document, to_json
@@ -67,13 +67,37 @@ class _Reporter:
         return None
 
 
+class _Full:
+    """Blobs whose disk is full for the first so many objects."""
+
+    def __init__(self, blobs: Blobs, refusals: int) -> None:
+        self._blobs = blobs
+        self._refusals = refusals
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    async def put(self, *args: Any, **kwargs: Any) -> Any:
+        if self._refusals:
+            self._refusals -= 1
+            raise ResourceExhausted("disk: full", reason="disk_full")
+        return await self._blobs.put(*args, **kwargs)
+
+
 async def _run(
-    tmp_path: Path, envelope: Envelope | bytes, *, failed: bool = False, refusals: int = 0, joins: Sequence[str] = ()
+    tmp_path: Path,
+    envelope: Envelope | bytes,
+    *,
+    failed: bool = False,
+    refusals: int = 0,
+    joins: Sequence[str] = (),
+    full: int = 0,
 ) -> tuple[list[dict[str, Any]], _Reporter, list[int]]:
     """Deliver one message to an end until it is settled: objects, reports, attempts."""
     reporter = _Reporter(refusals)
     attempts: list[int] = []
-    async with Queues.open(state=tmp_path) as queues, Blobs.open(state=tmp_path) as blobs:
+    async with Queues.open(state=tmp_path) as queues, Blobs.open(state=tmp_path) as disk:
+        blobs: Any = _Full(disk, full)
         await queues.declare(QueueSpec(name="end"))
         data = envelope if isinstance(envelope, bytes) else envelope.to_bytes()
         await queues.send(OutgoingMessage(queue="end", payload=data, id="e"))
@@ -135,6 +159,32 @@ async def test_it_is_tried_again_without_costing_attempts_until_the_job_knows(tm
     assert len(found) == 1
     assert len(reporter.told) == 1
     assert (attempts, dead) == ([1, 1, 1], 0)
+
+
+@pytest.mark.req("MESH-16.2")
+@pytest.mark.parametrize("failed", [False, True])
+async def test_it_is_tried_again_without_costing_attempts_until_the_outcome_is_persisted(
+    tmp_path: Path, failed: bool
+) -> None:
+    envelope = _envelope(error={"code": "internal", "message": "m"} if failed else None)
+    found, reporter, (*attempts, dead) = await _run(tmp_path, envelope, failed=failed, full=2)
+    assert [one["payload"] for one in found] == [{"x": 1}]
+    assert (attempts, dead) == ([1, 1, 1], 0)
+    assert {(type(one), one.job_id) for one in reporter.told} == {(Finish, "j")}
+
+
+@pytest.mark.req("MESH-16.2")
+async def test_a_result_that_is_only_in_blobs_is_told_once_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("groundplane.mesh.ends.RESULT_INLINE_BYTES_MAX", 100)
+    payload = {"x": "y" * 101}
+    (found,), reporter, (*attempts, _) = await _run(tmp_path, _envelope(payload=payload), full=1)
+    (told,) = reporter.told
+    assert isinstance(told, Finish)
+    assert list(told.result) == ["$blob", "size"]
+    assert found["payload"] == payload
+    assert attempts == [1, 1]
 
 
 @pytest.mark.req("MESH-13")
