@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,21 @@ async def test_a_topic_that_cannot_be_sent_is_refused(path: Path, topic: str) ->
                 pass
         with pytest.raises(InvalidArgument, match="topic: "):
             await db.write(lambda tx: tx.wake(topic))
+
+
+async def test_a_bell_that_came_within_the_grain_of_the_folders_time_stamp_is_rung(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    ringer, other = WakeHub(str(path)), WakeHub(str(path))
+    folder = path.parent / "wake"
+    stamp = time.time_ns() + 60_000_000_000  # as good as this very moment: what changes now may not change it
+    os.utime(folder, ns=(stamp, stamp))
+    ringer.ring(["t"])
+    listener = other.listen("t")
+    try:
+        os.utime(folder, ns=(stamp, stamp))
+        ringer.ring(["t"])
+        assert await listener.wait(5)
+    finally:
+        other.unlisten(listener)
+        other.close()
+        ringer.close()

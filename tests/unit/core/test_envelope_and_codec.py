@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from typing import Any
 
 import pytest
@@ -131,6 +132,15 @@ def test_ids_of_one_process_sort_in_the_order_in_which_they_were_made() -> None:
     assert made == sorted(set(made))
     assert {one[14] for one in made} == {"7"}
     assert {one[19] for one in made} <= set("89ab")
+
+
+def test_ids_sort_also_while_the_clock_stands_still_or_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = time.time_ns() + 3_600_000_000_000
+    times = iter([ahead] * 300 + [ahead - 60_000_000_000] * 300)
+    monkeypatch.setattr("groundplane.core.ids._last", 0)
+    monkeypatch.setattr(time, "time_ns", lambda: next(times))
+    made = [new_id() for _ in range(600)]
+    assert made == sorted(set(made))
 
 
 def test_deterministic_ids_differ_by_parent_hop_index_and_kind() -> None:

@@ -41,6 +41,14 @@ def test_defaults_are_filled_in_at_every_level_and_the_input_is_left_alone(check
 
 
 @pytest.mark.req("GATE-04.4")
+def test_a_default_that_a_caller_changes_is_the_next_callers_as_it_was() -> None:
+    listed = {"type": "array", "items": {"type": "string"}, "default": ["x"]}
+    check = ArgumentCheck("tool 'double'", {"type": "object", "properties": {"names": listed}})
+    check({})["names"].append("y")
+    assert check({}) == {"names": ["x"]}
+
+
+@pytest.mark.req("GATE-04.4")
 @pytest.mark.parametrize(
     ("arguments", "field", "message"),
     [
