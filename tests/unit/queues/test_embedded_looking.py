@@ -60,3 +60,10 @@ async def test_a_look_that_must_not_wait_looks(queues: EmbeddedQueues) -> None:
         assert await _take(consumer, 2.0) == ["first"]
         await queues.send([_message("second")])
         assert await _take(consumer, 0) == ["second"]
+
+
+async def test_what_was_left_in_the_queue_is_taken_without_a_bell(queues: EmbeddedQueues) -> None:
+    async with queues.consume("work", max_in_flight=2) as consumer:
+        await queues.send([_message(f"{number}") for number in range(8)])
+        for first in range(0, 8, 2):
+            assert await _take(consumer, 2.0) == [f"{first}", f"{first + 1}"]
