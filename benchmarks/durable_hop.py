@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from typing import Any
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import peers
-from benchmarks.plane import Member, mesh
+from benchmarks.plane import Member, caller, mesh
 from benchmarks.report import Row, percentile, quantile
 from groundplane.core.envelope import Envelope
 from groundplane.mesh.routing import Result
-from groundplane.mesh.runtime_client import CallRequest, RuntimeClient, RuntimeSettings, Ticket
 from groundplane.mesh.spec import ActorSpec
 from groundplane.queues import Queues
 from groundplane.queues.port import Ack, OutgoingMessage
@@ -101,30 +99,13 @@ async def _buckets(sidecar: Member) -> dict[float, float]:
 async def _calls(socket: str, count: int) -> list[float]:
     """Milliseconds of one call after the other through the sidecar's client, the socket and a worker."""
     spent = []
-    client = RuntimeClient(RuntimeSettings(socket=socket))
-    try:
-        await client.start()
-        for number in range(count + 100):
-            request = CallRequest(envelope={"id": str(number), "payload": PAYLOAD})
+    async with caller(socket) as (_, call):
+        for _ in range(count + 100):
             begin = time.perf_counter()
-            outcome = await client.call(request, _Silent(), Ticket())
+            outcome = await call(PAYLOAD)
             spent.append((time.perf_counter() - begin) * 1000)
             assert isinstance(outcome, Result), outcome
-    finally:
-        await client.aclose()
     return spent[100:]
-
-
-class _Silent:
-    """A handler that reports nothing."""
-
-    def progress(self, percent: float, message: str) -> None: ...
-
-    def heartbeat(self) -> None: ...
-
-    def metric(self, name: str, kind: str, value: float, labels: dict[str, str]) -> None: ...
-
-    async def ask(self, op: str, fields: dict[str, Any]) -> Any: ...
 
 
 async def _full_load(queues: Queues, count: int, passes: int = 10) -> float:

@@ -18,10 +18,12 @@ from typing import Any
 import httpx2
 from mcp import Client as MCPClient
 
+from benchmarks.plane import family, resident_mib
 from benchmarks.report import Row
 
-SECTION = "Gateway (SQLite, `groundplane dev` with one actor)"
+SECTION = "Gateway (SQLite, `groundplane dev` with two actors)"
 APP = """
+import asyncio
 from groundplane import App
 app = App("bench")
 
@@ -29,7 +31,12 @@ app = App("bench")
 async def echo(value: int) -> int:
     return value
 
+@app.actor
+async def wait(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
 app.tool("echo", route=[echo])
+app.tool("wait", route=[wait], timeout=7200)
 """
 BARE = """
 import socket, sys, uvicorn
@@ -62,12 +69,13 @@ async def _rows(rounds: int, scale: float) -> list[Row]:
     bare: list[float] = []
     accepts: list[float] = []
     rates: list[float] = []
-    async with _dev() as url, _bare() as bare_url:
+    async with _dev() as (url, gateway), _bare() as bare_url:
         for _ in range(rounds):
             bare.append(await _tool_calls(bare_url, int(200 * scale)))
             ours.append(await _tool_calls(url, int(200 * scale)))
             accepts.append(await _accepts_one_by_one(url, int(200 * scale)))
             rates.append(await _accepts_at_once(url, int(2000 * scale)))
+        streams, stream_kib = await _streams(url, int(2000 * scale), gateway)
     over = [mine - its for mine, its in zip(ours, bare, strict=True)]
     return [
         _row("Groundplane, durable job", "tools/call p50", "ms", ours, better="lower"),
@@ -75,7 +83,15 @@ async def _rows(rounds: int, scale: float) -> list[Row]:
         _row("Groundplane", "tools/call p50 over the bare SDK", "ms", over, better="lower", bar=3.0),
         _row("Groundplane", "POST /v1/jobs, one by one, p50", "ms", accepts, better="lower", bar=5.0),
         _row("Groundplane", "POST /v1/jobs, 32 connections", "/s", rates, bar=1000.0),
+        _row("Groundplane", "streams of events open at once, each with all events", "", [streams], bar=2000.0),
+        _row("Groundplane", "memory for one such stream", "KiB", [stream_kib], better="lower"),
     ]
+
+
+def _child_with(word: str) -> int:
+    """The pid of the only process of this family with `word` in its command line."""
+    (found,) = (pid for pid in family(os.getpid()) if word in Path(f"/proc/{pid}/cmdline").read_text())
+    return found
 
 
 def _row(subject: str, metric: str, unit: str, values: list[float], **more: Any) -> Row:
@@ -129,14 +145,42 @@ async def _accepts_at_once(url: str, count: int, connections: int = 32) -> float
     return count // connections * connections / (time.perf_counter() - begin)
 
 
+async def _streams(url: str, count: int, gateway: int) -> tuple[float, float]:
+    """How many of `count` streams on one job were open at once and got every event to the last, and KiB for each."""
+    host, port = url.removeprefix("http://").split(":")
+    before = resident_mib(gateway)
+    async with httpx2.AsyncClient(base_url=url) as client:
+        job = (await client.post("/v1/jobs", json={"tool": "wait", "arguments": {"seconds": 3600}})).json()
+        path = f"/v1/jobs/{job['job_id']}/events"
+        request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+        open_ = []
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(request)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b"event: status")
+            open_.append((reader, writer))
+        each = (resident_mib(gateway) - before) * 1024 / count
+        await client.post(f"/v1/jobs/{job['job_id']}/cancel")
+
+        async def ended(reader: asyncio.StreamReader) -> bool:
+            return b'"state":"cancelled"' in await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 60)
+
+        whole = await asyncio.gather(*(ended(reader) for reader, _ in open_))
+    for _, writer in open_:
+        writer.close()
+    return float(sum(whole)), each
+
+
 @contextlib.asynccontextmanager
-async def _dev() -> AsyncIterator[str]:
+async def _dev() -> AsyncIterator[tuple[str, int]]:
+    """The URL, and the pid of the gateway."""
     with tempfile.TemporaryDirectory(prefix="groundplane-bench-") as folder:
         (Path(folder) / "app.py").write_text(APP)
         argv = ["-m", "groundplane.cli", "dev", "app:app", "--port", "0", "--state", f"{folder}/state", "--json"]
         environment = {"GROUNDPLANE_LOG_LEVEL": "WARNING"}
         async with _process(argv, folder, environment) as line:
-            yield json.loads(line)["url"]
+            yield json.loads(line)["url"], _child_with("gateway_process")
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from groundplane.mesh import launch
+from groundplane.mesh.routing import Outcome
+from groundplane.mesh.runtime_client import CallRequest, RuntimeClient, RuntimeSettings
 from groundplane.mesh.spec import ActorSpec
 from groundplane.mesh.start import queue_specs
 from groundplane.queues import Queues
@@ -54,6 +56,29 @@ async def mesh(actors: Sequence[ActorSpec], *extra_queues: str) -> AsyncIterator
                 stop(list(processes.values()))
 
 
+@asynccontextmanager
+async def caller(socket: str) -> AsyncIterator[tuple[RuntimeClient, Callable[[object], Awaitable[Outcome]]]]:
+    """The sidecar's client of a runtime, and a function that calls its handler with a payload."""
+    client = RuntimeClient(RuntimeSettings(socket=socket))
+    try:
+        await client.start()
+        yield client, lambda payload: client.call(CallRequest(envelope={"id": "1", "payload": payload}), _Silent())
+    finally:
+        await client.aclose()
+
+
+class _Silent:
+    """A handler that reports nothing."""
+
+    def progress(self, percent: float, message: str) -> None: ...
+
+    def heartbeat(self) -> None: ...
+
+    def metric(self, name: str, kind: str, value: float, labels: dict[str, str]) -> None: ...
+
+    async def ask(self, op: str, fields: dict[str, Any]) -> Any: ...
+
+
 def start(command: launch.Command) -> subprocess.Popen[bytes]:
     """The process of a command."""
     environment = {**os.environ, **command.environment, "PYTHONPATH": str(HANDLERS)}
@@ -89,3 +114,13 @@ def cpu_s(pid: int) -> float:
     """CPU seconds that a process has used so far, its ended children included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and everything below it."""
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
+    return [pid, *(member for child in children for member in family(child))]
+
+
+def _children(task: Path) -> list[str]:
+    return (task / "children").read_text().split()

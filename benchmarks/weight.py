@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plane import cpu_s, mesh, resident_mib
+from benchmarks.plane import caller, cpu_s, family, mesh, resident_mib
 from benchmarks.report import Row
+from groundplane.mesh.routing import Result
 from groundplane.mesh.spec import ActorSpec
 
 SECTION = "Weight and start"
@@ -38,13 +39,14 @@ app.tool("pipeline", route=[double, add_five])
 def rows(rounds: int, scale: float) -> list[Row]:
     """One row for each bar."""
     starts, idle = zip(*(_dev(idle_s=10 * scale) for _ in range(rounds)), strict=True)
-    sidecar, runtime, bare = asyncio.run(_memory())
+    sidecar, runtime, bare, recoveries = asyncio.run(_memory())
     return [
         _row("import groundplane, over `python -c pass`", "time", "ms", _imports(10), bar=100.0),
         _row("groundplane dev, two actors", "start to ready", "s", list(starts), bar=2.0),
         _row("groundplane dev, two actors, all its processes", "idle CPU", "% of a core", list(idle), bar=2.0),
         _row("sidecar", "resident", "MiB", [sidecar], bar=40.0),
         _row("runtime's worker, over the bare interpreter", "resident", "MiB", [runtime - bare], bar=16.0),
+        _row("a worker after `kill -9`", "to the next answer", "ms", recoveries, bar=50.0),
     ]
 
 
@@ -76,29 +78,37 @@ def _dev(*, idle_s: float) -> tuple[float, float]:
             assert json.loads(dev.stdout.readline())["event"] == "ready"
             start = time.perf_counter() - begin
             time.sleep(1)
-            family = _family(dev.pid)
-            before = sum(map(cpu_s, family))
+            members = family(dev.pid)
+            before = sum(map(cpu_s, members))
             time.sleep(idle_s)
-            idle = (sum(map(cpu_s, family)) - before) / idle_s * 100
+            idle = (sum(map(cpu_s, members)) - before) / idle_s * 100
             dev.send_signal(signal.SIGTERM)
             dev.wait(40)
     return start, idle
 
 
-def _family(pid: int) -> list[int]:
-    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
-    return [pid, *(member for child in children for member in _family(child))]
-
-
-def _children(task: Path) -> list[str]:
-    return (task / "children").read_text().split()
-
-
-async def _memory() -> tuple[float, float, float]:
-    async with mesh([ActorSpec(name="echo", handler="echo_handlers:echo")]) as (_, members):
+async def _memory() -> tuple[float, float, float, list[float]]:
+    one, two = (ActorSpec(name=f"echo{n}", handler="echo_handlers:echo", concurrency=n) for n in (1, 2))
+    async with mesh([one, two]) as (_, members):
         await asyncio.sleep(1)
-        worker = max(_family(members["echo.runtime"].pid)[1:], key=resident_mib)
-        return resident_mib(members["echo.sidecar"].pid), resident_mib(worker), _bare_interpreter()
+        worker = max(family(members["echo1.runtime"].pid)[1:], key=resident_mib)
+        sizes = resident_mib(members["echo1.sidecar"].pid), resident_mib(worker), _bare_interpreter()
+        return *sizes, await _recoveries(str(members["echo2.runtime"].socket))
+
+
+async def _recoveries(socket: str) -> list[float]:
+    """Milliseconds from a SIGKILL of the worker to the next answer."""
+    spent = []
+    async with caller(socket) as (client, call):
+        for _ in range(10):
+            await call(1)
+            begin = time.perf_counter()
+            os.kill(client.about["worker"], signal.SIGKILL)
+            while not isinstance(await call(1), Result):  # the first call may be told that its worker died
+                pass
+            spent.append((time.perf_counter() - begin) * 1000)
+            await asyncio.sleep(0.5)  # a standby is forked again
+    return spent
 
 
 def _bare_interpreter() -> float:
