@@ -6,9 +6,18 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable
+import tempfile
+import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
+
+_BEGIN, _END = "<!-- benchmarks:begin", "<!-- benchmarks:end -->"
+_MORE = (
+    "`make bench` measures all of it side by side; what stands behind the numbers: "
+    "[performance](docs/explanation/performance.md)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +42,46 @@ class Row:
         return self.value >= self.bar if self.better == "higher" else self.value <= self.bar
 
 
-def median_row(
-    section: str, subject: str, metric: str, unit: str, measure: Callable[[], float], rounds: int = 3, **more: object
-) -> Row:
-    """The row of `rounds` runs of `measure`."""
-    values = [measure() for _ in range(rounds)]
-    return Row(
-        section=section,
-        subject=subject,
-        metric=metric,
-        unit=unit,
-        value=statistics.median(values),
-        rounds=values,
-        **more,  # type: ignore[arg-type]
-    )
-
-
 def percentile(values: Iterable[float], share: float) -> float:
     """The value below which `share` (0 to 1) of `values` lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def machine() -> str:
+    """What it was measured on, with two numbers that tell one machine, or one hour of a shared one, from another."""
+    begin = time.perf_counter()
+    sum(number for number in range(5_000_000))
+    adding = time.perf_counter() - begin
+    with tempfile.TemporaryFile() as file:
+        syncs = [_sync_s(file) for _ in range(200)]
+    return (
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}; medians. "
+        f"Here 5,000,000 additions took {adding:.2f} s and fdatasync of 8 KiB {statistics.median(syncs) * 1000:.2f} ms."
+    )
+
+
+def _sync_s(file: IO[bytes]) -> float:
+    file.write(bytes(8192))
+    file.flush()
+    begin = time.perf_counter()
+    os.fdatasync(file.fileno())
+    return time.perf_counter() - begin
+
+
+def publish(rows: list[Row], readme: Path) -> None:
+    """The rows that have a bar or a peer, into the README between its two marks."""
+    text = readme.read_text()
+    before, rest = text.split(_BEGIN)
+    intro, _, after = rest.partition(_END)
+    head = intro.split("\n")[0]
+    shown = [row for row in rows if not row.peer and (row.bar is not None or _ratio(row, rows))]
+    table = ["| | median | our bar | beside |", "|---|---|---|---|"]
+    for row in shown:
+        bar = "" if row.bar is None else f"{'≥' if row.better == 'higher' else '≤'} {row.bar:g} {_mark(row)}"
+        table.append(f"| {row.subject}: {row.metric} | {row.value:,.3g} {row.unit} | {bar} | {_ratio(row, rows)} |")
+    body = "\n".join([head, "", "## Speed and weight", "", machine(), "", *table, "", _MORE, ""])
+    readme.write_text(f"{before}{_BEGIN}{body}{_END}{after}")
 
 
 def quantile(buckets: dict[float, float], share: float) -> float:
@@ -69,7 +98,7 @@ def quantile(buckets: dict[float, float], share: float) -> float:
 
 def markdown(rows: list[Row]) -> str:
     """A table a section; the last column is the ratio to the first peer that has the same metric."""
-    lines = [f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}; medians.", ""]
+    lines = [machine(), ""]
     for section in dict.fromkeys(row.section for row in rows):
         lines += [f"## {section}", "", "| | metric | median | bar | to the peer |", "|---|---|---|---|---|"]
         for row in (row for row in rows if row.section == section):

@@ -73,7 +73,7 @@ class App:
         def declare(one: Any) -> Any:
             address = handler_address(one)
             check_annotated(one, str(options.get("handler_mode", "payload")))
-            declared = self._add(name or one.__name__, address, origin, name is not None, options)
+            declared = self._add(one.__name__ if name is None else name, address, origin, name is not None, options)
             self._handlers[declared] = one
             return one
 
@@ -107,7 +107,7 @@ class App:
             "join_timeout": join_timeout, "key": key, "handler_mode": handler_mode,
         }  # fmt: skip
         address = handler if ":" in handler else f"{module}:{function}"
-        return self._add(name or function, address, _caller(), name is not None, options)
+        return self._add(function if name is None else name, address, _caller(), name is not None, options)
 
     def tool(
         self,

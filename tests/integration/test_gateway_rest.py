@@ -327,7 +327,7 @@ PROBLEMS: dict[str, tuple[Request, int, str]] = {
     "unknown queue": (get("/v1/dead?queue=none"), 404, ""),
     "wrong method": (lambda http: http.put("/v1/jobs", json={}), 405, "method: 'PUT' is not for '/v1/jobs'"),
     "wrong method of a job": (lambda http: http.delete(f"/v1/jobs/{UNKNOWN}"), 405, "method: 'DELETE'"),
-    "bad limit": (get("/v1/jobs?limit=many"), 400, "limit: 'many' is not a integer from 1 to 1000"),
+    "bad limit": (get("/v1/jobs?limit=many"), 400, "limit: 'many' is not a whole number from 1 to 1000"),
     "limit of zero": (get("/v1/jobs?limit=0"), 400, "limit: '0' is not"),
     "bad state": (get("/v1/jobs?state=runing"), 400, "state: 'runing' is not one of"),
     "bad cursor": (get("/v1/jobs?cursor=%00x"), 400, "cursor: "),

@@ -29,7 +29,7 @@ def parse_arguments(words: tuple[str, ...]) -> Given:
         if not equals or not name:
             raise InvalidArgument(f"arguments: {word!r} is neither name=text nor name:=JSON")
         if name in given.values or name in given.texts:
-            raise InvalidArgument(f"{name}: is given twice")
+            raise InvalidArgument(f"{name}: is given twice, the second time as {value[:200]!r}")
         if is_json:
             given.values[name] = _json(name, value)
         else:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from groundplane.cli import state_folder
+from groundplane.cli.address import check_address
 from groundplane.cli.describe import describe_afresh
 from groundplane.cli.loading import Description, describe_apart
 from groundplane.cli.options import COMMON, Common
@@ -53,6 +54,7 @@ def dev(
     """
     settings = common.settings(host=host, port=port)
     with state_folder.held(settings.state):
+        check_address(settings)
         return asyncio.run(_run(app, settings, common.output, reload=reload))
 
 
@@ -73,6 +75,7 @@ class _Dev:
         self._description: asyncio.Future[Description] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
         self._announced = False
+        self._refused = False
         self._watch = Watch([])
         self._supervisor = Supervisor(self._heard, grace_s=settings.grace_s)
         self._programs = PlanePrograms(settings, self._gateway_config)
@@ -107,6 +110,8 @@ class _Dev:
         finally:
             ready.cancel()
             stopped.cancel()
+        if self._refused:
+            return EXIT_FAILURE
         self._output.note("stopping: running work gets " + f"{self._settings.grace_s:g} s; again to stop at once")
         clean = await self._supervisor.stop()
         return EXIT_OK if clean else EXIT_FAILURE
@@ -212,7 +217,10 @@ class _Dev:
                 pid=os.getpid(), url=str(child.details["url"]), admin=str(child.details.get("admin", ""))
             )
             state_folder.write_running(self._settings.state, running)
-        if what == "exited":
+        if what == "exited" and name == GATEWAY and child.status == EXIT_FAILURE and not self._announced:
+            self._refused = True  # it said why, and would say it again
+            self._stop.set()
+        elif what == "exited":
             self._tell("exited", f"{name} ended ({child.exit_meaning}); starting it again", process=name)
         elif what == "ready" and child.starts > 1:
             self._tell("restarted", f"{name} serves again, pid {child.pid}", process=name, pid=child.pid)

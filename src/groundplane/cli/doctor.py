@@ -20,6 +20,7 @@ import msgspec
 from cyclopts import Parameter
 
 from groundplane.cli import state_folder
+from groundplane.cli.address import check_address
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, Output, colourful
 from groundplane.cli.version import versions
@@ -181,24 +182,19 @@ async def _clock(settings: Settings) -> list[Finding]:
 
 
 def _port(settings: Settings) -> Finding:
-    if settings.port == 0:
-        return Finding(check="port", severity="ok", message="a free port is taken at the start")
     with contextlib.suppress(NotFound):
         own = urlsplit(state_folder.running(settings.state).url)
         if own.port == settings.port:
             return Finding(check="port", severity="ok", message=f"port {settings.port} is this plane's own")
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            return Finding(
-                check="port", severity="error", reason="port_taken",
-                message=f"port {settings.port} on {settings.host} cannot be bound: {error.strerror}",
-                remedy="Stop what listens there, or choose another --port (0 takes a free one).",
-            )  # fmt: skip
-    return Finding(check="port", severity="ok", message=f"port {settings.port} on {settings.host} is free")
+    try:
+        check_address(settings)
+    except GroundplaneError as error:
+        return Finding(
+            check="port", severity="error", reason=error.reason or "port_taken",
+            message=error.message.partition("; ")[0], remedy=f"{error.message.partition('; ')[2].capitalize()}.",
+        )  # fmt: skip
+    free = f"port {settings.port} on {settings.host} is free" if settings.port else "a free port is taken at the start"
+    return Finding(check="port", severity="ok", message=free)
 
 
 def _gateway(settings: Settings) -> list[Finding]:

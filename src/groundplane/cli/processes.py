@@ -162,7 +162,8 @@ class Child:
         except (BrokenPipeError, ConnectionResetError):
             return  # it ended meanwhile, and will be started again
         except BaseException:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             raise
 
     def _tell_failures(self, outcomes: list[BaseException | None]) -> None:

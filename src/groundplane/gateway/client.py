@@ -50,10 +50,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 class Client:
     """One gateway. Calls may be made concurrently. Requests that can be repeated safely are, with jittered backoff and
-    as `Retry-After` says; `start` is made safe by an idempotency key of its own.
+    as `Retry-After` says; `start` is made safe by an idempotency key of its own. A `url` that is none of HTTP's raises
+    `InvalidArgument`.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 30.0, headers: Mapping[str, str] | None = None) -> None:
+        try:
+            parsed = httpx2.URL(url)
+        except httpx2.InvalidURL as error:
+            raise InvalidArgument(f"url: {url!r} is no URL: {error}") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise InvalidArgument(f"url: {url!r} is not an http:// or https:// URL; write http://127.0.0.1:8080")
         self._http = httpx2.AsyncClient(base_url=url.rstrip("/"), timeout=timeout_s, headers=dict(headers or {}))
         self._closed = False
 
@@ -85,6 +92,8 @@ class Client:
         """The new job, durable. Repeated by itself on a lost connection, under one idempotency key."""
         body: dict[str, Any] = {"tool": tool, "arguments": dict(arguments or {})}
         if timeout_s is not None:
+            if not 0 < timeout_s < math.inf:
+                raise InvalidArgument(f"timeout: {timeout_s!r} is not a positive number of seconds")
             body["timeout"] = timeout_s
         headers = {"Idempotency-Key": idempotency_key or new_id()}
         if traceparent is not None:

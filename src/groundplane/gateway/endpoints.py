@@ -17,6 +17,7 @@ from groundplane.gateway.problems import HTTPProblem
 
 JSON = "application/json"
 QUERY_SHOWN_MAX = 100
+_KINDS = {"integer": "a whole number", "number": "a number"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def _one(parameter: Parameter, text: str) -> Any:
         value = math.nan
     low, high = kind.get("minimum", -math.inf), kind.get("maximum", math.inf)
     if not low <= value <= high:  # NaN is in no range
-        raise _bad_query(name, f"{text[:QUERY_SHOWN_MAX]!r} is not a {kind['type']} from {low} to {high}")
+        raise _bad_query(name, f"{text[:QUERY_SHOWN_MAX]!r} is not {_KINDS[kind['type']]} from {low} to {high}")
     return value
 
 

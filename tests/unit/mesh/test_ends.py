@@ -197,6 +197,23 @@ async def test_a_failed_child_holds_when_a_join_is_ahead(tmp_path: Path) -> None
     assert reporter.told[0].holds is True
 
 
+@pytest.mark.req("MESH-17")
+@pytest.mark.parametrize("failed", [False, True])
+async def test_the_claim_of_a_success_is_released_and_that_of_a_failure_is_kept_for_its_dead_letter(
+    tmp_path: Path, failed: bool
+) -> None:
+    async with Blobs.open(state=tmp_path) as blobs:
+        whole = _envelope(error={"code": "internal", "message": "m"} if failed else None, payload={"big": 1})
+        envelope, _ = await Claims(blobs, Limits(payload_inline_bytes_max=4)).outgoing(whole)
+    claim = envelope.claim
+    assert claim is not None
+    (found,), _, _ = await _run(tmp_path, envelope, failed=failed)
+    assert found["payload"] == {"big": 1}
+    async with Blobs.open(state=tmp_path) as blobs:
+        kept = [info.key async for info in blobs.list() if info.key == claim.key]
+    assert kept == ([claim.key] if failed else [])
+
+
 async def test_bytes_that_are_no_envelope_become_a_dead_letter_of_the_end(tmp_path: Path) -> None:
     found, reporter, (attempt, dead) = await _run(tmp_path, b"nonsense")
     assert (found, reporter.told, attempt, dead) == ([], [], 1, 1)
