@@ -197,7 +197,7 @@ async def test_a_failed_child_holds_when_a_join_is_ahead(tmp_path: Path) -> None
     assert reporter.told[0].holds is True
 
 
-@pytest.mark.req("MESH-15.1")
+@pytest.mark.req("MESH-15.2")
 @pytest.mark.parametrize("failed", [False, True])
 async def test_the_claim_of_a_success_is_released_and_that_of_a_failure_is_kept_for_its_dead_letter(
     tmp_path: Path, failed: bool
