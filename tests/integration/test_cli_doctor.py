@@ -113,6 +113,12 @@ def test_a_taken_port_is_found(tmp_path: Path, state: Path) -> None:
     assert "choose another --port" in run.stdout
 
 
+def test_an_address_beyond_loopback_is_found(tmp_path: Path, state: Path) -> None:
+    code, found = _examined(tmp_path, "--state", state, "--host", "0.0.0.0")
+    assert (code, list(found)) == (1, ["auth_required"])
+    assert "'0.0.0.0'" in found["auth_required"]["message"]
+
+
 def test_a_full_disk_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     with _mounted(folder, "1m"):

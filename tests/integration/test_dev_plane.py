@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -155,6 +156,30 @@ def test_an_app_that_cannot_be_loaded_ends_dev_with_a_word_about_it(
     for word in words:
         assert word in run.stderr
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.req("CORE-05.1")
+def test_what_the_gateway_would_refuse_ends_dev_at_once_with_one_error(folder: Path) -> None:
+    def refused(*more: str) -> str:
+        run = groundplane("dev", "app:app", "--state", "s", *more, folder=folder, timeout_s=25)
+        assert run.returncode == 1
+        assert run.stdout == ""
+        assert run.stderr.count("error [") == 1, run.stderr
+        assert "Traceback" not in run.stderr
+        assert "starting it again" not in run.stderr
+        return run.stderr
+
+    assert "host: '0.0.0.0'" in refused("--host", "0.0.0.0", "--port", "0")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert f"port: {port} on 127.0.0.1 cannot be bound" in refused("--port", port)
+    (folder / "routes.yaml").write_text("tols: []\n")
+    (folder / "groundplane.toml").write_text("[gateway]\nroutes = 'routes.yaml'\n")
+    assert "routes.yaml:1" in refused("--port", "0")
+    (folder / "groundplane.toml").unlink()
+    (folder / "s" / "plane.db").unlink()
+    (folder / "s" / "plane.db").write_text("this is no database")
+    assert "is not a Groundplane database" in refused("--port", "0")
 
 
 @pytest.mark.req("CORE-03.3")

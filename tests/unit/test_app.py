@@ -205,6 +205,7 @@ _WRONG: list[tuple[Any, str, str]] = [
     (lambda app: app.actor(join="yes")(double), "join", "'yes'"),
     (lambda app: app.actor(join_timeout=3)(double), "join_timeout", "3"),
     (lambda app: app.actor(key="")(double), "key", "''"),
+    (lambda app: app.actor(name="")(double), "name", "''"),
     (lambda app: app.actor(handler_mode="raw")(double), "handler_mode", "'raw'"),
     (lambda app: app.add_actor("plain"), "handler", "'plain'"),
     (lambda app: app.add_actor("a b:c"), "handler", "'a b:c'"),

@@ -191,7 +191,7 @@ def _port(settings: Settings) -> Finding:
     except GroundplaneError as error:
         return Finding(
             check="port", severity="error", reason=error.reason or "port_taken",
-            message=error.message.partition("; ")[0], remedy=f"{error.message.partition('; ')[2].capitalize()}.",
+            message=error.message.partition("; ")[0].replace(": ", " ", 1), remedy=f"{error.message.partition('; ')[2].capitalize()}.",
         )  # fmt: skip
     free = f"port {settings.port} on {settings.host} is free" if settings.port else "a free port is taken at the start"
     return Finding(check="port", severity="ok", message=free)

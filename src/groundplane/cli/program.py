@@ -25,7 +25,7 @@ Examples:
   groundplane jobs list                   what runs, what ran
   groundplane doctor                      what is wrong, what to do
 
-Exit codes: 0 ok, 1 failure, 2 usage. Every command takes --json.
+Exit codes: 0 ok, 1 failure, 2 usage. Commands that print something take --json.
 """
 _GROUPS = {
     "jobs": "Look at jobs and steer them; works on the state folder, no server needed.",

@@ -179,7 +179,9 @@ class _Toml:
                 hint = f"; did you mean {keys[0]!r}?" if keys else did_you_mean(section, known)
                 where = self._line(section) if isinstance(table, dict) else self._line("", section)
                 if section in known:
-                    raise InvalidArgument(f"{section}: {mask_urls(repr(table))} is no table; write [{section}] ({self.path}:{where})")
+                    raise InvalidArgument(
+                        f"{section}: {mask_urls(repr(table))} is no table; write [{section}] ({self.path}:{where})"
+                    )
                 raise _unknown(section, f"{self.path}:{where}", f"no such section{hint}")
             for key in table:
                 if key not in known[section]:

@@ -13,6 +13,7 @@ Errors are those of `groundplane.core.errors`, made from the gateway's problem d
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
@@ -24,7 +25,7 @@ import httpx2
 import msgspec
 
 from groundplane.core import codec
-from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, Unavailable
+from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument, Unavailable
 from groundplane.core.ids import new_id
 from groundplane.gateway.problems import to_error
 

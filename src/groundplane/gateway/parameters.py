@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.validators import extend
 
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import did_you_mean
@@ -27,6 +28,15 @@ _KINDS = {
     "object": "an object",
     "null": "null",
 }
+
+
+# 1.0 is an integer to JSON Schema, and not to a handler that asks for one: it is refused before a job exists
+_Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
 
 
 class ArgumentCheck:
@@ -45,7 +55,7 @@ class ArgumentCheck:
         self._owner = owner
         self._root = root
         self._schema = dict(schema)
-        self._validator = Draft202012Validator(self._schema)
+        self._validator = _Validator(self._schema)
 
     def __call__(self, arguments: Any) -> dict[str, Any]:
         """`arguments` with defaults filled in; a fresh dict. Raises `InvalidArgument` that names the first bad field

@@ -66,6 +66,7 @@ def test_every_option_is_a_field_with_a_default_and_a_variable_and_a_key_of_its_
         ("\n[plan]\nname = 'x'\n", 2, ["plan:", "did you mean 'plane'"]),
         ("# c\n\n[gateway]\n# d\nqueues = 'embedded://'\n", 5, ["gateway.queues", "did you mean 'plane.queues'"]),
         ("port = 1\n", 1, ["port", "did you mean 'gateway.port'"]),
+        ("gateway = 1\n", 1, ["gateway: 1 is no table", "write [gateway]"]),
         ("[gateway]\nhost = '127.0.0.1'\nport = 'many'\n", 3, ["gateway.port", "'many'"]),
         ("[gateway]\nport = 70000\n", 2, ["gateway.port", "70000"]),
         ("[gateway]\nport = true\n", 2, ["gateway.port", "True"]),

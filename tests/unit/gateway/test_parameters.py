@@ -56,6 +56,7 @@ def test_a_default_that_a_caller_changes_is_the_next_callers_as_it_was() -> None
         (None, "arguments.value", "is missing"),
         ({"value": "x"}, "arguments.value", "'x' is not an integer"),
         ({"value": True}, "arguments.value", "True is not an integer"),
+        ({"value": 1.0}, "arguments.value", "1.0 is not an integer"),
         ({"value": 1, "vlaue": 2}, "arguments.vlaue", "2 is unknown to tool 'double'; did you mean 'value'?"),
         ({"value": 1, "mode": "fsat"}, "arguments.mode", "'fsat' is not one of 'fast', 'deep'; did you mean 'fast'?"),
         ({"value": 1, "names": ["a", 3]}, "arguments.names[1]", "3 is not text"),
