@@ -189,9 +189,10 @@ def _port(settings: Settings) -> Finding:
     try:
         check_address(settings)
     except GroundplaneError as error:
+        what, _, remedy = error.message.replace(": ", " ", 1).partition("; ")
         return Finding(
-            check="port", severity="error", reason=error.reason or "port_taken",
-            message=error.message.partition("; ")[0].replace(": ", " ", 1), remedy=f"{error.message.partition('; ')[2].capitalize()}.",
+            check="port", severity="error", reason=error.reason or "port_taken", message=what,
+            remedy=f"{remedy.capitalize()}.",
         )  # fmt: skip
     free = f"port {settings.port} on {settings.host} is free" if settings.port else "a free port is taken at the start"
     return Finding(check="port", severity="ok", message=free)

@@ -31,7 +31,7 @@ _KINDS = {
 
 
 # 1.0 is an integer to JSON Schema, and not to a handler that asks for one: it is refused before a job exists
-_Validator = extend(
+_Validator = extend(  # type: ignore[no-untyped-call]
     Draft202012Validator,
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
