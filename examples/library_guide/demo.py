@@ -1,7 +1,7 @@
 """The demo: makes a library of Python code answerable, kills what it runs on half-way, and shows that nothing was lost.
 
     make demo                               the standard library of this Python
-    make demo ARGS="--path ~/my/project"    a folder of your own
+    groundplane demo --path ~/my/project    a folder of your own
 
 No server, no key: one state folder in a temporary place, one command that supervises everything.
 """
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import sysconfig
@@ -96,28 +97,35 @@ async def ingest(url: str, pid: int, path: Path) -> None:
 async def kill_and_watch(gateway: Client, job_id: str, pid: int) -> None:
     """Follow the job; half-way kill a worker, then a sidecar, each in the middle of an envelope, and see attempt 2."""
     targets = ["worker", "sidecar"]
-    victim = ""
     holding: dict[str, int] = {}  # envelope → worker, for those that `parse` is at
+    killed: set[int] = set()
+    again: set[tuple[str, int]] = set()
+    patience = 0  # so many envelopes may be completed before a kill counts as one that hit nothing
     async for event in gateway.follow(job_id):
         data = event.data
-        envelope, message = data.get("envelope_id"), data.get("message") or ""
+        envelope, attempt, message = data.get("envelope_id"), data.get("attempt", 1), data.get("message") or ""
         if envelope is None or data.get("actor") != "parse":
             continue
-        if data.get("status") == "completed" or data.get("attempt", 1) > 1:
+        if attempt > 1 and (envelope, attempt) not in again:
+            again.add((envelope, attempt))
+            if patience:
+                say(f"  [green]envelope {envelope} is at attempt {attempt}[/]: its {targets.pop(0)} was killed")
+                patience = 0
+        if data.get("status") == "completed" or attempt > 1:
             holding.pop(envelope, None)
-        elif " in worker " in message:
+            if patience == 1:
+                say(f"  that {targets[0]} was between two envelopes; another one, then")
+            patience = max(0, patience - 1)
+        elif " in worker " in message and int(message.rpartition(" ")[2]) not in killed:
             holding[envelope] = int(message.rpartition(" ")[2])
-        if envelope == victim and data.get("attempt", 1) > 1:
-            say(f"  [green]envelope {envelope} is at attempt {data['attempt']}[/]: its {targets.pop(0)} was killed")
-            victim = ""
-        elif envelope == victim and data.get("status") == "completed":
-            victim = ""  # it was done just before the kill: another one, then
-        if targets and holding and not victim and data.get("progress", 0) > 40:
-            envelope, worker = next(reversed(holding.items()))
+        if targets and holding and not patience and data.get("progress", 0) > 40:
+            worker = next(reversed(holding.values()))
             number = worker if targets[0] == "worker" else sidecar_of("parse", pid)
             if kill(number):
-                victim = envelope
-                say(f"  [red]kill -9 {number}[/]: the {targets[0]} that holds envelope {victim}")
+                killed.add(number)
+                patience = 20
+                which = "a worker" if targets[0] == "worker" else "the sidecar"
+                say(f"  [red]kill -9 {number}[/]: {which} of `parse`")
             holding.clear()
     if targets:
         raise DemoFailed(f"the job was over before the {targets[0]} could be killed")
@@ -275,6 +283,8 @@ def kill(pid: int) -> bool:
 
 def what_next(path: Path) -> None:
     """The end of the demo."""
+    if shutil.which("groundplane") is None:
+        command(f"source {os.path.relpath(Path(sys.prefix) / 'bin' / 'activate')}")
     command(f"cd {os.path.relpath(HERE)} && groundplane dev app:app".removeprefix("cd . && "))
     command(f"groundplane call ingest path={path}")
     command('groundplane call ask question="open a zip archive"')

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from cyclopts import Parameter
 
+from groundplane.cli.output import Output
 from groundplane.cli.repository import find
 
 
@@ -21,8 +25,14 @@ def bench(
 
       groundplane bench
 
-      groundplane bench hops --json
+      groundplane bench gateway --json
     """
     root = find("benchmarks/__main__.py", "bench").parents[1]
-    arguments = [*names, *(["--json"] if json else [])]
-    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=root, check=False).returncode
+    program = [sys.executable, "-m", "benchmarks", *names]
+    if not json:
+        return subprocess.run(program, cwd=root, check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="groundplane-bench-") as folder:
+        code = subprocess.run([*program, "--out", folder], cwd=root, stdout=sys.stderr, check=False).returncode
+        for file in Path(folder).glob("latest.json"):
+            Output(json=True).result(msgspec.json.decode(file.read_bytes()))
+    return code
