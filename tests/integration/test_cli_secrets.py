@@ -52,6 +52,7 @@ app.tool("dies", route=[dies], timeout=20)
 
 
 @pytest.mark.slow
+@pytest.mark.req("CORE-09.1", "CORE-09.2")
 def test_a_whole_plane_tells_no_secret(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / ".env").write_text(f"STRIPE_KEY={CANARY}8\n")
@@ -78,6 +79,9 @@ def test_a_whole_plane_tells_no_secret(tmp_path: Path) -> None:
     assert len("".join(told.values())) > 5000
     found = {where: word for where, text in told.items() for word in (CANARY, *tokens) if word in text}
     assert found == {}
+    stored = {file: file.read_bytes() for file in (tmp_path / "s").rglob("*") if file.is_file()}
+    assert any(tokens[0].encode() in data for data in stored.values())  # what was stored is seen
+    assert [str(file) for file, data in stored.items() if CANARY.encode() in data] == []
 
 
 _REFUSED = f"postgresql://me:{CANARY}@h/x"
