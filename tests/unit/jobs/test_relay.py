@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from groundplane.core.errors import InvalidArgument
+from groundplane.core.errors import InvalidArgument, Unavailable
 from groundplane.jobs import Jobs
 from groundplane.jobs.conformance.subjects import eventually, message, new_job
 from groundplane.jobs.port import OutboxMessage
@@ -111,3 +111,25 @@ async def test_what_was_offered_and_refused_is_kept_and_found_in_the_outbox(
         await eventually(lambda: sent.has("first", "e1", "e2"))
         await eventually(lambda: _empty(jobs))
         assert jobs.statistics().relay_failures == 1
+
+
+@pytest.mark.req("JOB-02.2")
+async def test_what_was_sent_and_could_not_be_ticked_off_is_sent_again_under_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("groundplane.jobs.store.LEASE_OFFERED_S", 0.05)
+    sent = Sent()
+    async with relayed(tmp_path, sent) as jobs:
+        done, faults = jobs.driver.outbox.done, [Unavailable("file: busy", reason="database_busy")]
+
+        async def faulty(ids: Sequence[int]) -> None:
+            if faults:
+                raise faults.pop()
+            await done(ids)
+
+        monkeypatch.setattr(jobs.driver.outbox, "done", faulty)
+        await jobs.create(new_job(), [message("e1")])
+        await eventually(lambda: sent.has("first", "e1", "e1"))
+        await eventually(lambda: _empty(jobs))
+        await jobs.create(new_job(), [message("e2")])
+        await eventually(lambda: sent.has("first", "e1", "e1", "e2"))

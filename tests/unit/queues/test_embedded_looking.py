@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,10 +27,19 @@ def _message(name: str, delay_s: float = 0.0) -> OutgoingMessage:
     return OutgoingMessage(queue="work", id=name, payload=b"", delay_s=delay_s)
 
 
-async def _take(consumer: QueueConsumer, timeout_s: float) -> list[str]:
-    got = await consumer.receive(8, timeout_s)
+async def _take(consumer: QueueConsumer, timeout_s: float, limit: int = 8) -> list[str]:
+    got = await consumer.receive(limit, timeout_s)
     await consumer.settle([Ack(one) for one in got])
     return [one.id for one in got]
+
+
+async def _waiting(consumer: Any, timeout_s: float) -> asyncio.Task[list[str]]:
+    """A receive that has looked, found nothing, and waits for the bell."""
+    receiving = asyncio.create_task(_take(consumer, timeout_s))
+    async with asyncio.timeout(5):
+        while consumer._listener._waiter is None:
+            await asyncio.sleep(0.001)
+    return receiving
 
 
 @pytest.mark.req("QUEUE-01.1")
@@ -38,8 +48,7 @@ async def test_what_is_sent_after_the_queue_was_emptied_comes_at_its_bell(queues
         for number in range(5):
             await queues.send([_message(f"{number}")])
             assert await _take(consumer, 2.0) == [f"{number}"]
-        waiting = asyncio.create_task(_take(consumer, 2.0))
-        await asyncio.sleep(0)
+        waiting = await _waiting(consumer, 2.0)
         await queues.send([_message("late")])
         assert await waiting == ["late"]
 
@@ -47,9 +56,10 @@ async def test_what_is_sent_after_the_queue_was_emptied_comes_at_its_bell(queues
 @pytest.mark.req("QUEUE-05")
 async def test_what_was_delayed_when_the_queue_was_emptied_comes_when_it_is_due(queues: EmbeddedQueues) -> None:
     async with queues.consume("work", max_in_flight=8) as consumer:
+        waiting = await _waiting(consumer, 2.0)
         start = time.monotonic()
         await queues.send([_message("now"), _message("soon", 0.4)])
-        assert await _take(consumer, 2.0) == ["now"]
+        assert await waiting == ["now"]
         assert await _take(consumer, 3.0) == ["soon"]
         assert 0.39 < time.monotonic() - start < 2.0
 
@@ -63,7 +73,7 @@ async def test_a_look_that_must_not_wait_looks(queues: EmbeddedQueues) -> None:
 
 
 async def test_what_was_left_in_the_queue_is_taken_without_a_bell(queues: EmbeddedQueues) -> None:
-    async with queues.consume("work", max_in_flight=2) as consumer:
+    async with queues.consume("work", max_in_flight=8) as consumer:
         await queues.send([_message(f"{number}") for number in range(8)])
         for first in range(0, 8, 2):
-            assert await _take(consumer, 2.0) == [f"{first}", f"{first + 1}"]
+            assert await _take(consumer, 2.0, limit=2) == [f"{first}", f"{first + 1}"]
