@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,9 +22,9 @@ class Feed:
         return f"<Feed {len(self._open)} subscriptions>"
 
     @contextmanager
-    def subscribe(self, job: Job, after: int = 0) -> Iterator[Subscription]:
+    def subscribe(self, job: Job, after: int = 0, *, final: bool = False) -> Iterator[Subscription]:
         """See `Jobs.subscribe`; ended already where the gateway drains."""
-        with self._jobs.subscribe(job, after) as subscription:
+        with self._jobs.subscribe(job, after, final=final) as subscription:
             self._open.add(subscription)
             if self._draining:
                 subscription.end()
@@ -44,12 +43,5 @@ class Feed:
         """The job once it is terminal, or as it stands after `timeout_s` seconds or when the gateway drains."""
         if job.state.terminal or timeout_s <= 0:
             return job
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout_s
-        with self.subscribe(job, job.last_event_id) as events:
-            while not events.ended and (left := until - loop.time()) > 0:
-                if await events.batch(left):
-                    job = await self._jobs.get(job.job_id)
-                    if job.state.terminal:
-                        break
-        return job
+        with self.subscribe(job, job.last_event_id, final=True) as events:
+            return await self._jobs.get(job.job_id) if await events.batch(timeout_s) else job

@@ -156,12 +156,13 @@ class McpLane:
     async def _follow(self, ctx: Context, tool: Tool, job: Job) -> Job:
         """Wait for the job's end, telling its progress on the way. A drain ends the wait, not the job."""
         reported = -1.0
-        with self._services.feed.subscribe(job, job.last_event_id) as events:
+        told = tool.spec.progress and "progress_token" in (ctx.meta or {})
+        with self._services.feed.subscribe(job, job.last_event_id, final=not told) as events:
             while not job.state.terminal and not events.ended:
                 found = await events.batch()
                 if any(map(is_final, found)):
                     return await self._services.jobs.get(job.job_id)
-                for event in found if tool.spec.progress else ():
+                for event in found:
                     progress = event.data.get("progress")
                     if isinstance(progress, int | float) and progress > reported:
                         reported = float(progress)

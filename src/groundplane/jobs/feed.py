@@ -108,9 +108,10 @@ class Subscription:
 
 
 class Feed:
-    """Reads the log while somebody follows, and hands each event to the followers of its job."""
+    """Reads the log while somebody follows, and hands each event to the followers of its job; or final ones alone."""
 
-    def __init__(self, driver: JobStore, lifecycle: Lifecycle) -> None:
+    def __init__(self, driver: JobStore, lifecycle: Lifecycle, *, final: bool = False) -> None:
+        self._final = final
         self._driver = driver
         self._lifecycle = lifecycle
         self._followers: dict[str, set[Subscription]] = {}
@@ -155,14 +156,14 @@ class Feed:
 
     async def _history(self, job_id: str, after: int, limit: int) -> Events:
         self._lifecycle.check_open()
-        return await self._driver.events(after=after, job_id=job_id, limit=limit)
+        return await self._driver.events(after=after, job_id=job_id, limit=limit, final=self._final)
 
     async def _run(self) -> None:
         failures = 0
         try:
             while True:
                 try:
-                    async with self._driver.watch("events") as watch:
+                    async with self._driver.watch("ends" if self._final else "events") as watch:
                         while True:
                             await self._wanted.wait()
                             await self._step()
@@ -179,7 +180,7 @@ class Feed:
 
     async def _step(self) -> None:
         """Read what is new; where that is more than a page, everybody reads for himself, from the newest on."""
-        page = await self._driver.events(after=self._position, limit=PAGE)
+        page = await self._driver.events(after=self._position, limit=PAGE, final=self._final)
         if len(page.items) >= PAGE:
             self._position = (await self._driver.events(after=0, limit=0)).last_id
             for one in self._everybody():

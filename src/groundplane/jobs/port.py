@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
@@ -257,6 +257,10 @@ class Swept(msgspec.Struct, frozen=True, kw_only=True):
     next_deadline_at: int | None = None
 
 
+Topic: TypeAlias = Literal["events", "ends", "outbox"]
+TOPICS: tuple[Topic, ...] = get_args(Topic)
+
+
 class Watch(Protocol):
     """Rings when events or outbox rows were committed. A ring between two waits is never lost; spurious ones are
     allowed.
@@ -314,14 +318,15 @@ class JobStore(Protocol):
         """
         ...
 
-    async def events(self, *, after: int, job_id: str | None = None, limit: int = 500) -> Events:
-        """Events with an id above `after`, of one job or of all. None is ever skipped by a reader that continues from
-        `last_id`. `limit=0` reads none and tells the newest id. Raises `not_found` for an unknown `job_id`.
+    async def events(self, *, after: int, job_id: str | None = None, limit: int = 500, final: bool = False) -> Events:
+        """Events with an id above `after`, of one job or of all, with `final` only those that ended a job. None is ever
+        skipped by a reader that continues from `last_id`. `limit=0` reads none and tells the newest id. Raises
+        `not_found` for an unknown `job_id`.
         """
         ...
 
-    def watch(self, topic: str = "events") -> AbstractAsyncContextManager[Watch]:
-        """Wait for commits instead of polling: `events`, or `outbox`."""
+    def watch(self, topic: Topic = "events") -> AbstractAsyncContextManager[Watch]:
+        """Wait for commits instead of polling: of `events`, of final events alone (`ends`), or of the `outbox`."""
         ...
 
     async def sweep(self, retention: Retention) -> Swept:

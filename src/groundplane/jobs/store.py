@@ -37,6 +37,7 @@ from groundplane.jobs.checks import (
 from groundplane.jobs.drivers import open_driver
 from groundplane.jobs.feed import Feed, Subscription
 from groundplane.jobs.port import (
+    TOPICS,
     Change,
     Control,
     Created,
@@ -51,6 +52,7 @@ from groundplane.jobs.port import (
     Outcome,
     Retention,
     Swept,
+    Topic,
     Watch,
 )
 from groundplane.jobs.relay import LEASE_OFFERED_S, LEASE_S, Relay, Send
@@ -90,6 +92,7 @@ class Jobs:
         self._lifecycle = Lifecycle("jobs")
         self._lifecycle.on_close(driver.aclose)
         self._feed = Feed(driver, self._lifecycle)
+        self._ends = Feed(driver, self._lifecycle, final=True)
         self._relays: list[Relay] = []
         self._created = self._changes = self._refused = self._retries = 0
         self._swept: Swept | None = None
@@ -215,10 +218,13 @@ class Jobs:
                         return
                     live = True
 
-    def subscribe(self, job: Job, after: int) -> AbstractContextManager[Subscription]:
-        """The events of `job`, as it was read before, after an id: history, then live. For streams; see `follow`."""
+    def subscribe(self, job: Job, after: int, *, final: bool = False) -> AbstractContextManager[Subscription]:
+        """The events of `job`, as it was read before, after an id: history, then live. For streams; see `follow`.
+
+        With `final` only that which ends it: who waits for the end alone is not woken by progress.
+        """
         self._lifecycle.check_open()
-        return self._feed.subscribe(job, after)
+        return (self._ends if final else self._feed).subscribe(job, after)
 
     async def wait_finished(self, job_id: str, timeout_s: float | None = None) -> Job | None:
         """The job once it has ended; None after `timeout_s` seconds. Never polls. Raises `not_found`, `closed`."""
@@ -226,18 +232,17 @@ class Jobs:
         if job.state.terminal:
             return job
         try:
-            with self.subscribe(job, job.last_event_id) as subscription:
+            with self.subscribe(job, job.last_event_id, final=True) as subscription:
                 async with asyncio.timeout(timeout_s):
-                    while not any(event.kind in FINAL_KINDS for event in await subscription.batch()):
-                        pass
+                    await subscription.batch()
         except TimeoutError:
             return None
         return await self.get(job_id)
 
-    def watch(self, topic: str = "events") -> AbstractAsyncContextManager[Watch]:
-        """Wait for commits of `events` or of the `outbox`, of any process."""
-        if topic not in ("events", "outbox"):
-            raise InvalidArgument(f"topic: {topic!r} must be 'events' or 'outbox'")
+    def watch(self, topic: Topic = "events") -> AbstractAsyncContextManager[Watch]:
+        """Wait for commits of `events`, of final events alone (`ends`), or of the `outbox`, of any process."""
+        if topic not in TOPICS:
+            raise InvalidArgument(f"topic: {topic!r} must be one of {', '.join(TOPICS)}")
         self._lifecycle.check_open()
         return self.driver.watch(topic)
 
@@ -273,8 +278,8 @@ class Jobs:
             changes=self._changes,
             refused=self._refused,
             retries=self._retries,
-            followers=self._feed.followers,
-            delivered=self._feed.delivered,
+            followers=self._feed.followers + self._ends.followers,
+            delivered=self._feed.delivered + self._ends.delivered,
             relayed=sum(relay.relayed for relay in self._relays),
             relay_failures=sum(relay.failures for relay in self._relays),
             swept=self._swept,
@@ -285,7 +290,8 @@ class Jobs:
         await self._lifecycle.aclose()
 
     def __repr__(self) -> str:
-        state = "closed" if self._lifecycle.closed else f"{self._created} created, {self._feed.followers} followers"
+        followers = self._feed.followers + self._ends.followers
+        state = "closed" if self._lifecycle.closed else f"{self._created} created, {followers} followers"
         return f"<Jobs {type(self.driver).__name__} {state}>"
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:

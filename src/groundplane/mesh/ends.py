@@ -21,6 +21,7 @@ from groundplane.core.envelope import Envelope
 from groundplane.core.errors import ErrorRecord, GroundplaneError, InvalidArgument
 from groundplane.jobs.port import Finish
 from groundplane.mesh.claims import Claims
+from groundplane.mesh.filing import Filing
 from groundplane.mesh.joins import waits_ahead
 from groundplane.mesh.reporting import Reporter
 from groundplane.mesh.routing import last_actor
@@ -59,6 +60,7 @@ class End:
         self._failed = failed
         self._prefix = prefix
         self._blobs = blobs
+        self._filing = Filing(blobs)
         self._claims = claims
         self._settler = settler
         self._active = active
@@ -102,9 +104,11 @@ class End:
         told_first = self._failed or result is payload  # unless the result is only there, nobody need wait for the disk
         if told_first:
             await self._report(envelope, result, key)
-        document = outcome_document(envelope, payload, self._clock.now_ms(), lost)
-        await self._blobs.put(key, to_json(document), content_type="application/json")
-        if not told_first:
+        data = to_json(outcome_document(envelope, payload, self._clock.now_ms(), lost))
+        if told_first:
+            await self._filing.put(key, data)
+        else:
+            await self._blobs.put(key, data, content_type="application/json")
             await self._report(envelope, result, key)
         failpoints.hit("final_report")
         await self._settler.settle(Ack(delivery))

@@ -84,8 +84,8 @@ def test_the_life_of_a_job_is_looked_up(tx: _Explaining, unit: Unit) -> None:
             Finish(job_id=one, envelope_id="late"),
         ],
     )
-    log.of_job(unit.tx, _SCOPE, one, 0, 10)
-    log.of_all(unit.tx, _SCOPE, 0, 10)
+    log.of_job(unit.tx, _SCOPE, one, 0, 10, final=False)
+    log.of_all(unit.tx, _SCOPE, 0, 10, final=False)
     records.get(unit.tx, _SCOPE, one)
     assert len(tx.plans) > 20
     assert tx.bad() == {}

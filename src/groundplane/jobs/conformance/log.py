@@ -126,6 +126,21 @@ class LogConformance:
             assert [event.kind for event in await _followed(jobs, job_id)] == ["created", "cancelled"]
 
     @pytest.mark.req("JOB-03.2")
+    async def test_who_waits_for_the_end_alone_is_told_of_that_and_of_nothing_else(
+        self, jobs: Jobs, open_jobs: OpenJobs
+    ) -> None:
+        job_id = await started(jobs)
+        async with open_jobs() as other:
+            job = await other.get(job_id)
+            with other.subscribe(job, job.last_event_id, final=True) as ends:
+                async with asyncio.timeout(10), other.watch("ends") as bell:
+                    await jobs.apply(report(job_id, 0, 50))
+                    await succeed(jobs, job_id)
+                    assert await bell.wait(None)
+                    assert [event.kind for event in await ends.batch()] == ["succeeded"]
+            assert [event.kind for event in (await other.driver.events(after=0, final=True)).items] == ["succeeded"]
+
+    @pytest.mark.req("JOB-03.2")
     async def test_a_slow_follower_is_bounded_and_misses_nothing(self, jobs: Jobs) -> None:
         job_id = await started(jobs)
         follower = jobs.follow(job_id)

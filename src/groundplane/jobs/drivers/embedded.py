@@ -39,6 +39,7 @@ from groundplane.jobs.port import (
     Progress,
     Retention,
     Swept,
+    Topic,
     Watch,
 )
 
@@ -101,17 +102,16 @@ class EmbeddedJobs:
         durable = any(type(one) is not Progress for one in changes_)
         return await self.write(lambda unit: changes.apply(unit, changes_), durable=durable)
 
-    async def events(self, *, after: int, job_id: str | None = None, limit: int = 500) -> Events:
+    async def events(self, *, after: int, job_id: str | None = None, limit: int = 500, final: bool = False) -> Events:
         """See the port."""
         if job_id is None:
-            return await self.native.read(lambda tx: log.of_all(tx, self.scope, after, limit))
-        return await self.native.read(lambda tx: log.of_job(tx, self.scope, job_id, after, limit))
+            return await self.native.read(lambda tx: log.of_all(tx, self.scope, after, limit, final=final))
+        return await self.native.read(lambda tx: log.of_job(tx, self.scope, job_id, after, limit, final=final))
 
     @asynccontextmanager
-    async def watch(self, topic: str = "events") -> AsyncIterator[Watch]:
+    async def watch(self, topic: Topic = "events") -> AsyncIterator[Watch]:
         """See the port."""
-        name = self.scope.events_topic if topic == "events" else self.scope.outbox_topic
-        async with self.native.listen(name) as listener:
+        async with self.native.listen(self.scope.topic(topic)) as listener:
             yield listener
 
     async def sweep(self, retention: Retention) -> Swept:

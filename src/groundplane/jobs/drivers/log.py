@@ -37,27 +37,29 @@ def begin_boot(tx: Transaction, boot_id: str) -> None:
         tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('job_events', ?)", (_IDS_LEFT_OUT,))
 
 
-def of_all(tx: Transaction, scope: Scope, after: int, limit: int) -> Events:
+def of_all(tx: Transaction, scope: Scope, after: int, limit: int, *, final: bool) -> Events:
     """Events of every job of the namespace after an id."""
     rows = tx.execute(
         "SELECT one.id, jobs.job_id, one.kind, one.data, one.created_at FROM job_events AS one "
-        "CROSS JOIN jobs ON jobs.seq = one.job WHERE one.id > ? AND jobs.namespace = ? ORDER BY one.id LIMIT ?",
-        (after, scope.number, limit),
+        "CROSS JOIN jobs ON jobs.seq = one.job WHERE one.id > ? AND one.final >= ? AND jobs.namespace = ? "
+        "ORDER BY one.id LIMIT ?",
+        (after, final, scope.number, limit),
     )
     trimmed_to = tx.execute("SELECT trimmed_to FROM job_namespaces WHERE id = ?", (scope.number,))[0][0]
     newest = tx.execute("SELECT coalesce(max(id), 0) FROM job_events")[0][0]
     return _page(rows, after, limit, newest, truncated=after < trimmed_to)
 
 
-def of_job(tx: Transaction, scope: Scope, job_id: str, after: int, limit: int) -> Events:
+def of_job(tx: Transaction, scope: Scope, job_id: str, after: int, limit: int, *, final: bool) -> Events:
     """Events of one job after an id; `not_found` for an unknown one."""
     found = tx.execute("SELECT seq, trimmed_to FROM jobs WHERE namespace = ? AND job_id = ?", (scope.number, job_id))
     if not found:
         raise NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
     seq, trimmed_to = found[0]
     rows = tx.execute(
-        "SELECT id, ?, kind, data, created_at FROM job_events WHERE job = ? AND id > ? ORDER BY id LIMIT ?",
-        (job_id, seq, after, limit),
+        "SELECT id, ?, kind, data, created_at FROM job_events WHERE job = ? AND id > ? AND final >= ? "
+        "ORDER BY id LIMIT ?",
+        (job_id, seq, after, final, limit),
     )
     newest = tx.execute("SELECT coalesce(max(id), 0) FROM job_events WHERE job = ?", (seq,))[0][0]
     return _page(rows, after, limit, newest, truncated=after < trimmed_to)

@@ -37,7 +37,7 @@ def insert(unit: Unit, messages: Iterable[OutboxMessage], lease_ms: int = 0) -> 
         )
         numbers.append(rows[0][0])
     if numbers and not lease_ms:
-        unit.tx.wake(unit.scope.outbox_topic)
+        unit.tx.wake(unit.scope.topic("outbox"))
     return numbers
 
 
@@ -101,11 +101,11 @@ def park(unit: Unit, one: OutboxMessage, seq: int, pauses: int, *, held: bool) -
     if fresh and held:
         unit.event(seq, "parked", {"state": "paused", "envelope_id": one.id, "actor": one.queue})
     if not held:
-        unit.tx.wake(unit.scope.outbox_topic)
+        unit.tx.wake(unit.scope.topic("outbox"))
     return fresh
 
 
 def release(unit: Unit, seq: int) -> None:
     """The job was resumed: what was parked is due."""
     unit.tx.execute("UPDATE job_outbox SET held = 0 WHERE parked_for = ? AND held = 1", (seq,))
-    unit.tx.wake(unit.scope.outbox_topic)
+    unit.tx.wake(unit.scope.topic("outbox"))

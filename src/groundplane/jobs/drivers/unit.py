@@ -9,7 +9,7 @@ import msgspec
 
 from groundplane.backends.sqlite import Row, Transaction
 from groundplane.core.errors import ErrorRecord, InvalidArgument
-from groundplane.jobs.port import JobState
+from groundplane.jobs.port import JobState, Topic
 
 LIVE = "('pending', 'running', 'paused')"
 """The states that are not terminal, for a guard in SQL."""
@@ -27,15 +27,9 @@ class Scope(msgspec.Struct, frozen=True):
     number: int
     name: str
 
-    @property
-    def events_topic(self) -> str:
-        """Rung when events were committed."""
-        return f"job-events/{self.name}"
-
-    @property
-    def outbox_topic(self) -> str:
-        """Rung when messages became due."""
-        return f"job-outbox/{self.name}"
+    def topic(self, name: Topic) -> str:
+        """The bell of the engine for this topic of the store."""
+        return f"job-{name}/{self.name}"
 
 
 class Unit:
@@ -54,7 +48,9 @@ class Unit:
             "INSERT INTO job_events (job, kind, final, data, created_at) VALUES (?, ?, ?, ?, ?)",
             (seq, kind, final, _json(kind, data), self.now),
         )
-        self.tx.wake(self.scope.events_topic)
+        self.tx.wake(self.scope.topic("events"))
+        if final:
+            self.tx.wake(self.scope.topic("ends"))
 
     def one(self, sql: str, *bindings: Any) -> Row | None:
         """The first row, or None."""

@@ -71,7 +71,6 @@ class Work(msgspec.Struct, kw_only=True):
     resolve: bool = True
     claims: list[Claim] = []
     attempt: int = 1
-    late_children: bool = False
 
 
 class Handling:

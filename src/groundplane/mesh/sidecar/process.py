@@ -181,7 +181,7 @@ class Sidecar:
         jobs = await stack.enter_async_context(
             Jobs.open(config.jobs, namespace=config.namespace, state=config.state, inline=True)
         )
-        watch = await stack.enter_async_context(jobs.watch("events"))
+        watch = await stack.enter_async_context(jobs.watch("ends"))
         return JobReporter(jobs, watch, lost=metrics.reports_lost.inc)
 
     async def _claims(self, stack: AsyncExitStack) -> Claims | None:
