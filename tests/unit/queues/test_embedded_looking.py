@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from groundplane.backends.sqlite import Database, Options
 from groundplane.queues.drivers.embedded import EmbeddedQueues
+from groundplane.queues.drivers.embedded.driver import MIGRATIONS
 from groundplane.queues.port import Ack, OutgoingMessage, QueueConsumer, QueueSpec
 
 pytestmark = pytest.mark.anyio
@@ -18,9 +20,11 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def queues(tmp_path: Path) -> AsyncIterator[EmbeddedQueues]:
-    async with EmbeddedQueues.open(state=tmp_path) as opened:
-        await opened.declare([QueueSpec(name="work")])
-        yield opened
+    """Over a file whose safety poll, which would cover up for a consumer that sleeps too long, does not run."""
+    async with Database.open(tmp_path / "plane.db", [MIGRATIONS], options=Options(poll_s=3600.0)):
+        async with EmbeddedQueues.open(state=tmp_path) as opened:
+            await opened.declare([QueueSpec(name="work")])
+            yield opened
 
 
 def _message(name: str, delay_s: float = 0.0) -> OutgoingMessage:
@@ -75,5 +79,7 @@ async def test_a_look_that_must_not_wait_looks(queues: EmbeddedQueues) -> None:
 async def test_what_was_left_in_the_queue_is_taken_without_a_bell(queues: EmbeddedQueues) -> None:
     async with queues.consume("work", max_in_flight=8) as consumer:
         await queues.send([_message(f"{number}") for number in range(8)])
+        start = time.monotonic()
         for first in range(0, 8, 2):
             assert await _take(consumer, 2.0, limit=2) == [f"{first}", f"{first + 1}"]
+        assert time.monotonic() - start < 1.5
