@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+_LINE_MAX = 100
 
 
 class Output:
@@ -28,7 +29,7 @@ class Output:
     def result(self, value: Any, text: str | None = None) -> None:
         """The command's result: `value` as JSON, or `text` for people."""
         if self.json or text is None:
-            sys.stdout.write(to_json(value, indent=None if self.json else 2) + "\n")
+            sys.stdout.write((to_json(value) if self.json else _for_people(value)) + "\n")
         elif text:
             sys.stdout.write(text.rstrip("\n") + "\n")
         sys.stdout.flush()
@@ -97,10 +98,16 @@ def console() -> Console:
     return Console(stderr=True, no_color=not colourful(sys.stderr), highlight=False)
 
 
+def _for_people(value: Any) -> str:
+    """On one line where that is short."""
+    line = to_json(value, indent=0)
+    return line if len(line) <= _LINE_MAX else to_json(value, indent=2)
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON of anything that commands print; bytes that are UTF-8 as text, others in base64."""
     data = msgspec.json.encode(_shown(value))
-    return msgspec.json.format(data, indent=indent).decode() if indent else data.decode()
+    return data.decode() if indent is None else msgspec.json.format(data, indent=indent).decode()
 
 
 def _shown(value: Any) -> Any:

@@ -24,6 +24,7 @@ Examples:
   groundplane call pipeline value=5       start a job, print its result
   groundplane jobs list                   what runs, what ran
   groundplane doctor                      what is wrong, what to do
+  groundplane --version                   this version, and what it stands on
 
 Exit codes: 0 ok, 1 failure, 2 usage. Commands that print something take --json.
 """

@@ -42,3 +42,13 @@ def test_a_failed_job_is_printed_as_json_beside_the_error(capsys: pytest.Capture
     captured = capsys.readouterr()
     assert json.loads(captured.out) == job
     assert json.loads(captured.err)["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_result_is_printed_on_one_line_where_it_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    for result, printed in [
+        (25, "25\n"),
+        ({"total": 3, "top": [["cat", 2], ["dog", 1]]}, '{"total": 3, "top": [["cat", 2], ["dog", 1]]}\n'),
+        (["x" * 60, "y" * 60], f'[\n  "{"x" * 60}",\n  "{"y" * 60}"\n]\n'),
+    ]:
+        assert _finish({"job_id": "j", "state": "succeeded", "result": result}, Output()) == 0
+        assert capsys.readouterr().out == printed
