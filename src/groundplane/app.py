@@ -51,20 +51,22 @@ class App:
         name: str | None = None,
         timeout: float | str = ACTOR_TIMEOUT_S,
         retry: int | RetryPolicy = 1,
+        retry_timeouts: bool = False,
         concurrency: int = 1,
         join: bool = False,
         join_timeout: float | str | None = None,
         key: str | None = None,
         handler_mode: Mode = "payload",
     ) -> Callable[[H], H]: ...
-    def actor(self, handler: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # unknown options are ours to name
+    def actor(self, handler: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # unknown options are ours
+    to name
         """Declare a handler as an actor: a function, async function, generator, or a class that is made once in each
         worker and has `process` or `__call__`.
 
         `name` is the handler's own by default. `timeout` is seconds or `"30s"`. `retry` is the number of attempts in
-        all, or a policy. `concurrency` is calls at once. `join` makes it a fan-in: it gets the ordered list of a
-        fan-out's results, after `join_timeout` those that arrived. `key` names the payload field by which order is
-        kept. Returns the handler unchanged.
+        all, or a policy; a call past its timeout is tried again only with `retry_timeouts`. `concurrency` is calls at
+        once. `join` makes it a fan-in: it gets the ordered list of a fan-out's results, after `join_timeout` those
+        that arrived. `key` names the payload field by which order is kept. Returns the handler unchanged.
         """
         origin, name = _caller(), options.pop("name", None)
         if isinstance(handler, str):
@@ -86,6 +88,7 @@ class App:
         name: str | None = None,
         timeout: float | str = ACTOR_TIMEOUT_S,
         retry: int | RetryPolicy = 1,
+        retry_timeouts: bool = False,
         concurrency: int = 1,
         join: bool = False,
         join_timeout: float | str | None = None,
@@ -103,8 +106,8 @@ class App:
         if not module or not function:
             raise InvalidArgument(f"handler: {handler!r} names no module; write module:function")
         options = {
-            "timeout": timeout, "retry": retry, "concurrency": concurrency, "join": join,
-            "join_timeout": join_timeout, "key": key, "handler_mode": handler_mode,
+            "timeout": timeout, "retry": retry, "retry_timeouts": retry_timeouts, "concurrency": concurrency,
+            "join": join, "join_timeout": join_timeout, "key": key, "handler_mode": handler_mode,
         }  # fmt: skip
         address = handler if ":" in handler else f"{module}:{function}"
         return self._add(function if name is None else name, address, _caller(), name is not None, options)
@@ -153,7 +156,7 @@ class App:
         return spec
 
     def _add(self, name: str, address: str, origin: str, named: bool, options: Mapping[str, Any]) -> str:
-        known = ("timeout", "retry", "concurrency", "join", "join_timeout", "key", "handler_mode")
+        known = ("timeout", "retry", "retry_timeouts", "concurrency", "join", "join_timeout", "key", "handler_mode")
         for option in options:
             if option not in known:
                 raise InvalidArgument(f"{option}: is no option of an actor{did_you_mean(option, (*known, 'name'))}")
@@ -208,6 +211,7 @@ def _actor_spec(
     *,
     timeout: Any = ACTOR_TIMEOUT_S,
     retry: Any = 1,
+    retry_timeouts: Any = False,
     concurrency: Any = 1,
     join: Any = False,
     join_timeout: Any = None,
@@ -218,8 +222,9 @@ def _actor_spec(
         raise InvalidArgument(
             f"concurrency: {concurrency!r} of actor {name!r} is not a whole number from 1 to {CONCURRENCY_MAX}"
         )
-    if type(join) is not bool:
-        raise InvalidArgument(f"join: {join!r} of actor {name!r} is not True or False")
+    for option, value in (("join", join), ("retry_timeouts", retry_timeouts)):
+        if type(value) is not bool:
+            raise InvalidArgument(f"{option}: {value!r} of actor {name!r} is not True or False")
     if join_timeout is not None and not join:
         raise InvalidArgument(f"join_timeout: {join_timeout!r} of actor {name!r} needs join=True")
     if key is not None and (not isinstance(key, str) or not key):
@@ -231,6 +236,7 @@ def _actor_spec(
         handler=handler,
         timeout_s=_seconds("timeout", timeout),
         retry=_policy(name, retry),
+        retry_timeouts=retry_timeouts,
         concurrency=concurrency,
         join=join,
         join_timeout_s=ACTOR_TIMEOUT_S if join_timeout is None else _seconds("join_timeout", join_timeout),

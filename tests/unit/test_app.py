@@ -110,10 +110,11 @@ def test_a_bare_decorator_returns_the_function_and_names_the_actor_after_it(app:
 def test_every_option_of_an_actor_reaches_its_spec(app: App) -> None:
     policy = RetryPolicy(attempts=3, base_s=0.5)
     app.actor(
-        name="twice", timeout="1.5m", retry=policy, concurrency=4, join=True, join_timeout="10s", key="customer"
+        name="twice", timeout="1.5m", retry=policy, concurrency=4, join=True, join_timeout="10s", key="customer",
+        retry_timeouts=True,
     )(double)  # fmt: skip
     spec = app.actors["twice"]
-    assert (spec.timeout_s, spec.retry, spec.concurrency) == (90, policy, 4)
+    assert (spec.timeout_s, spec.retry, spec.retry_timeouts, spec.concurrency) == (90, policy, True, 4)
     assert (spec.join, spec.join_timeout_s, spec.key) == (True, 10, "customer")
     assert app.actor(name="other", retry=4)(double) is double
     assert app.actors["other"].retry == RetryPolicy(attempts=4)
@@ -200,6 +201,7 @@ _WRONG: list[tuple[Any, str, str]] = [
     (lambda app: app.actor(retry=0)(double), "retry", "0"),
     (lambda app: app.actor(retry=True)(double), "retry", "True"),
     (lambda app: app.actor(retry="3")(double), "retry", "'3'"),
+    (lambda app: app.actor(retry_timeouts=1)(double), "retry_timeouts", "1"),
     (lambda app: app.actor(concurrency=0)(double), "concurrency", "0"),
     (lambda app: app.actor(concurrency=1.5)(double), "concurrency", "1.5"),
     (lambda app: app.actor(join="yes")(double), "join", "'yes'"),
