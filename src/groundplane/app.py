@@ -58,8 +58,7 @@ class App:
         key: str | None = None,
         handler_mode: Mode = "payload",
     ) -> Callable[[H], H]: ...
-    def actor(self, handler: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # unknown options are ours
-    to name
+    def actor(self, handler: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # unknown options are ours to name
         """Declare a handler as an actor: a function, async function, generator, or a class that is made once in each
         worker and has `process` or `__call__`.
 
