@@ -28,19 +28,17 @@ async def _followed(jobs: Jobs) -> bool:
 async def test_a_call_waits_for_the_end_of_its_job_and_not_for_its_progress(jobs: Jobs) -> None:
     feed = Feed(jobs)
     job_id = await started(jobs)
-    waiting = asyncio.create_task(feed.wait_finished(await jobs.get(job_id), 10))
+    job = await jobs.get(job_id)
+    waiting = asyncio.create_task(feed.wait_finished(job, 10))
     await eventually(lambda: _followed(jobs))
-    for weight in (10, 50):
-        delivered = jobs.statistics().delivered
-        await jobs.apply(report(job_id, 0, weight))
-        await eventually(lambda seen=delivered: _delivered(jobs, seen + 1))  # type: ignore[misc]
+    with feed.subscribe(job, job.last_event_id) as everything:
+        for weight in (10, 50):
+            await jobs.apply(report(job_id, 0, weight))
+            assert [event.kind for event in await everything.batch(10)] == ["progress"]
+        assert not waiting.done()
     await succeed(jobs, job_id, 7)
-    job = await waiting
-    assert (job.state, job.result) == (JobState.SUCCEEDED, 7)
-
-
-async def _delivered(jobs: Jobs, count: int) -> bool:
-    return jobs.statistics().delivered >= count
+    ended = await waiting
+    assert (ended.state, ended.result) == (JobState.SUCCEEDED, 7)
 
 
 async def test_a_call_that_has_waited_long_enough_gets_the_job_as_it_stands(jobs: Jobs) -> None:
