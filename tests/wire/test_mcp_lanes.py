@@ -354,6 +354,17 @@ async def test_arguments_that_no_message_carries_are_an_error_result(one: House)
                 assert response.status_code == 400
 
 
+@pytest.mark.req("GATE-04.4")
+async def test_a_key_that_is_there_twice_is_a_parse_error_and_makes_no_job(one: House) -> None:
+    async with one.http() as http:
+        session = await Legacy(http).open()
+        body = '{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"echo","arguments":{"a":1,"a":2}}}'
+        response = await http.post("/mcp", content=body, headers=session.headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, -32700)
+    assert "the key 'a' twice" in response.json()["error"]["message"]
+    assert (await one.jobs.list_jobs(JobQuery())).items == []
+
+
 @pytest.mark.req("GATE-06.7")
 @pytest.mark.parametrize("era", ERAS)
 async def test_ten_calls_at_once_get_their_own_results(one: House, era: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.types import Receive, Scope, Send
 
 from groundplane.core.lifecycle import Lifecycle
+from groundplane.gateway.mcp_body import take
 from groundplane.gateway.services import Services
 from groundplane.telemetry.logs import get_logger
 
@@ -65,7 +66,10 @@ class LoadingLane:
         await self._settled.wait()
         if self._lane is None:
             raise RuntimeError("the MCP side could not be loaded, or has ended") from self._failure
-        await self._lane.asgi(scope, receive, send)
+        refusal = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            receive, refusal = await take(receive)
+        await (refusal or self._lane.asgi)(scope, receive, send)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

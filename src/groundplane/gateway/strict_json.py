@@ -28,6 +28,16 @@ def parse(data: bytes) -> Any:
     return value
 
 
+def refuse_duplicates(data: bytes) -> None:
+    """Raise `InvalidArgument` where a key is there twice in one object. What is no JSON passes: its reader says so."""
+    try:
+        json.loads(data, object_pairs_hook=_pairs)
+    except InvalidArgument:
+        raise
+    except (ValueError, RecursionError):
+        return
+
+
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
