@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +20,6 @@ ITEMS = MigrationSet(
     component="items",
     scripts=(("0001_create.sql", "CREATE TABLE item (id INTEGER PRIMARY KEY AUTOINCREMENT, filler BLOB) STRICT"),),
 )
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system (tmpfs)")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system (tmpfs) cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def add(size: int) -> Any:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,24 +22,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.timeout(180)]
 PLACES = ("before", "inside", "between", "after")
 OF_EACH_PLACE = 6
 _NOTICED = ("retry", "dead_letter", "late", "late_outcome")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system (tmpfs)")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system (tmpfs) cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.req("MESH-17", "QUEUE-06", "MESH-06")
@@ -181,6 +160,7 @@ async def _add_replica(lab: Lab) -> None:
 
 
 @pytest.mark.req("MESH-17", "JOB-02.2")
+@pytest.mark.parametrize("small_disk", [24], indirect=True)
 async def test_a_plane_on_a_full_disk_refuses_new_jobs_loses_none_and_goes_on_when_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,24 +14,6 @@ from groundplane.queues.drivers.embedded import EmbeddedQueues
 from groundplane.testing.checkers import History
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system (tmpfs)")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system (tmpfs) cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 async def _send_until_refused(queues: Queues, history: History, size: int) -> int:

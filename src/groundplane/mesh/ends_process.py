@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import gc
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -29,6 +28,7 @@ from groundplane.mesh.reporting import JobReporter, Reporter
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.sidecar.loop import Loop, flow_check
+from groundplane.mesh.signals import drained_by_signals
 from groundplane.mesh.spec import ERRORS_PREFIX, RESULTS_PREFIX, Limits
 from groundplane.mesh.start import queue_specs
 from groundplane.queues.client import Queues
@@ -148,18 +148,13 @@ class Ends:
 
     async def run(self) -> int:
         """Open everything, handle until stopped, drain, close."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
         try:
-            async with AsyncExitStack() as stack:
-                return await self._run(stack)
+            with drained_by_signals(self.stop):
+                async with AsyncExitStack() as stack:
+                    return await self._run(stack)
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
             return EXIT_QUEUE if error.reason == "queue_not_ready" else EXIT_FAILED
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
 
     async def _run(self, stack: AsyncExitStack) -> int:
         config = self._config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from groundplane.mesh.sidecar.config import SidecarConfig
 from groundplane.mesh.sidecar.fan_in import FanIn
 from groundplane.mesh.sidecar.handling import Handling, Parts
 from groundplane.mesh.sidecar.loop import WINDOW_MAX, Loop, flow_check
+from groundplane.mesh.signals import drained_by_signals
 from groundplane.mesh.start import queue_specs
 from groundplane.queues.client import Queues
 from groundplane.telemetry.admin import Check, serve_admin
@@ -49,19 +49,14 @@ class Sidecar:
 
     async def run(self) -> int:
         """Open everything, handle until stopped, drain, close."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
         try:
-            async with AsyncExitStack() as stack:
-                return await self._run(stack)
+            with drained_by_signals(self.stop):
+                async with AsyncExitStack() as stack:
+                    return await self._run(stack)
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
             codes = {"runtime_not_ready": EXIT_RUNTIME, "queue_not_ready": EXIT_QUEUE}
             return codes.get(error.reason, EXIT_FAILED)
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
 
     async def _run(self, stack: AsyncExitStack) -> int:
         config = self._config
