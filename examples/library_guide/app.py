@@ -20,12 +20,12 @@ SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to
 
 
 @app.actor
-def walk(path: str) -> FanOut:
-    """One envelope for each package or module at the top of the folder."""
+def walk(path: str, skip: list[str] | None = None) -> FanOut:
+    """One envelope for each package or module at the top of the folder, without the files in `skip`."""
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise ValueError(f"path: {path!r} is not a folder on this machine")
-    packages = [{"root": str(root), "package": name, "files": files} for name, files in modules_of(root).items()]
+    packages = [{"root": str(root), "package": name, "files": files} for name, files in modules_of(root, skip).items()]
     if not packages:
         raise ValueError(f"path: {path!r} holds no Python files")
     return FanOut(packages)
@@ -65,7 +65,7 @@ app.tool("ingest", route=[walk, parse, index], description="Reads a folder of Py
 app.tool("ask", route=[search], description="Answers a question with places in the code.", timeout=30)
 
 
-def modules_of(root: Path) -> dict[str, list[str]]:
+def modules_of(root: Path, skip: list[str] | None = None) -> dict[str, list[str]]:
     """The Python files below `root`, by the top-level package or module that they belong to."""
     packages: dict[str, list[str]] = {}
     for folder, folders, names in os.walk(root):
@@ -73,7 +73,8 @@ def modules_of(root: Path) -> dict[str, list[str]]:
         for name in sorted(names):
             if name.endswith(".py"):
                 file = os.path.relpath(os.path.join(folder, name), root)
-                packages.setdefault(file.split(os.sep)[0].removesuffix(".py"), []).append(file)
+                if file not in (skip or []):
+                    packages.setdefault(file.split(os.sep)[0].removesuffix(".py"), []).append(file)
     return packages
 
 

@@ -32,6 +32,21 @@ def test_the_demo_kills_a_worker_and_a_sidecar_and_proves_that_nothing_was_lost(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_a_small_folder_of_ones_own_with_a_file_that_is_no_python_is_read(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "good.py").write_text('def greet(name):\n    """Say hello to somebody."""\n')
+    (tmp_path / "mine" / "old.py").write_text("print 'hello'\n")
+    argv = [sys.executable, str(EXAMPLE / "demo.py"), "--path", "mine", "say hello"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=80, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "left out, because Python cannot parse them: old.py" in done.stdout
+    assert "1 packages: done before the worker could be killed" in done.stdout
+    assert "good.greet(name)" in done.stdout
+    assert "good.py:1" in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_folder_that_is_none_ends_the_demo_with_what_is_wrong(tmp_path: Path) -> None:
     argv = [sys.executable, str(EXAMPLE / "demo.py"), "--path", str(tmp_path / "missing")]
