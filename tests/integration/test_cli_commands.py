@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from groundplane.core.settings import Settings
 from groundplane.jobs import NewJob
 from groundplane.plane import Plane
 from groundplane.queues import OutgoingMessage, QueueSpec
-from integration.dev_plane import PIPELINE, environment, groundplane, serving
+from integration.dev_plane import PIPELINE, environment, groundplane, request, serving
 
 pytestmark = pytest.mark.integration
 
@@ -153,6 +154,43 @@ def test_colour_and_progress_are_for_terminals_and_not_where_they_are_unwanted(t
     assert "\x1b[" in _on_a_terminal(tmp_path, "jobs", "list", "--state", "none")
     assert "\x1b[" not in _on_a_terminal(tmp_path, "jobs", "list", "--state", "none", NO_COLOR="1")
     assert "\x1b[" not in groundplane("jobs", "list", "--state", "none", folder=tmp_path).stderr
+
+
+@pytest.mark.req("CORE-05.1")
+def test_an_output_that_takes_no_more_is_one_error(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "groundplane.cli", "config", "show"],
+            cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr.startswith("error [failed_precondition] output: cannot be written: No space left")
+    assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.req("CORE-05.1")
+def test_a_call_that_is_interrupted_says_that_the_job_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(PIPELINE.replace("return value * 2", "__import__('time').sleep(60)"))
+    with serving("dev", "app:app", "--port", "0", "--state", "s", "--json", folder=tmp_path) as plane:
+        terminal, side = pty.openpty()
+        call = subprocess.Popen(
+            [sys.executable, "-m", "groundplane.cli", "call", "pipeline", "value=1", "--state", "s"],
+            cwd=tmp_path, env=environment(TERM="xterm"), stdout=subprocess.PIPE, stderr=side, text=True,
+        )  # fmt: skip
+        os.close(side)
+        with open(terminal, "rb", buffering=0) as shown:
+            said = b""
+            while b"pipeline" not in said:  # its progress: the job is being followed
+                said += shown.read(1000)
+            call.send_signal(signal.SIGINT)
+            printed, _ = call.communicate(timeout=20)
+            with contextlib.suppress(OSError):  # the other side is closed
+                while more := shown.read(1000):
+                    said += more
+        (job,) = request(f"{plane.url}/v1/jobs?state=running")[1]["jobs"]
+    assert (call.returncode, printed) == (130, "")
+    assert f"job {job['job_id']} goes on" in said.decode()
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ def parse_arguments(words: tuple[str, ...]) -> Given:
             raise InvalidArgument(f"arguments: {word!r} is neither name=text nor name:=JSON")
         if name in given.values or name in given.texts:
             raise InvalidArgument(f"{name}: is given twice, the second time as {value[:200]!r}")
+        if not value.isascii() and not _is_unicode(value):
+            raise InvalidArgument(f"{name}: {value[:200]!r} is not UTF-8; write it in UTF-8")
         if is_json:
             given.values[name] = _json(name, value)
         else:
@@ -68,6 +70,14 @@ def _takes_text(described: Any, root: Mapping[str, Any], seen: frozenset[str]) -
         return isinstance(described["const"], str)
     kinds = described.get("type", "string")
     return "string" in (kinds if isinstance(kinds, list) else [kinds])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no text
+        return False
+    return True
 
 
 def _json(name: str, text: str) -> Any:

@@ -49,12 +49,20 @@ async def _call(url: str, tool: str, given: Given, timeout: float | None, detach
 
     async with Client(url) as client:
         schema = await _schema(client, tool) if given.texts else {}
-        job = await client.start(tool, typed(given, schema), timeout_s=timeout)
+        try:
+            job = await client.start(tool, typed(given, schema), timeout_s=timeout)
+        except asyncio.CancelledError:  # Ctrl-C
+            output.note("a job may have been started; see `groundplane jobs list`")
+            raise
         if detach:
             output.result(job, f"{job['job_id']}  {job['state']}")
             return EXIT_OK
-        with _progress(tool, output) as shown:
-            await _follow(client, job["job_id"], shown)
+        try:
+            with _progress(tool, output) as shown:
+                await _follow(client, job["job_id"], shown)
+        except asyncio.CancelledError:
+            output.note(f"job {job['job_id']} goes on; see `groundplane jobs watch` and `groundplane jobs cancel`")
+            raise
         return _finish(await client.result(job["job_id"]), output)
 
 

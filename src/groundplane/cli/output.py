@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from groundplane.core.errors import GroundplaneError
+from groundplane.core.errors import FailedPrecondition, GroundplaneError
 from groundplane.core.reasons import REASONS
 from groundplane.core.secrets import mask_urls
 
@@ -29,10 +30,9 @@ class Output:
     def result(self, value: Any, text: str | None = None) -> None:
         """The command's result: `value` as JSON, or `text` for people."""
         if self.json or text is None:
-            sys.stdout.write((to_json(value) if self.json else _for_people(value)) + "\n")
+            _write((to_json(value) if self.json else _for_people(value)) + "\n")
         elif text:
-            sys.stdout.write(text.rstrip("\n") + "\n")
-        sys.stdout.flush()
+            _write(text.rstrip("\n") + "\n")
 
     def table(
         self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str, value: Any = None
@@ -43,8 +43,7 @@ class Output:
         elif not rows:
             self.note(empty)
         else:
-            sys.stdout.write(_table(rows, columns))
-            sys.stdout.flush()
+            _write(_table(rows, columns))
 
     def note(self, text: str) -> None:
         """A remark for people, on standard error."""
@@ -96,6 +95,21 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, no_color=not colourful(sys.stderr), highlight=False)
+
+
+def _write(text: str) -> None:
+    """To standard output, at once. `failed_precondition` where it takes no more; a closed pipe stays what it is."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what is left in the buffer must not fail once more at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise FailedPrecondition(
+            f"output: cannot be written: {error.strerror}; free space, or send it elsewhere"
+        ) from error
 
 
 def _for_people(value: Any) -> str:

@@ -80,6 +80,7 @@ def test_what_cannot_be_converted_stays_a_text_for_the_check_of_the_tool(text: s
         (("=1",), "'=1' is neither"),
         ((":=1",), "':=1' is neither"),
         (("a=1", "a:=2"), "a: is given twice"),
+        (("a=\udcff",), "a: '\\udcff' is not UTF-8"),
         (("a:=ten",), "a: 'ten' is no JSON"),
         (("a:=" + "[" * 100_000,), "is no JSON"),
     ],
