@@ -266,6 +266,29 @@ async def test_the_client_waits_as_retry_after_says(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.req("GATE-17.1")
+async def test_the_client_repeats_by_itself_what_is_safe_to_repeat_and_nothing_else() -> None:
+    asked: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head.split(b" HTTP")[0])
+        body = b'{"code": "unavailable", "detail": "later", "retryable": true}'
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n")
+        writer.write(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server, Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+        for call in (client.cancel("x"), client.pause("x"), client.redrive("x"), client.get("y")):
+            with pytest.raises(Unavailable):
+                await call
+    assert asked[:3] == [b"POST /v1/jobs/x/cancel", b"POST /v1/jobs/x/pause", b"POST /v1/dead/x/redrive"]
+    assert len(asked) > 4
+    assert set(asked[3:]) == {b"GET /v1/jobs/y"}
+
+
+@pytest.mark.req("GATE-17.1")
 async def test_an_unreachable_gateway_is_unavailable_and_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

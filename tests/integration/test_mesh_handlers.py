@@ -111,6 +111,19 @@ async def test_a_dead_letter_keeps_its_claim_and_runs_when_it_is_redriven_though
     assert (await lab.jobs.get(job_id)).state is JobState.FAILED
 
 
+@pytest.mark.req("MESH-11", "QUEUE-08")
+async def test_a_redriven_letter_that_fails_again_is_told_again(lab: Lab, tmp_path: Path) -> None:
+    await lab.start(ActorSpec(name="a", handler="handlers:append"))
+    envelope = await lab.send(["a"], {"file": str(tmp_path / "missing" / "x")})
+    first = (await lab.outcome(envelope.id))["finished_at"]
+    (letter,) = (await lab.queues.list_dead("a")).items
+    await lab.queues.redrive(letter.id)
+    (again,) = await lab.outcomes(lambda found: [one["finished_at"] for one in found] != [first])
+    assert again["error"]["reason"] == "processing_error"
+    (letter,) = (await lab.queues.list_dead("a")).items
+    assert letter.redrives == 1
+
+
 @pytest.mark.req("MESH-04.2", "MESH-02.4")
 @pytest.mark.parametrize("protocol", ["auto", "0"])
 async def test_a_runtime_of_protocol_zero_is_spoken_to_in_its_own_way(lab: Lab, protocol: str) -> None:

@@ -188,6 +188,12 @@ async def test_a_cancelled_job_stops_its_handler_and_nothing_follows(lab: Lab, t
     assert (await lab.queues.depth("a")).dead == 0
     assert len(await lines(calls, 2)) == 2
 
+    async def told() -> list[str] | None:
+        kinds = [event.kind for event in await lab.events(job_id)]
+        return kinds if "late_outcome" in kinds else None
+
+    assert "skipped" not in await eventually(told), "its outcome was sent on"
+
 
 @pytest.mark.req("MESH-20.2")
 async def test_an_async_handler_of_a_cancelled_job_gets_a_cancellation(lab: Lab, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from groundplane.backends.sqlite import Database, Transaction
+from groundplane.backends.sqlite import Database, Options, Transaction
 from groundplane.core.errors import AlreadyExists, Conflict, GroundplaneError, InvalidArgument
 from groundplane.jobs import Jobs
 from groundplane.jobs.conformance.subjects import message, new_job, report, started
-from groundplane.jobs.drivers.embedded import EmbeddedJobs
+from groundplane.jobs.drivers.embedded import MIGRATIONS, EmbeddedJobs
 from groundplane.jobs.port import Change, Control, Finish, Note, OutboxMessage, Split
 from groundplane.queues import Queues, QueueSpec
 
@@ -146,6 +146,19 @@ async def test_every_change_but_progress_is_synced_when_it_is_told(jobs: Jobs, k
     outcomes = await jobs.apply(*changes[kind])
     assert all(one.applied for one in outcomes)
     assert syncs(jobs) > before
+
+
+@pytest.mark.req("JOB-09.2")
+async def test_the_bell_of_ends_is_rung_by_ends_alone(tmp_path: Path) -> None:
+    unpolled = Options(poll_s=3600.0)  # the safety poll would ring it all the same, a moment later
+    async with Database.open(tmp_path / "plane.db", [MIGRATIONS], options=unpolled), Jobs.open(state=tmp_path) as jobs:
+        job_id = await started(jobs)
+        async with jobs.watch("ends") as ends, jobs.watch("events") as events:
+            await jobs.apply(report(job_id, 0, 50), Note(job_id=job_id, kind="retry"))
+            assert await events.wait(5)
+            assert not await ends.wait(0.05)
+            await jobs.apply(Finish(job_id=job_id, envelope_id="root", result=1))
+            assert await ends.wait(5)
 
 
 @pytest.mark.req("JOB-03.1")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from groundplane.core.errors import Unavailable
+from groundplane.jobs import Jobs
+from groundplane.jobs.conformance.subjects import started
 from groundplane.jobs.feed import BUFFER_MAX, PAGE, Subscription
-from groundplane.jobs.port import Events, JobEvent
+from groundplane.jobs.port import Events, JobEvent, Note
 
 pytestmark = pytest.mark.anyio
 
@@ -104,3 +107,19 @@ async def test_one_that_has_ended_gives_what_is_there_and_waits_for_nothing() ->
     one.end()
     assert [event.id for event in await one.batch()] == [1]
     assert await one.batch() == []
+
+
+@pytest.mark.req("JOB-03.3")
+async def test_a_burst_of_more_than_a_page_passes_no_follower_by(tmp_path: Path) -> None:
+    count = PAGE + 100
+    async with Jobs.open(state=tmp_path) as jobs:
+        job_id, other = await started(jobs), await started(jobs)
+        job = await jobs.get(job_id)
+        with jobs.subscribe(job, job.last_event_id) as one:
+            await jobs.apply(Note(job_id=job_id, kind="live"))
+            assert [event.kind for event in await one.batch(10)] == ["live"]
+            await jobs.apply(*(Note(job_id=name, kind=f"n{n}") for n in range(count) for name in (other, job_id)))
+            kinds: list[str] = []
+            while len(kinds) < count and (batch := await one.batch(10)):
+                kinds += [event.kind for event in batch]
+    assert kinds == [f"n{n}" for n in range(count)]

@@ -56,6 +56,22 @@ def test_one_output_continues_the_same_envelope_at_the_next_actor() -> None:
     assert (send.envelope.payload, send.envelope.attempt, send.envelope.headers) == ({"out": 2}, 1, {"h": 1})
 
 
+@pytest.mark.req("MESH-15.1")
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_an_output_has_no_part_in_the_claim_of_its_input(outputs: int) -> None:
+    envelope = _envelope(claim=Claim("claims/x", 9, "sum"))
+    sends = _decide(Result([Output({"out": n}) for n in range(outputs)]), envelope).sends
+    assert [(send.envelope.claim, send.envelope.payload) for send in sends] == [
+        (None, {"out": n}) for n in range(outputs)
+    ]
+
+
+@pytest.mark.req("MESH-11")
+def test_a_failure_is_no_early_end_whatever_the_envelope_was_before() -> None:
+    (send,) = _decide(_failure(), _envelope(aborted=True, attempt=4)).sends
+    assert (send.envelope.aborted, send.envelope.attempt) == (False, 1)
+
+
 @pytest.mark.req("MESH-01.3")
 def test_after_the_last_actor_comes_the_happy_end() -> None:
     (send,) = _decide(Result([Output(1)]), _envelope(["a", "b"])).sends

@@ -91,3 +91,13 @@ async def test_consumers_are_rung_when_a_message_is_sent_and_when_one_returns(
         rung.clear()
         await consumer.settle([Nack(delivery=delivery)])
         await _until_rung(rung, expected)
+
+
+async def test_declaring_again_takes_each_new_limit(queues: EmbeddedQueues) -> None:
+    for spec in (
+        QueueSpec(name="work", attempts_max=7),
+        QueueSpec(name="work", attempts_max=7, depth_max=70),
+        QueueSpec(name="work", attempts_max=8, depth_max=70),
+    ):
+        await queues.declare([spec])
+        assert await queues.queues() == [spec]
