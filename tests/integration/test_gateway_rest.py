@@ -11,9 +11,10 @@ from typing import Any
 
 import httpx2
 import jsonschema
+import msgspec
 import pytest
 
-from groundplane.core.envelope import Envelope
+from groundplane.core.envelope import Claim, Envelope
 from groundplane.gateway.openapi import EVERYWHERE
 from groundplane.mesh.spec import ToolSpec
 from groundplane.queues.port import OutgoingMessage, QueueSpec
@@ -247,6 +248,20 @@ async def test_dead_letters_are_listed_shown_and_redriven_with_an_edited_payload
         (again,) = await consumer.receive(1, 10.0)
         back = Envelope.from_bytes(again.payload)
         assert (back.id, back.payload, again.attempt, again.redrives) == (envelope.id, {"value": 3}, 1, 1)
+
+
+@pytest.mark.req("GATE-04.2", "QUEUE-08")
+async def test_an_edited_payload_takes_the_place_of_a_claim(one: House) -> None:
+    await one.queues.declare(QueueSpec(name="work"))
+    envelope = msgspec.structs.replace(Envelope.new(["work"], None), claim=Claim("claims/x", 9, "sum"))
+    await one.queues.send(OutgoingMessage(queue="work", payload=envelope.to_bytes(), id=envelope.id))
+    async with one.queues.consume("work") as consumer, one.http() as http:
+        await consumer.reject((await consumer.receive(1, 10.0))[0], "processing_error")
+        (letter,) = (await http.get("/v1/dead")).json()["dead"]
+        edited = await http.post(f"/v1/dead/{letter['id']}/redrive", json={"payload": {"value": 3}})
+        assert edited.json()["redriven"] is True
+        back = Envelope.from_bytes((await consumer.receive(1, 10.0))[0].payload)
+    assert (back.id, back.payload, back.claim) == (envelope.id, {"value": 3}, None)
 
 
 @pytest.mark.req("GATE-04.2", "GATE-04.1")

@@ -11,6 +11,7 @@ from groundplane.mesh import joins
 from groundplane.mesh.ledger.port import JoinKey
 from groundplane.mesh.routing import dedup_key
 from groundplane.mesh.spec import ActorSpec
+from groundplane.mesh.start import JOB_TOKEN
 
 pytestmark = pytest.mark.req("MESH-13")
 
@@ -38,6 +39,14 @@ def test_a_child_belongs_to_the_innermost_fan_out() -> None:
     assert not joins.is_join(SPEC, _child(branches=[]))
     assert not joins.is_join(ActorSpec(name="sum", handler=""), _child())
     assert joins.key_of(SPEC, _child()) == JoinKey("parent", 1, "sum")
+
+
+def test_the_timer_keeps_what_reports_need_and_nothing_of_the_childs_own() -> None:
+    headers = {"traceparent": "t", "mine": 1, JOB_TOKEN: "token"}
+    made = joins.timer(SPEC, _child(claim=Claim("claims/k", 1, "c"), headers=headers))
+    assert made.envelope.headers == {"traceparent": "t", JOB_TOKEN: "token", joins.TIMER: "join"}
+    assert (made.envelope.payload, made.envelope.claim, made.envelope.job_id) == (None, None, "j")
+    assert (made.queue, made.delay_s) == ("sum", 9.0)
 
 
 def test_the_joined_envelope_stands_for_the_parent_inside_the_outer_fan_out() -> None:

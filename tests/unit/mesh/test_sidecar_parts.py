@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundplane.core.errors import InvalidArgument, NotFound
+from groundplane.core.retry import RetryPolicy
 from groundplane.jobs.port import Finish, JobState, Joined, Note, Outcome, Progress
 from groundplane.mesh.batching import Batcher
 from groundplane.mesh.frames import FrameReader, frames
@@ -197,6 +198,50 @@ async def test_the_reporter_sends_the_token_keeps_the_order_and_reads_the_state(
         ("/base/jobs/j%2F1/final", "t0k"),
         ("/base/jobs/j%2F1/active", "t0k"),
     ]
+
+
+@pytest.mark.req("GATE-07.4")
+async def test_reports_of_one_job_wait_for_each_other_and_are_repeated_until_the_gateway_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("groundplane.mesh.reporting_http._RETRY", RetryPolicy(attempts=5, base_s=0.01))
+    asked: list[str] = []
+    slow, other = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = int(next(line for line in head.split("\r\n") if line.lower().startswith("content-length")).split()[1])
+        await reader.readexactly(length)
+        path = head.split()[1]
+        asked.append(path)
+        if path == "/jobs/other/heartbeat":
+            other.set()
+        if path == "/jobs/one/heartbeat" and len(asked) > 2:
+            await slow.wait()
+        status = {1: "503 Service Unavailable", 2: "429 Too Many Requests"}.get(len(asked), "200 OK")
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        await writer.drain()
+        writer.close()
+
+    def progress(job_id: str) -> Progress:
+        return Progress(job_id=job_id, envelope_id="e", hop=0, hops=1, actor="a", weight=10.0)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, asyncio.timeout(10):
+        reporter = HttpReporter(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        (taken,) = await reporter.apply([progress("zero")])
+        assert taken.applied
+        assert asked == ["/jobs/zero/heartbeat"] * 3
+        reporter.post([progress("one")])
+        final = asyncio.ensure_future(reporter.apply([Finish(job_id="one", envelope_id="e")]))
+        reporter.post([progress("other")])
+        await other.wait()
+        await asyncio.sleep(0.05)  # time enough for the final report to overtake, if it could
+        assert "/jobs/one/final" not in asked
+        slow.set()
+        await final
+        await reporter.aclose()
+    assert asked.index("/jobs/one/final") > asked.index("/jobs/one/heartbeat")
 
 
 @pytest.mark.req("MESH-22.4", "TEL-01")
