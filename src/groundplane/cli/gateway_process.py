@@ -12,12 +12,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from groundplane.core.collection import ease_collection
 from groundplane.core.errors import FailedPrecondition, GroundplaneError
 from groundplane.core.settings import Settings, from_bytes, to_bytes
 from groundplane.mesh.spec import ToolSpec
+
+if TYPE_CHECKING:
+    from groundplane.gateway import Gateway
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +57,18 @@ async def serve(
         async with Gateway.open(
             jobs=plane.jobs, queues=plane.queues, blobs=plane.blobs, tools=table, settings=chosen, name=name
         ) as gateway:
-            await gateway.serve(on_ready=lambda served: on_ready(served.url, served.admin_port), signals=True)
+            easing = asyncio.create_task(_ease_when_loaded(gateway))
+            try:
+                await gateway.serve(on_ready=lambda served: on_ready(served.url, served.admin_port), signals=True)
+            finally:
+                easing.cancel()
+                await asyncio.wait([easing])
+
+
+async def _ease_when_loaded(gateway: Gateway) -> None:
+    ease_collection()
+    await gateway.loaded()
+    ease_collection()
 
 
 def write_ready_file(path: Path, url: str, admin_port: int | None, host: str) -> None:

@@ -54,6 +54,10 @@ class LoadingLane:
         """Begin to load, in a thread."""
         self._wanted.set()
 
+    async def loaded(self) -> None:
+        """Return when it is loaded, or cannot be."""
+        await self._settled.wait()
+
     def create(self) -> McpLane:
         """A lane of this gateway, now; for standard input and output."""
         from groundplane.gateway.mcp import McpLane

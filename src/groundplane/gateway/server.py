@@ -131,6 +131,10 @@ class Gateway:
         """The OpenAPI document."""
         return openapi.document(self.endpoints)
 
+    async def loaded(self) -> None:
+        """Return when all that serves is loaded; the MCP side comes after the rest."""
+        await self._lane.loaded()
+
     def drain(self) -> None:
         """Refuse new jobs and end every stream and waiting call, each with a hint; jobs go on. Idempotent."""
         if not self._services.draining:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 
 from groundplane.blobs.store import Blobs
+from groundplane.core.collection import ease_collection
 from groundplane.core.durations import parse_duration
 from groundplane.core.envelope import ERROR_END, HAPPY_END
 from groundplane.core.errors import GroundplaneError, InvalidArgument, NotFound, Unavailable
@@ -295,7 +295,7 @@ def main() -> int:
     except InvalidArgument as error:
         get_logger("ends").error("usage", error=str(error))
         return EXIT_USAGE
-    gc.freeze()
+    ease_collection()
     return asyncio.run(_run(config))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 
+from groundplane.core.collection import ease_collection
 from groundplane.core.errors import InvalidArgument
 from groundplane.mesh.sidecar.config import SidecarConfig, load
 from groundplane.mesh.sidecar.process import EXIT_USAGE, Sidecar
@@ -20,8 +20,7 @@ def main() -> int:
     except InvalidArgument as error:
         get_logger("sidecar").error("usage", error=str(error))
         return EXIT_USAGE
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)  # short-lived objects in number, hardly any cycles
+    ease_collection()
     return asyncio.run(_run(config))
 
 
