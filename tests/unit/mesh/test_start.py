@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 
 import pytest
 
+from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.envelope import ERROR_END, HAPPY_END, Envelope
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.retry import RetryPolicy
@@ -31,7 +31,7 @@ def test_the_order_of_keys_makes_no_other_arguments_and_a_tool_or_a_value_does()
 @pytest.mark.req("JOB-02.1", "JOB-04.1")
 async def test_a_job_keeps_the_hash_of_its_token_and_its_deadline_and_its_envelope_the_token(tmp_path: Path) -> None:
     async with Jobs.open(state=tmp_path) as jobs:
-        before = round(time.time() * 1000)
+        before = SYSTEM_CLOCK.now_ms()
         created = await start_job(jobs, TOOL, {"x": 1}, headers={"traceparent": "00-1"})
         ((_, message),) = await jobs.driver.outbox.take(9)
     envelope = Envelope.from_bytes(message.payload)
@@ -40,7 +40,7 @@ async def test_a_job_keeps_the_hash_of_its_token_and_its_deadline_and_its_envelo
     assert job.token_hash == hashlib.sha256(token.encode()).hexdigest()
     assert len(token) >= 43  # 32 bytes
     assert job.deadline_at is not None
-    assert before + 30_000 <= job.deadline_at <= round(time.time() * 1000) + 30_000
+    assert before + 30_000 <= job.deadline_at <= SYSTEM_CLOCK.now_ms() + 30_000
     assert (envelope.id, envelope.job_id, envelope.deadline_at) == (job.job_id, job.job_id, job.deadline_at)
     assert (message.queue, message.id, message.headers["traceparent"]) == ("a", job.job_id, "00-1")
     assert token not in str(message.headers)
