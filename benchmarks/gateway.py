@@ -74,7 +74,9 @@ async def _rows(rounds: int, scale: float) -> list[Row]:
             bare.append(await _tool_calls(bare_url, int(200 * scale)))
             ours.append(await _tool_calls(url, int(200 * scale)))
             accepts.append(await _accepts_one_by_one(url, int(200 * scale)))
+            await _at_rest(url)
             rates.append(await _accepts_at_once(url, int(2000 * scale)))
+            await _at_rest(url)
         streams, stream_kib = await _streams(url, int(2000 * scale), gateway)
     over = [mine - its for mine, its in zip(ours, bare, strict=True)]
     return [
@@ -120,6 +122,14 @@ async def _accepts_one_by_one(url: str, count: int) -> float:
             spent.append((time.perf_counter() - begin) * 1000)
             assert response.status_code == 202, response.text
     return statistics.median(spent)
+
+
+async def _at_rest(url: str) -> None:
+    """Wait until every job has ended: what was accepted before must not run during what is measured next."""
+    async with httpx2.AsyncClient(base_url=url) as client:
+        for state in ("pending", "running"):
+            while (await client.get("/v1/jobs", params={"state": state, "limit": 1})).json()["jobs"]:
+                await asyncio.sleep(0.1)
 
 
 async def _accepts_at_once(url: str, count: int, connections: int = 32) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, Unsupported
-from groundplane.jobs.port import JobState
+from groundplane.jobs.port import Change, JobState
 from groundplane.mesh.ledger.port import Ledger
 from groundplane.mesh.reporting import Reporter
 from groundplane.mesh.routing import PROCESSING, Router
@@ -19,6 +19,8 @@ from groundplane.mesh.start import JOB_TOKEN
 from groundplane.queues.port import Delivery
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
 
+TELL_AFTER_S = 0.005
+"""A call that takes longer is told to its job while it runs."""
 PROGRESS_EVERY_S = 0.02
 HEARTBEAT_EVERY_S = 1.0
 LOOK_EVERY_S = 0.1
@@ -51,6 +53,7 @@ class CallWatch:
         self._attempt = attempt
         self._weight = PROCESSING
         self._reported_at = 0.0
+        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def token(self) -> str:
@@ -60,6 +63,24 @@ class CallWatch:
     def started(self) -> None:
         """It has left the line; from now on it is a call."""
         self.running = True
+
+    def called(self) -> None:
+        """The handler is called now: the job is told so in a moment. A quick call is told of when it has ended."""
+        if self._reporter is not None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell)
+
+    def untold(self) -> list[Change]:
+        """What the job was not told of the call, which has ended."""
+        if self._telling is None:
+            return []
+        self._telling.cancel()
+        self._telling = None
+        return self._router.progress(self.envelope, PROCESSING, "processing", attempt=self._attempt)
+
+    def _tell(self) -> None:
+        told = self.untold()
+        if told and self._reporter is not None:
+            self._reporter.post(told, self.token)
 
     def progress(self, percent: float, message: str) -> None:
         """See `CallEvents`. Closer than 20 ms together, only the first is reported."""
@@ -103,6 +124,7 @@ class CallWatch:
         if self._reporter is None or now - self._reported_at < every_s:
             return
         self._reported_at = now
+        self._tell()
         change = self._router.progress(self.envelope, weight, status, message[:1000], attempt=self._attempt)
         self._reporter.post(change, self.token)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,13 +15,12 @@ from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.deadline import effective_timeout_s
 from groundplane.core.envelope import Claim, Envelope
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, NotFound, Unavailable
-from groundplane.jobs.port import JobState, Note, Park
+from groundplane.jobs.port import Change, JobState, Note, Park
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.ledger.port import Ledger
 from groundplane.mesh.reporting import Reporter
 from groundplane.mesh.routing import (
     COMPLETED,
-    PROCESSING,
     RECEIVED,
     Decision,
     Failure,
@@ -71,6 +70,12 @@ class Work(msgspec.Struct, kw_only=True):
     resolve: bool = True
     claims: list[Claim] = []
     attempt: int = 1
+    untold: list[Change] = []
+
+    def all_told(self, reports: Sequence[Change]) -> list[Change]:
+        """What the job is told next: first of the call, then `reports`."""
+        told, self.untold = [*self.untold, *reports], []
+        return told
 
 
 class Handling:
@@ -231,9 +236,7 @@ class Handling:
 
     async def _called(self, work: Work, watch: CallWatch) -> Outcome:
         parts, envelope = self._p, work.envelope
-        if parts.reporter is not None:
-            processing = parts.router.progress(envelope, PROCESSING, "processing", attempt=work.attempt)
-            parts.reporter.post(processing, _token(envelope))
+        watch.called()
         timeout_s = effective_timeout_s(parts.router.spec.timeout_s, envelope.deadline_at, parts.clock)
         request = CallRequest(
             envelope=_as_map(envelope, work.payload, work.attempt),
@@ -244,7 +247,10 @@ class Handling:
             join=work.join,
         )
         started = time.perf_counter()
-        outcome = await parts.client.call(request, watch, watch.ticket)
+        try:
+            outcome = await parts.client.call(request, watch, watch.ticket)
+        finally:
+            work.untold = watch.untold()
         spent = time.perf_counter() - started
         parts.metrics.runtime.observe(spent)
         parts.active.spent(spent)
@@ -258,9 +264,10 @@ class Handling:
     async def finish(self, work: Work, decision: Decision) -> bool:
         """Report, send and settle as decided. True when the envelope went on."""
         parts, envelope = self._p, work.envelope
-        if parts.reporter is not None and decision.reports:
-            outcomes = await parts.reporter.apply(decision.reports, _token(envelope))
-            state = outcomes[0].state
+        reports = work.all_told(decision.reports)
+        if parts.reporter is not None and reports:
+            outcomes = await parts.reporter.apply(reports, _token(envelope))
+            state = outcomes[-1].state
             if state is not None and state.terminal:
                 return await self._too_late(work, decision, state)
         if decision.settlement == "nack":
@@ -282,10 +289,11 @@ class Handling:
 
     async def _still_wanted(self, work: Work, decision: Decision) -> bool:
         """Before an attempt in place: False when the job ended meanwhile, and the delivery is settled."""
-        if self._p.reporter is None or not decision.reports:
+        reports = work.all_told(decision.reports)
+        if self._p.reporter is None or not reports:
             return True
-        outcomes = await self._p.reporter.apply(decision.reports, _token(work.envelope))
-        state = outcomes[0].state
+        outcomes = await self._p.reporter.apply(reports, _token(work.envelope))
+        state = outcomes[-1].state
         if state is None or not state.terminal:
             return True
         await self._too_late(work, decision, state)
