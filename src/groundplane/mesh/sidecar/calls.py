@@ -45,6 +45,8 @@ class CallWatch:
         self.envelope = envelope
         self.since = time.monotonic()
         self.running = False
+        self.away: GroundplaneError | None = None
+        """Why the ledger could not answer the handler: a failure after that is not the handler's."""
         self._router = router
         self._reporter = reporter if envelope.job_id is not None else None
         self._custom = custom
@@ -98,6 +100,14 @@ class CallWatch:
 
     async def ask(self, op: str, fields: dict[str, Any]) -> Any:
         """See `CallEvents`: `once_begin` and `once_end`, kept by the ledger under the actor's name."""
+        try:
+            return await self._asked(op, fields)
+        except GroundplaneError as error:
+            if error.retryable:
+                self.away = error
+            raise
+
+    async def _asked(self, op: str, fields: dict[str, Any]) -> Any:
         if self._ledger is None:
             raise Unsupported("once: this sidecar has no ledger; give it --ledger")
         key = fields.get("key")

@@ -255,6 +255,8 @@ class Handling:
         parts.metrics.runtime.observe(spent)
         parts.active.spent(spent)
         failpoints.hit("handled")
+        if watch.away is not None and isinstance(outcome, Failure):
+            raise watch.away
         if isinstance(outcome, Result):
             parts.metrics.processed.inc()
         else:
