@@ -1,4 +1,4 @@
-"""A handler that fails because the sidecar's ledger cannot be written has not failed itself: the work is handed back."""
+"""A handler that fails as the sidecar's ledger cannot be written has not failed itself: the work is handed back."""
 
 from __future__ import annotations
 
