@@ -160,9 +160,9 @@ class McpLane:
         with self._services.feed.subscribe(job, job.last_event_id, final=not told) as events:
             while not job.state.terminal and not events.ended:
                 found = await events.batch()
-                if any(map(is_final, found)):
-                    return await self._services.jobs.get(job.job_id)
                 for event in found:
+                    if is_final(event):
+                        return await self._services.jobs.get(job.job_id)
                     progress = event.data.get("progress")
                     if isinstance(progress, int | float) and progress > reported:
                         reported = float(progress)
