@@ -107,7 +107,7 @@ class Gateway:
             services = Services(
                 jobs=jobs, queues=queues, blobs=blobs, tools=tools, feed=feed, settings=settings, metrics=metrics
             )
-            jobs.send_through(queues.driver)
+            jobs.share_transactions(queues.driver)
             if relay:
                 lifecycle.spawn(jobs.run_relay(Relay(queues, metrics).send), name="relay")
                 lifecycle.spawn(jobs.run_sweeper(SWEEP_INTERVAL_S), name="sweeper")

@@ -7,7 +7,7 @@ revives a job, the loser of a race becomes an event. Times are Unix milliseconds
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -65,8 +65,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The record. `progress` is 0–100 and 100 only on success; `result` is present after success, `error` after
     failure.
 
-    `result_key` names the blob where the end actor persisted the outcome. `aborted` is success by an early end of the
-    route.
+    `result_key` names the blob where the end actor persisted the outcome, once it has. `aborted` is success by an early
+    end of the route.
     """
 
     job_id: str
@@ -98,7 +98,7 @@ class Created(msgspec.Struct, frozen=True):
     """The job, and whether this call made it (False: the idempotency key was known).
 
     `taken` are the numbers of its messages in the outbox, where they were taken with it. `sent` says that they are in
-    their queues already (see `Outbox.send_through`).
+    their queues already (see `Hops.share_transactions`).
     """
 
     job: Job
@@ -149,7 +149,7 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     by index.
 
     `holds` is true for a failed branch that a join further on the route waits for: it is recorded, and does not fail
-    the job.
+    the job. Repeating it changes nothing but a `result_key` that was not known yet.
     """
 
     job_id: str
@@ -282,9 +282,25 @@ class Outbox(Protocol):
         """They were sent durably: delete them. Unknown ids are ignored."""
         ...
 
-    def send_through(self, queues: object) -> bool:
-        """From now on a job's first messages go into these queues (a driver) in the transaction that creates the job.
-        False where that cannot be, as the two do not share a file: they go through the outbox then.
+
+class Hops(Protocol):
+    """What a hop needs: a look that costs little, and one transaction with the queues where both share a file."""
+
+    async def state(self, job_id: str) -> JobState | None:
+        """The job's state alone, at less cost; None where there is no such job."""
+        ...
+
+    def share_transactions(self, queues: object) -> bool:
+        """From now on a job's first messages go into these queues (a driver) in the transaction that creates the job,
+        and settlements of theirs may carry changes. False where that cannot be, as the two do not share a file.
+        """
+        ...
+
+    def carried(self, changes: Sequence[Change], *, of_live: bool = True) -> Callable[[Any], object]:
+        """The changes, for a settlement of the queues that share transactions; durable with it.
+
+        With `of_live` it raises `failed_precondition` (`job_terminal`, the state in its details) where the job had
+        ended before, which undoes the settlement too.
         """
         ...
 
@@ -293,6 +309,7 @@ class JobStore(Protocol):
     """One store of jobs. May be called concurrently throughout; nothing blocks but `Watch.wait`; the façade retries."""
 
     outbox: Outbox
+    hops: Hops
 
     async def create(self, job: NewJob, messages: Sequence[OutboxMessage], *, lease_s: float = 0.0) -> Created:
         """The job and its first messages in one transaction; a repeated idempotency key returns the job that is there.

@@ -46,6 +46,7 @@ from groundplane.jobs.port import (
     JobEvent,
     JobPage,
     JobQuery,
+    JobState,
     JobStore,
     NewJob,
     OutboxMessage,
@@ -151,6 +152,11 @@ class Jobs:
         check_job_id(job_id)
         return await self._call(lambda: self.driver.get(job_id))
 
+    async def state(self, job_id: str) -> JobState | None:
+        """The job's state alone; None where there is no such job."""
+        check_job_id(job_id)
+        return await self._call(lambda: self.driver.hops.state(job_id))
+
     async def list_jobs(self, query: JobQuery | None = None) -> JobPage:
         """Jobs newest first, without results and arguments."""
         wanted = query or JobQuery()
@@ -255,11 +261,19 @@ class Jobs:
         self._relays.append(relay)
         await self._until_closed(relay.run())
 
-    def send_through(self, queues: object) -> bool:
-        """Let a driver of queues have a job's first messages in the transaction that creates it; False where the two
-        do not share a file, and the messages go through the outbox as before.
+    def share_transactions(self, queues: object) -> bool:
+        """Let a driver of queues have a job's first messages in the transaction that creates it, and its settlements
+        carry changes (`carried`). False where the two do not share a file: the messages go through the outbox then.
         """
-        return self.driver.outbox.send_through(queues)
+        return self.driver.hops.share_transactions(queues)
+
+    def carried(self, *changes: Change, of_live: bool = True) -> Callable[[Any], object]:
+        """Changes as `apply` takes them, for `Consumer.settle(…, carry=…)` of queues that share transactions: both or
+        neither is made. With `of_live` it raises `failed_precondition` (`job_terminal`) where the job had ended before.
+        """
+        check_changes(changes)
+        self._changes += len(changes)
+        return self.driver.hops.carried(changes, of_live=of_live)
 
     async def run_sweeper(self, interval_s: float = SWEEP_INTERVAL_S) -> None:
         """Sweep until cancelled or closed: at the next deadline that is known, at the latest every `interval_s`."""

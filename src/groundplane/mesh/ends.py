@@ -24,10 +24,10 @@ from groundplane.mesh.claims import Claims
 from groundplane.mesh.filing import Filing
 from groundplane.mesh.joins import waits_ahead
 from groundplane.mesh.reporting import Reporter
-from groundplane.mesh.routing import last_actor
+from groundplane.mesh.routing import finished, last_actor
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
-from groundplane.mesh.start import JOB_TOKEN
+from groundplane.mesh.start import JOB_TOKEN, TOLD
 from groundplane.queues.port import Ack, Delivery, Nack, Reject
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics
@@ -101,17 +101,21 @@ class End:
         payload, lost = await self._payload(envelope)
         key = object_key(self._prefix, envelope, delivery)
         result = None if self._failed else inline_result(payload, key)
-        told_first = self._failed or result is payload  # unless the result is only there, nobody need wait for the disk
-        if told_first:
-            await self._report(envelope, result, key)
+        end = self._end(envelope, result, key)
+        told = TOLD in delivery.headers
+        if not told and (self._failed or result is payload):  # unless it is only there, nobody need wait for the disk
+            await self._report(envelope, end)
+            told, end = True, None
         data = to_json(outcome_document(envelope, payload, self._clock.now_ms(), lost))
-        if told_first:
+        if told:
             await self._filing.put(key, data)
         else:
             await self._blobs.put(key, data, content_type="application/json")
-            await self._report(envelope, result, key)
+        carry = await self._reporter.carried([end], of_live=False) if self._reporter and end else None
+        if carry is None:
+            await self._report(envelope, end)
         failpoints.hit("final_report")
-        await self._settler.settle(Ack(delivery))
+        await self._settler.settle(Ack(delivery), carry=carry)
         if envelope.claim is not None and not self._failed:
             await self._claims.release([envelope.claim])
 
@@ -124,21 +128,25 @@ class End:
                 raise
             return None, error.message
 
-    async def _report(self, envelope: Envelope, result: Any, key: str) -> None:
-        if envelope.job_id is None or self._reporter is None:
-            return
-        error = error_of(envelope) if self._failed else None
-        finish = Finish(
+    def _end(self, envelope: Envelope, result: Any, key: str) -> Finish | None:
+        """What the job is told, if it is of one."""
+        if envelope.job_id is None:
+            return None
+        if not self._failed:
+            return finished(envelope, result, key)
+        return Finish(
             job_id=envelope.job_id,
             envelope_id=envelope.id,
-            result=result,
-            error=error,
-            aborted=envelope.aborted and not self._failed,
+            error=error_of(envelope),
             result_key=key,
-            holds=self._failed and waits_ahead(envelope, self._joins),
+            holds=waits_ahead(envelope, self._joins),
         )
-        outcomes = await self._reporter.apply([finish], str(envelope.headers.get(JOB_TOKEN, "")))
-        if outcomes and not outcomes[0].applied:
+
+    async def _report(self, envelope: Envelope, end: Finish | None) -> None:
+        if end is None or self._reporter is None:
+            return
+        outcomes = await self._reporter.apply([end], str(envelope.headers.get(JOB_TOKEN, "")))
+        if outcomes and outcomes[0].detail == "late":
             self._log.info("late_outcome", job_id=envelope.job_id, detail=outcomes[0].detail)
 
     async def _again(self, delivery: Delivery, error: ErrorRecord) -> None:

@@ -163,7 +163,7 @@ class Ends:
         if queues is None:
             return EXIT_OK
         blobs = await stack.enter_async_context(Blobs.open(config.blobs, state=config.state))
-        reporter = await self._reporter(stack)
+        reporter = await self._reporter(stack, queues)
         loops: list[Loop] = []
         checks: dict[str, Check] = {}
         for name, failed in ((config.happy_end, False), (config.error_end, True)):
@@ -258,7 +258,7 @@ class Ends:
                 await asyncio.sleep(_LOOK_EVERY_S)
         return None
 
-    async def _reporter(self, stack: AsyncExitStack) -> Reporter | None:
+    async def _reporter(self, stack: AsyncExitStack, queues: Queues) -> Reporter | None:
         config = self._config
         if config.gateway_url is not None:
             from groundplane.mesh.reporting_http import HttpReporter
@@ -269,7 +269,7 @@ class Ends:
         jobs = await stack.enter_async_context(
             Jobs.open(config.jobs, namespace=config.namespace, state=config.state, inline=True)
         )
-        return JobReporter(jobs)
+        return JobReporter(jobs, queues=queues)
 
     async def _collect(self, queues: Queues, blobs: Blobs) -> None:
         config = self._config

@@ -8,7 +8,8 @@ cancellations. What these calls cannot say stays unsaid: splits and joins of a f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -17,9 +18,10 @@ import msgspec
 from groundplane.core.errors import GroundplaneError, InvalidArgument, Unavailable
 from groundplane.core.retry import RetryPolicy
 from groundplane.core.secrets import mask_url
-from groundplane.jobs.port import Change, Finish, JobState, Outcome, Progress
+from groundplane.jobs.port import Change, Finish, JobState, Outcome, Progress, Watch
 from groundplane.mesh.batching import Batcher
 from groundplane.mesh.reporting import Reporter
+from groundplane.queues.port import Carried
 
 TIMEOUT_S = 10.0
 BATCH_MAX = 64
@@ -52,14 +54,24 @@ class HttpReporter:
         if changes:
             self._batches.submit((changes, token)).add_done_callback(self._posted)
 
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
+        """See the protocol: the answer to a report tells the state."""
+        outcomes = await self.apply(changes, token)
+        return outcomes[0].state, []
+
+    async def carried(self, changes: Sequence[Change], *, of_live: bool = True) -> Carried | None:
+        """See the protocol."""
+        return None
+
     async def state(self, job_id: str, token: str = "") -> JobState | None:
         """See the protocol."""
         status, body = await self._request("GET", f"/jobs/{quote(job_id, safe='')}/active", None, token)
         return _state(status, body)
 
-    async def changed(self, timeout_s: float) -> None:
-        """See the protocol: a gateway does not call back, so this is a matter of time."""
-        await asyncio.sleep(timeout_s)
+    @asynccontextmanager
+    async def changes(self) -> AsyncIterator[Watch]:
+        """See the protocol: a gateway does not call back."""
+        yield _Timer()
 
     async def aclose(self) -> None:
         """See the protocol."""
@@ -129,6 +141,16 @@ class HttpReporter:
     def _posted(self, future: asyncio.Future[list[Outcome]]) -> None:
         if not future.cancelled() and future.exception() is not None and self._lost is not None:
             self._lost(1)
+
+
+class _Timer:
+    """A watch that is never rung."""
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """False after that time."""
+        assert timeout_s is not None
+        await asyncio.sleep(timeout_s)
+        return False
 
 
 def as_call(change: Change) -> tuple[str, dict[str, Any]] | None:

@@ -16,7 +16,7 @@ import msgspec
 from groundplane.core.envelope import ERROR_END, HAPPY_END, Envelope, Route
 from groundplane.core.errors import ErrorRecord
 from groundplane.core.reasons import REASONS
-from groundplane.jobs.port import Change, Note, Progress, Split
+from groundplane.jobs.port import Change, Finish, Note, Progress, Split
 from groundplane.mesh.spec import ActorSpec, Limits
 from groundplane.queues.port import ATTEMPTS_MAX
 
@@ -309,6 +309,14 @@ def note(envelope: Envelope, kind: str, data: dict[str, Any]) -> list[Change]:
     if envelope.job_id is None:
         return []
     return [Note(job_id=envelope.job_id, kind=kind, data={"envelope_id": envelope.id, **data})]
+
+
+def finished(envelope: Envelope, result: Any, key: str | None = None) -> Finish:
+    """The end of a branch that succeeded. `key` names the blob with its outcome, once there is one."""
+    assert envelope.job_id is not None
+    return Finish(
+        job_id=envelope.job_id, envelope_id=envelope.id, result=result, aborted=envelope.aborted, result_key=key
+    )
 
 
 def dedup_key(envelope: Envelope, *, redrives: int = 0) -> str:

@@ -11,14 +11,15 @@ from groundplane.core import failpoints
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, NotFound, ResourceExhausted
 from groundplane.mesh.batching import Batcher
 from groundplane.queues.client import Consumer
-from groundplane.queues.port import OutgoingMessage, Settlement
+from groundplane.queues.port import Carried, OutgoingMessage, Settlement
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """One delivery's end, and the messages that go with it."""
+    """One delivery's end, the messages that go with it, and what its job is told in the same transaction."""
 
     settlement: Settlement
     sends: Sequence[OutgoingMessage] = ()
+    carry: Carried | None = None
 
 
 _ONE_IS_WRONG = (NotFound, InvalidArgument, FailedPrecondition, ResourceExhausted)
@@ -31,9 +32,11 @@ class Settler:
         self._consumer = consumer
         self._batches: Batcher[Settled, None] = Batcher(self._flush)
 
-    async def settle(self, settlement: Settlement, sends: Sequence[OutgoingMessage] = ()) -> None:
+    async def settle(
+        self, settlement: Settlement, sends: Sequence[OutgoingMessage] = (), carry: Carried | None = None
+    ) -> None:
         """Durable when it returns. Raises as `Consumer.settle` does, about this delivery alone."""
-        await self._batches.submit(Settled(settlement, sends))
+        await self._batches.submit(Settled(settlement, sends, carry))
 
     async def aclose(self) -> None:
         """Wait for what is under way."""
@@ -59,7 +62,9 @@ class Settler:
         for _ in items:
             failpoints.hit("before_ack")
         await self._consumer.settle(
-            [item.settlement for item in items], [message for item in items for message in item.sends]
+            [item.settlement for item in items],
+            [message for item in items for message in item.sends],
+            [item.carry for item in items if item.carry is not None],
         )
         for item in items:
             if item.sends:

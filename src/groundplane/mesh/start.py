@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 JOB_TOKEN = RESERVED + "job-token"
 ENDED_JOB = "groundplane-ended-job"
+TOLD = RESERVED + "told"
+"""Header of a queue's message to an end actor: the job was told in the transaction that sent it."""
 TOOL = RESERVED + "tool"
 TOKEN_BYTES = 32
 END_ATTEMPTS_MAX = 1000

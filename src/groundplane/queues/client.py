@@ -20,6 +20,7 @@ from groundplane.queues.drivers import open_driver
 from groundplane.queues.port import (
     Ack,
     Capability,
+    Carried,
     Delivery,
     Depth,
     Nack,
@@ -305,19 +306,27 @@ class Consumer:
         self._counters.redelivered += sum(delivery.attempt > 1 for delivery in deliveries)
         return deliveries
 
-    async def settle(self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage] = ()) -> None:
-        """Send `sends` durably, then settle; in one transaction where the driver has `ATOMIC_SETTLE`.
+    async def settle(
+        self,
+        settlements: Sequence[Settlement],
+        sends: Sequence[OutgoingMessage] = (),
+        carry: Sequence[Carried] = (),
+    ) -> None:
+        """Send `sends` durably, then settle; in one transaction where the driver has `ATOMIC_SETTLE`. `carry` is what
+        another store changes in that transaction; `unsupported` where the driver has no `CARRY`.
 
         May be called concurrently. Raises `failed_precondition` with reason `delivery_settled` or `delivery_lost`,
-        and what `Queues.send` raises; where atomic nothing of the call happened then.
+        what `Queues.send` and `carry` raise; where atomic nothing of the call happened then.
         """
         limits.check_messages(sends)
         for settlement in settlements:
             _check_settlement(settlement)
-        if not settlements:
+        if carry:
+            self._queues._require(Capability.CARRY, "carry")
+        if not settlements and not carry:
             return await self._queues.send(*sends)
         atomic = Capability.ATOMIC_SETTLE in self._queues.driver.capabilities
-        await self._queues._call(lambda: self._inner.settle(settlements, sends), repeat=atomic)
+        await self._queues._call(lambda: self._inner.settle(settlements, sends, carry), repeat=atomic)
         self._count(settlements, len(sends))
         return None
 

@@ -8,7 +8,7 @@ backend is killed. FIFO per queue with one consumer and no retries, best effort 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias
 
@@ -32,6 +32,8 @@ class Capability(enum.Flag):
     """A repeated `dedup_key` on one queue is dropped within the window."""
     LEASE = enum.auto()
     """A consumer can hold its deliveries by leases that it extends."""
+    CARRY = enum.auto()
+    """A settlement carries changes of other stores of the same database in its transaction."""
 
 
 class QueueSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +105,10 @@ class Reject(msgspec.Struct, frozen=True):
 
 Settlement: TypeAlias = Ack | Nack | Reject
 
+Carried: TypeAlias = Callable[[Any], object]
+"""Changes of another store, called with the driver's own transaction; may be called again after that was rolled back.
+What it raises undoes the settlement that carries it."""
+
 
 class Depth(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of one queue, and the age in seconds of the oldest message that is ready (0 when none is)."""
@@ -134,13 +140,17 @@ class QueueConsumer(Protocol):
         """
         ...
 
-    async def settle(self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage] = ()) -> None:
+    async def settle(
+        self,
+        settlements: Sequence[Settlement],
+        sends: Sequence[OutgoingMessage] = (),
+        carry: Sequence[Carried] = (),
+    ) -> None:
         """Send `sends` durably, then settle; with `ATOMIC_SETTLE` in one transaction. Returns when durable.
 
-        May be called concurrently. All or nothing where atomic. Raises `failed_precondition` with reason
-        `delivery_settled` or `delivery_lost` (then nothing of the call happened where atomic), `not_found` for a
-        missing queue
-        among the sends.
+        May be called concurrently. All or nothing where atomic. With `CARRY` the changes in `carry` are made in the
+        same transaction. Raises `failed_precondition` with reason `delivery_settled` or `delivery_lost` (then nothing
+        of the call happened where atomic), `not_found` for a missing queue among the sends, what `carry` raises.
         """
         ...
 

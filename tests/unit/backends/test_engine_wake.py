@@ -61,6 +61,28 @@ async def test_the_ring_comes_after_the_sync(path: Path, notes: MigrationSet, sy
             await write
 
 
+async def test_an_early_ring_comes_with_the_rows_before_the_sync_and_the_others_wait(
+    path: Path, notes: MigrationSet, sync: Any
+) -> None:
+    def work(tx: Transaction) -> None:
+        tx.execute("INSERT INTO note (text) VALUES ('x')")
+        tx.wake("late")
+        tx.wake("early", early=True)
+
+    async with Database.open(path, [notes], options=Options(poll_s=NO_POLL, sync=sync)) as db:
+        async with db.listen("early") as early, db.listen("late") as late:
+            sync.hold()
+            write = asyncio.create_task(db.write(work))
+            assert await early.wait(10)
+            assert await db.read(lambda tx: tx.execute("SELECT text FROM note")) == [("x",)]
+            assert not write.done()
+            assert not await late.wait(0.02)
+            sync.let_go()
+            assert await late.wait(5)
+            await write
+            assert not await early.wait(0.02)
+
+
 async def test_a_failed_write_rings_nobody(path: Path, notes: MigrationSet) -> None:
     def work(tx: Transaction) -> None:
         tx.wake("t")

@@ -4,6 +4,7 @@ queues of the same file.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from groundplane.backends.sqlite import Database, Options, Transaction
-from groundplane.core.errors import AlreadyExists, Conflict, GroundplaneError, InvalidArgument
+from groundplane.core.errors import AlreadyExists, Conflict, FailedPrecondition, GroundplaneError, InvalidArgument
 from groundplane.jobs import Jobs
 from groundplane.jobs.conformance.subjects import message, new_job, report, started
 from groundplane.jobs.drivers.embedded import MIGRATIONS, EmbeddedJobs
-from groundplane.jobs.port import Change, Control, Finish, Note, OutboxMessage, Split
-from groundplane.queues import Queues, QueueSpec
+from groundplane.jobs.port import Change, Control, Finish, JobState, Note, OutboxMessage, Split
+from groundplane.queues import Consumer, Queues, QueueSpec
+from groundplane.queues.port import Ack, Delivery, OutgoingMessage
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +56,7 @@ def syncs(jobs: Jobs) -> int:
 
 @pytest.mark.req("JOB-02.1")
 async def test_in_one_file_a_job_and_its_messages_are_one_commit_and_need_no_relay(jobs: Jobs, queues: Queues) -> None:
-    assert jobs.send_through(queues.driver)
+    assert jobs.share_transactions(queues.driver)
     new, sent = new_job(), [message("e1"), message("e2")]
     assert isinstance(jobs.driver, EmbeddedJobs)
     before = jobs.driver.native.statistics()
@@ -70,7 +72,7 @@ async def test_in_one_file_a_job_and_its_messages_are_one_commit_and_need_no_rel
 
 @pytest.mark.req("JOB-02.1", "JOB-06.1")
 async def test_what_makes_no_job_sends_nothing(jobs: Jobs, queues: Queues) -> None:
-    jobs.send_through(queues.driver)
+    jobs.share_transactions(queues.driver)
     new = new_job(idempotency_key="k", owner="o")
     await jobs.create(new, [message("e1")])
     again = await jobs.create(new_job(idempotency_key="k", owner="o"), [message("e2")])
@@ -87,7 +89,7 @@ async def test_what_makes_no_job_sends_nothing(jobs: Jobs, queues: Queues) -> No
 async def test_what_its_queue_does_not_take_waits_in_the_outbox_with_the_job_and_the_others(
     jobs: Jobs, queues: Queues, queue: str
 ) -> None:
-    jobs.send_through(queues.driver)
+    jobs.share_transactions(queues.driver)
     await jobs.create(new_job(), [message("e0", "full")])
     created = await jobs.create(new_job(), [message("e1"), message("e2", queue)])
     assert (created.created, created.sent) == (True, False)
@@ -110,7 +112,7 @@ class _Faulty:
 @pytest.mark.req("JOB-02.1")
 async def test_a_send_that_fails_takes_the_job_with_it(jobs: Jobs, queues: Queues) -> None:
     assert isinstance(jobs.driver, EmbeddedJobs)
-    assert jobs.send_through(_Faulty(jobs.driver.native, queues.driver))
+    assert jobs.share_transactions(_Faulty(jobs.driver.native, queues.driver))
     new = new_job()
     with pytest.raises(InvalidArgument):
         await jobs.create(new, [message("e1")])
@@ -125,9 +127,80 @@ async def test_queues_of_another_file_get_their_messages_through_the_outbox(
 ) -> None:
     elsewhere = await stack.enter_async_context(Queues.open(state=tmp_path / "elsewhere"))
     await elsewhere.declare(QueueSpec(name="first"))
-    assert not jobs.send_through(elsewhere.driver)
+    assert not jobs.share_transactions(elsewhere.driver)
+    assert await jobs.state("nobody") is None
     assert not (await jobs.create(new_job(), [message("e1")])).sent
     assert (await ready(elsewhere), await waiting(jobs)) == (0, 1)
+
+
+def outgoing(name: str) -> OutgoingMessage:
+    return OutgoingMessage(queue="next", id=name, payload=b"")
+
+
+async def held(queues: Queues, stack: AsyncExitStack, count: int = 1) -> tuple[Consumer, list[Delivery]]:
+    """So many deliveries of the queue `first`, and their consumer."""
+    await queues.declare(QueueSpec(name="next"))
+    await queues.send(*(OutgoingMessage(queue="first", id=f"{n}", payload=b"") for n in range(count)))
+    consumer = await stack.enter_async_context(queues.consume("first"))
+    return consumer, await consumer.receive(count, 5)
+
+
+@pytest.mark.req("JOB-01.2", "QUEUE-02")
+async def test_a_settlement_and_what_it_tells_the_job_are_one_commit(
+    jobs: Jobs, queues: Queues, stack: AsyncExitStack
+) -> None:
+    assert jobs.share_transactions(queues.driver)
+    assert isinstance(jobs.driver, EmbeddedJobs)
+    job_id = await started(jobs)
+    consumer, (delivery,) = await held(queues, stack)
+    changes = [report(job_id, 0, 10), report(job_id, 0, 100), Finish(job_id=job_id, envelope_id="root", result=[1])]
+    before = jobs.driver.native.statistics()
+    await consumer.settle([Ack(delivery)], [outgoing("e1")], [jobs.carried(*changes)])
+    after = jobs.driver.native.statistics()
+    assert (after.commits - before.commits, after.syncs - before.syncs) == (1, 1)
+    job = await jobs.get(job_id)
+    assert (job.state, job.result, await jobs.state(job_id)) == (JobState.SUCCEEDED, [1], JobState.SUCCEEDED)
+    assert (await ready(queues), await ready(queues, "next")) == (0, 1)
+
+
+@pytest.mark.req("JOB-01.2", "MESH-20.2")
+async def test_what_comes_too_late_for_its_job_undoes_its_own_settlement_and_no_other(
+    jobs: Jobs, queues: Queues, stack: AsyncExitStack
+) -> None:
+    jobs.share_transactions(queues.driver)
+    ended, live = await started(jobs), await started(jobs)
+    await jobs.cancel(ended)
+    consumer, (one, two, three) = await held(queues, stack, 3)
+    kinds = [event.kind for event in (await jobs.events(job_id=ended)).items]
+
+    async def settle(delivery: Delivery, job_id: str) -> None:
+        changes = [report(job_id, 0, 10), Note(job_id=job_id, kind="retry")]
+        await consumer.settle([Ack(delivery)], [outgoing(delivery.id)], [jobs.carried(*changes)])
+
+    outcomes = await asyncio.gather(settle(one, live), settle(two, ended), settle(three, live), return_exceptions=True)
+    refused = outcomes[1]
+    assert [outcomes[0], outcomes[2]] == [None, None]
+    assert isinstance(refused, FailedPrecondition)
+    assert (refused.reason, refused.details["state"]) == ("job_terminal", "cancelled")
+    assert (await queues.depth("first")).in_flight == 1
+    assert await ready(queues, "next") == 2
+    assert [event.kind for event in (await jobs.events(job_id=ended)).items] == kinds
+    await consumer.settle([Ack(two)], (), [jobs.carried(Note(job_id=ended, kind="late_outcome"), of_live=False)])
+    assert (await queues.depth("first")).in_flight == 0
+
+
+@pytest.mark.req("JOB-01.2", "MESH-16.1")
+async def test_an_outcome_that_was_told_before_it_was_persisted_is_filed_by_its_own_envelope_alone(jobs: Jobs) -> None:
+    job_id = await started(jobs)
+
+    async def finish(envelope_id: str, key: str | None) -> str | None:
+        await jobs.apply(Finish(job_id=job_id, envelope_id=envelope_id, result=1, result_key=key))
+        return (await jobs.get(job_id)).result_key
+
+    assert await finish("root", None) is None
+    assert await finish("another", "theirs") is None
+    assert await finish("root", "results/1") == "results/1"
+    assert await finish("root", "results/2") == "results/1"
 
 
 @pytest.mark.req("JOB-01.2")

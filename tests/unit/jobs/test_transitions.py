@@ -127,6 +127,16 @@ def test_nothing_of_an_outcome_can_be_rewritten(connection: apsw.Connection, sta
         connection.execute(f"UPDATE jobs SET {change}").fetchall()
 
 
+@pytest.mark.req("JOB-01.2")
+def test_the_outcome_of_a_job_that_an_envelope_ended_is_filed_later_and_once(connection: apsw.Connection) -> None:
+    connection.execute(
+        "UPDATE jobs SET state = 'succeeded', progress = 100, result = x'c0', finished_at = 2, finished_by = 'e'"
+    ).fetchall()
+    connection.execute("UPDATE jobs SET result_key = 'k'").fetchall()
+    with pytest.raises(apsw.ConstraintError, match="filed once"):
+        connection.execute("UPDATE jobs SET result_key = 'other'").fetchall()
+
+
 @pytest.mark.req("JOB-10.2")
 @pytest.mark.parametrize("state", [state for state in JobState if state is not JobState.PENDING])
 def test_a_job_cannot_begin_in_another_state(connection: apsw.Connection, state: JobState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ import pytest
 from groundplane.blobs.store import Blobs
 from groundplane.core.envelope import Branch, Envelope, Route
 from groundplane.core.errors import ResourceExhausted, Unavailable
-from groundplane.jobs.port import Change, Finish, JobState, Outcome
+from groundplane.jobs.port import Change, Finish, JobState, Outcome, Watch
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.ends import End, error_of, inline_result, object_key, outcome_document, to_json
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.spec import Limits
-from groundplane.mesh.start import JOB_TOKEN
+from groundplane.mesh.start import JOB_TOKEN, TOLD
 from groundplane.queues.client import Queues
-from groundplane.queues.port import OutgoingMessage, QueueSpec
+from groundplane.queues.port import Carried, OutgoingMessage, QueueSpec
 from groundplane.telemetry.logs import get_logger
 from groundplane.telemetry.metrics import ActorMetrics, new_registry
 
@@ -41,10 +42,12 @@ def _envelope(**fields: Any) -> Envelope:
 class _Reporter:
     """Takes what it is told; refuses as often as it is asked to."""
 
-    def __init__(self, refusals: int = 0) -> None:
+    def __init__(self, refusals: int = 0, carries: bool = False) -> None:
         self.told: list[Change] = []
+        self.carried_: list[Change] = []
         self.tokens: list[str] = []
         self._refusals = refusals
+        self._carries = carries
 
     async def apply(self, changes: Sequence[Change], token: str = "") -> list[Outcome]:
         if self._refusals:
@@ -57,10 +60,17 @@ class _Reporter:
     def post(self, changes: Sequence[Change], token: str = "") -> None:
         raise NotImplementedError
 
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
+        raise NotImplementedError
+
+    async def carried(self, changes: Sequence[Change], *, of_live: bool = True) -> Carried | None:
+        assert not of_live
+        return (lambda _: self.carried_.extend(changes)) if self._carries else None
+
     async def state(self, job_id: str, token: str = "") -> JobState | None:
         return None
 
-    async def changed(self, timeout_s: float) -> None:
+    def changes(self) -> AbstractAsyncContextManager[Watch]:
         raise NotImplementedError
 
     async def aclose(self) -> None:
@@ -92,15 +102,17 @@ async def _run(
     refusals: int = 0,
     joins: Sequence[str] = (),
     full: int = 0,
+    carries: bool = False,
+    headers: dict[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], _Reporter, list[int]]:
     """Deliver one message to an end until it is settled: objects, reports, attempts."""
-    reporter = _Reporter(refusals)
+    reporter = _Reporter(refusals, carries)
     attempts: list[int] = []
     async with Queues.open(state=tmp_path) as queues, Blobs.open(state=tmp_path) as disk:
         blobs: Any = _Full(disk, full)
         await queues.declare(QueueSpec(name="end"))
         data = envelope if isinstance(envelope, bytes) else envelope.to_bytes()
-        await queues.send(OutgoingMessage(queue="end", payload=data, id="e"))
+        await queues.send(OutgoingMessage(queue="end", payload=data, id="e", headers=headers or {}))
         async with queues.consume("end") as consumer:
             end = End(
                 "end", failed=failed, prefix="out", blobs=blobs, claims=Claims(blobs, Limits()),
@@ -185,6 +197,19 @@ async def test_a_result_that_is_only_in_blobs_is_told_once_it_is_there(
     assert list(told.result) == ["$blob", "size"]
     assert found["payload"] == payload
     assert attempts == [1, 1]
+
+
+@pytest.mark.req("MESH-16.2")
+async def test_what_the_job_was_told_by_the_last_hop_is_persisted_and_filed_with_the_acknowledgement(
+    tmp_path: Path,
+) -> None:
+    (found,), reporter, (*attempts, dead) = await _run(tmp_path, _envelope(), full=1, carries=True, headers={TOLD: "1"})
+    assert (found["payload"], attempts, dead) == ({"x": 1}, [1, 1], 0)
+    assert reporter.told == []
+    (filed,) = reporter.carried_
+    assert isinstance(filed, Finish)
+    assert filed.result_key is not None
+    assert filed.result_key.endswith("/b/e.json")
 
 
 @pytest.mark.req("MESH-13")

@@ -12,7 +12,7 @@ from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import GroundplaneError, ResourceExhausted
 from groundplane.mesh.routing import Failure, Outcome, Result, Router
-from groundplane.mesh.sidecar.calls import CallWatch
+from groundplane.mesh.sidecar.calls import CallWatch, Telling
 from groundplane.mesh.sidecar.handling import Handling, Work
 from groundplane.mesh.spec import ActorSpec
 from groundplane.queues.port import Delivery
@@ -33,7 +33,7 @@ async def _called(outcome: Outcome) -> Outcome:
     router, registry = Router(ActorSpec(name="pay", handler="m:f")), new_registry()
     metrics = ActorMetrics(registry, "pay")
     envelope = Envelope.new(["pay"], {})
-    watch = CallWatch(router, envelope, None, CustomMetrics(registry, "pay"), metrics, _FullDisk())  # type: ignore[arg-type]
+    watch = CallWatch(router, envelope, Telling(None), CustomMetrics(registry, "pay"), metrics, _FullDisk())  # type: ignore[arg-type]
 
     async def call(*_: object) -> Outcome:
         with pytest.raises(ResourceExhausted):
@@ -46,7 +46,7 @@ async def _called(outcome: Outcome) -> Outcome:
     )
     delivery = Delivery(tag=1, queue="pay", id="1", payload=b"", headers={}, attempt=1, enqueued_at=0, redrives=0)
     handling = Handling(parts, asyncio.Semaphore())  # type: ignore[arg-type]
-    return await handling._called(Work(delivery=delivery, envelope=envelope), watch)
+    return await handling._called(Work(delivery=delivery, envelope=envelope, telling=Telling(None)), watch)
 
 
 async def test_its_failure_is_the_ledgers_and_may_be_tried_again() -> None:

@@ -108,6 +108,9 @@ async def test_a_capability_that_is_not_declared_is_refused(tmp_path: Path) -> N
             held = await consumer.receive(1, 5)
             with pytest.raises(Unsupported):
                 await consumer.extend(held, 1)
+            with pytest.raises(Unsupported, match=r"^carry: "):
+                await consumer.settle([Ack(held[0])], (), [lambda _: None])
+            assert (await queues.depth("q")).in_flight == 1
 
 
 async def test_an_unknown_scheme_is_refused_with_a_suggestion(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ CREATE TABLE groundplane_schema (
     PRIMARY KEY (component, version)
 ) STRICT, WITHOUT ROWID
 ;
-INSERT INTO "groundplane_schema" VALUES('jobs',1,'jobs','5b71127465380f206f2522ac1e4b77b83b4c4302c56148f62fdfd600d6498f35',1795275203266);
+INSERT INTO "groundplane_schema" VALUES('jobs',1,'jobs','dc66a2533d74a0754512c4d364ac403c6be562a17d49275cfe82f368732d16cd',1795283431509);
 CREATE TABLE job_boot (id TEXT NOT NULL) STRICT;
-INSERT INTO "job_boot" VALUES('another boot');
+INSERT INTO "job_boot" VALUES('753905fa-b443-4427-89c0-c5c0825850dd');
 CREATE TABLE job_branches (
   job         INTEGER NOT NULL,
   envelope_id TEXT NOT NULL,
@@ -38,24 +38,24 @@ CREATE TABLE job_events (
   data       TEXT NOT NULL,
   created_at INTEGER NOT NULL
 ) STRICT;
-INSERT INTO "job_events" VALUES(1,1,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203272);
-INSERT INTO "job_events" VALUES(2,2,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203273);
-INSERT INTO "job_events" VALUES(3,3,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203274);
-INSERT INTO "job_events" VALUES(4,4,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203275);
-INSERT INTO "job_events" VALUES(5,5,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203275);
-INSERT INTO "job_events" VALUES(6,6,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203276);
-INSERT INTO "job_events" VALUES(7,7,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203277);
-INSERT INTO "job_events" VALUES(8,8,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203277);
-INSERT INTO "job_events" VALUES(9,9,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795275203278);
-INSERT INTO "job_events" VALUES(10,2,'progress',0,'{"state":"running","progress":25.0,"message":"half","actor":"a","steps_completed":0,"total_steps":2,"envelope_id":"e","hop":0,"attempt":1}',1795275203279);
-INSERT INTO "job_events" VALUES(11,4,'succeeded',1,'{"state":"succeeded","progress":100.0,"message":"","actor":"","steps_completed":2,"total_steps":2}',1795275203279);
-INSERT INTO "job_events" VALUES(12,5,'failed',1,'{"state":"failed","progress":0.0,"message":"it broke","actor":"","steps_completed":0,"total_steps":2,"error":{"code":"internal","reason":"processing_error","message":"it broke","type":""}}',1795275203279);
-INSERT INTO "job_events" VALUES(13,7,'split',0,'{"state":"running","progress":0.0,"message":"","actor":"","steps_completed":0,"total_steps":2,"envelope_id":"e","total":2,"children":["c0","c1"]}',1795275203279);
-INSERT INTO "job_events" VALUES(14,7,'branch',0,'{"state":"running","progress":50.0,"message":"","actor":"","steps_completed":0,"total_steps":2,"envelope_id":"c1","parent_id":"e","index":1,"total":2,"outcome":"done","aborted":false}',1795275203279);
-INSERT INTO "job_events" VALUES(15,6,'cancelled',1,'{"state":"cancelled","progress":0.0,"message":"enough","actor":"","steps_completed":0,"total_steps":2}',1795275203281);
-INSERT INTO "job_events" VALUES(16,3,'paused',0,'{"state":"paused","progress":0.0,"message":"","actor":"","steps_completed":0,"total_steps":2,"deadline_at":4102444800000}',1795275203282);
-INSERT INTO "job_events" VALUES(17,3,'parked',0,'{"state":"paused","envelope_id":"e-paused","actor":"a"}',1795275203283);
-INSERT INTO "job_events" VALUES(18,8,'timed_out',1,'{"state":"timed_out","progress":0.0,"message":"The job did not end by its deadline, 1970-01-01T00:00:00.001Z.","actor":"","steps_completed":0,"total_steps":2,"error":{"code":"deadline_exceeded","reason":"deadline_exceeded","message":"The job did not end by its deadline, 1970-01-01T00:00:00.001Z.","type":""}}',1795275203284);
+INSERT INTO "job_events" VALUES(1,1,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431515);
+INSERT INTO "job_events" VALUES(2,2,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431516);
+INSERT INTO "job_events" VALUES(3,3,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431517);
+INSERT INTO "job_events" VALUES(4,4,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431518);
+INSERT INTO "job_events" VALUES(5,5,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431518);
+INSERT INTO "job_events" VALUES(6,6,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431519);
+INSERT INTO "job_events" VALUES(7,7,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431520);
+INSERT INTO "job_events" VALUES(8,8,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431521);
+INSERT INTO "job_events" VALUES(9,9,'created',0,'{"state":"pending","progress":0.0,"steps_completed":0,"total_steps":2,"tool":"t"}',1795283431522);
+INSERT INTO "job_events" VALUES(10,2,'progress',0,'{"state":"running","progress":25.0,"message":"half","actor":"a","steps_completed":0,"total_steps":2,"envelope_id":"e","hop":0,"attempt":1}',1795283431523);
+INSERT INTO "job_events" VALUES(11,4,'succeeded',1,'{"state":"succeeded","progress":100.0,"message":"","actor":"","steps_completed":2,"total_steps":2}',1795283431523);
+INSERT INTO "job_events" VALUES(12,5,'failed',1,'{"state":"failed","progress":0.0,"message":"it broke","actor":"","steps_completed":0,"total_steps":2,"error":{"code":"internal","reason":"processing_error","message":"it broke","type":""}}',1795283431523);
+INSERT INTO "job_events" VALUES(13,7,'split',0,'{"state":"running","progress":0.0,"message":"","actor":"","steps_completed":0,"total_steps":2,"envelope_id":"e","total":2,"children":["c0","c1"]}',1795283431523);
+INSERT INTO "job_events" VALUES(14,7,'branch',0,'{"state":"running","progress":50.0,"message":"","actor":"","steps_completed":0,"total_steps":2,"envelope_id":"c1","parent_id":"e","index":1,"total":2,"outcome":"done","aborted":false}',1795283431523);
+INSERT INTO "job_events" VALUES(15,6,'cancelled',1,'{"state":"cancelled","progress":0.0,"message":"enough","actor":"","steps_completed":0,"total_steps":2}',1795283431525);
+INSERT INTO "job_events" VALUES(16,3,'paused',0,'{"state":"paused","progress":0.0,"message":"","actor":"","steps_completed":0,"total_steps":2,"deadline_at":4102444800000}',1795283431526);
+INSERT INTO "job_events" VALUES(17,3,'parked',0,'{"state":"paused","envelope_id":"e-paused","actor":"a"}',1795283431527);
+INSERT INTO "job_events" VALUES(18,8,'timed_out',1,'{"state":"timed_out","progress":0.0,"message":"The job did not end by its deadline, 1970-01-01T00:00:00.001Z.","actor":"","steps_completed":0,"total_steps":2,"error":{"code":"deadline_exceeded","reason":"deadline_exceeded","message":"The job did not end by its deadline, 1970-01-01T00:00:00.001Z.","type":""}}',1795283431528);
 CREATE TABLE job_namespaces (
   id         INTEGER PRIMARY KEY,
   name       TEXT NOT NULL UNIQUE,
@@ -137,15 +137,15 @@ CREATE TABLE jobs (
   CHECK ((error IS NOT NULL) = (state IN ('failed', 'timed_out'))),
   UNIQUE (namespace, job_id)
 ) STRICT;
-INSERT INTO "jobs" VALUES(1,1,'pending','t','me','key pending','h','pending',0.0,'','',0,2,X'92A161A162',X'82A46E616D65A770656E64696E67A2C3A4C0',NULL,NULL,NULL,0,0,NULL,0,1795275203272,1795275203272,NULL,4102444800000,NULL,'','',0);
-INSERT INTO "jobs" VALUES(2,1,'running','t','me','key running','h','running',25.0,'half','a',0,2,X'92A161A162',X'82A46E616D65A772756E6E696E67A2C3A4C0',NULL,NULL,NULL,0,0,NULL,0,1795275203273,1795275203279,NULL,4102444800000,NULL,'','',0);
-INSERT INTO "jobs" VALUES(3,1,'paused','t','me','key paused','h','paused',0.0,'','',0,2,X'92A161A162',X'82A46E616D65A6706175736564A2C3A4C0',NULL,NULL,NULL,0,0,NULL,1,1795275203274,1795275203282,NULL,4102444800000,1795275203282,'','',0);
-INSERT INTO "jobs" VALUES(4,1,'succeeded','t','me','key succeeded','h','succeeded',100.0,'','',2,2,X'92A161A162',X'82A46E616D65A9737563636565646564A2C3A4C0',X'81A6616E737765729319C0C40100',NULL,'r',0,0,'e',0,1795275203275,1795275203279,1795275203279,4102444800000,NULL,'','',0);
-INSERT INTO "jobs" VALUES(5,1,'failed','t','me','key failed','h','failed',0.0,'it broke','',0,2,X'92A161A162',X'82A46E616D65A66661696C6564A2C3A4C0',NULL,X'83A4636F6465A8696E7465726E616CA76D657373616765A869742062726F6B65A6726561736F6EB070726F63657373696E675F6572726F72',NULL,0,0,'e',0,1795275203275,1795275203279,1795275203279,4102444800000,NULL,'','',0);
-INSERT INTO "jobs" VALUES(6,1,'cancelled','t','me','key cancelled','h','cancelled',0.0,'enough','',0,2,X'92A161A162',X'82A46E616D65A963616E63656C6C6564A2C3A4C0',NULL,NULL,NULL,0,0,NULL,0,1795275203276,1795275203281,1795275203281,4102444800000,NULL,'','',0);
-INSERT INTO "jobs" VALUES(7,1,'fan-out','t','me','key fan-out','h','running',50.0,'','',0,2,X'92A161A162',X'82A46E616D65A766616E2D6F7574A2C3A4C0',NULL,NULL,NULL,0,1,NULL,0,1795275203277,1795275203279,NULL,4102444800000,NULL,'','',0);
-INSERT INTO "jobs" VALUES(8,1,'timed_out','t','',NULL,'h','timed_out',0.0,'The job did not end by its deadline, 1970-01-01T00:00:00.001Z.','',0,2,X'92A161A162',X'82A46E616D65A974696D65645F6F7574A2C3A4C0',NULL,X'83A4636F6465B1646561646C696E655F6578636565646564A76D657373616765D93E546865206A6F6220646964206E6F7420656E642062792069747320646561646C696E652C20313937302D30312D30315430303A30303A30302E3030315A2EA6726561736F6EB1646561646C696E655F6578636565646564',NULL,0,0,NULL,0,1795275203277,1795275203284,1795275203284,1,NULL,'','',0);
-INSERT INTO "jobs" VALUES(9,1,'waiting','t','',NULL,'h','pending',0.0,'','',0,2,X'92A161A162',X'82A46E616D65A777616974696E67A2C3A4C0',NULL,NULL,NULL,0,0,NULL,0,1795275203278,1795275203278,NULL,NULL,NULL,'','',0);
+INSERT INTO "jobs" VALUES(1,1,'pending','t','me','key pending','h','pending',0.0,'','',0,2,X'92A161A162',X'82A46E616D65A770656E64696E67A2C3A4C0',NULL,NULL,NULL,0,0,NULL,0,1795283431515,1795283431515,NULL,4102444800000,NULL,'','',0);
+INSERT INTO "jobs" VALUES(2,1,'running','t','me','key running','h','running',25.0,'half','a',0,2,X'92A161A162',X'82A46E616D65A772756E6E696E67A2C3A4C0',NULL,NULL,NULL,0,0,NULL,0,1795283431516,1795283431523,NULL,4102444800000,NULL,'','',0);
+INSERT INTO "jobs" VALUES(3,1,'paused','t','me','key paused','h','paused',0.0,'','',0,2,X'92A161A162',X'82A46E616D65A6706175736564A2C3A4C0',NULL,NULL,NULL,0,0,NULL,1,1795283431517,1795283431526,NULL,4102444800000,1795283431526,'','',0);
+INSERT INTO "jobs" VALUES(4,1,'succeeded','t','me','key succeeded','h','succeeded',100.0,'','',2,2,X'92A161A162',X'82A46E616D65A9737563636565646564A2C3A4C0',X'81A6616E737765729319C0C40100',NULL,'r',0,0,'e',0,1795283431518,1795283431523,1795283431523,4102444800000,NULL,'','',0);
+INSERT INTO "jobs" VALUES(5,1,'failed','t','me','key failed','h','failed',0.0,'it broke','',0,2,X'92A161A162',X'82A46E616D65A66661696C6564A2C3A4C0',NULL,X'83A4636F6465A8696E7465726E616CA76D657373616765A869742062726F6B65A6726561736F6EB070726F63657373696E675F6572726F72',NULL,0,0,'e',0,1795283431518,1795283431523,1795283431523,4102444800000,NULL,'','',0);
+INSERT INTO "jobs" VALUES(6,1,'cancelled','t','me','key cancelled','h','cancelled',0.0,'enough','',0,2,X'92A161A162',X'82A46E616D65A963616E63656C6C6564A2C3A4C0',NULL,NULL,NULL,0,0,NULL,0,1795283431519,1795283431525,1795283431525,4102444800000,NULL,'','',0);
+INSERT INTO "jobs" VALUES(7,1,'fan-out','t','me','key fan-out','h','running',50.0,'','',0,2,X'92A161A162',X'82A46E616D65A766616E2D6F7574A2C3A4C0',NULL,NULL,NULL,0,1,NULL,0,1795283431520,1795283431523,NULL,4102444800000,NULL,'','',0);
+INSERT INTO "jobs" VALUES(8,1,'timed_out','t','',NULL,'h','timed_out',0.0,'The job did not end by its deadline, 1970-01-01T00:00:00.001Z.','',0,2,X'92A161A162',X'82A46E616D65A974696D65645F6F7574A2C3A4C0',NULL,X'83A4636F6465B1646561646C696E655F6578636565646564A76D657373616765D93E546865206A6F6220646964206E6F7420656E642062792069747320646561646C696E652C20313937302D30312D30315430303A30303A30302E3030315A2EA6726561736F6EB1646561646C696E655F6578636565646564',NULL,0,0,NULL,0,1795283431521,1795283431528,1795283431528,1,NULL,'','',0);
+INSERT INTO "jobs" VALUES(9,1,'waiting','t','',NULL,'h','pending',0.0,'','',0,2,X'92A161A162',X'82A46E616D65A777616974696E67A2C3A4C0',NULL,NULL,NULL,0,0,NULL,0,1795283431522,1795283431522,NULL,NULL,NULL,'','',0);
 CREATE UNIQUE INDEX jobs_idempotency ON jobs (namespace, owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX jobs_deadline ON jobs (namespace, deadline_at)
   WHERE deadline_at IS NOT NULL AND state IN ('pending', 'running');
@@ -163,9 +163,12 @@ CREATE TRIGGER jobs_never_go_back BEFORE UPDATE OF progress ON jobs
 WHEN NEW.progress < OLD.progress
 BEGIN SELECT RAISE(ABORT, 'the progress of a job never decreases'); END;
 CREATE TRIGGER jobs_end_once BEFORE UPDATE OF
-  state, progress, steps_completed, total_steps, result, error, result_key, aborted, finished_at, finished_by ON jobs
+  state, progress, steps_completed, total_steps, result, error, aborted, finished_at, finished_by ON jobs
 WHEN OLD.finished_at IS NOT NULL
 BEGIN SELECT RAISE(ABORT, 'a job that has ended does not change'); END;
+CREATE TRIGGER jobs_are_filed_once BEFORE UPDATE OF result_key ON jobs
+WHEN OLD.finished_at IS NOT NULL AND (OLD.result_key IS NOT NULL OR OLD.finished_by IS NULL)
+BEGIN SELECT RAISE(ABORT, 'the outcome of a job is filed once'); END;
 CREATE INDEX job_events_of_job ON job_events (job, id);
 CREATE UNIQUE INDEX job_events_final ON job_events (job) WHERE final = 1;
 CREATE TRIGGER job_events_are_append_only BEFORE UPDATE ON job_events

@@ -50,7 +50,7 @@ class Call:
         self.since = time.monotonic()
         self.value: Any = None
         self.error: BaseException | None = None
-        self.topics: set[str] | None = None
+        self.topics: dict[str, bool] | None = None
 
     def resolve(self) -> None:
         """Hands the outcome to the waiter, if it still waits. Call it in the waiter's loop."""
@@ -232,17 +232,18 @@ class GroupCommit:
         execute("RELEASE work")
 
     def _finish(self, calls: list[Call]) -> None:
-        """After the commit: quick results, sync, durable results, bells."""
+        """After the commit: early bells, quick results, sync, durable results, bells."""
         quick = [call for call in calls if not call.durable or call.error is not None]
         durable = [call for call in calls if call.durable and call.error is None]
         self.writes += len(calls)
         self.failed += sum(call.error is not None for call in quick)
+        self._ring(calls, early=True)
         resolve(quick)
-        self._ring(quick)
+        self._ring(quick, early=False)
         if durable:
             self._sync(durable)
             resolve(durable)
-            self._ring(durable)
+            self._ring(durable, early=False)
 
     def _sync(self, calls: list[Call]) -> None:
         """After a failed sync the kernel may call lost pages clean: nothing can be promised until a new start."""
@@ -265,8 +266,9 @@ class GroupCommit:
             self._broken = error
             fail(calls, error)
 
-    def _ring(self, calls: Sequence[Call]) -> None:
-        topics = {topic for call in calls if call.topics for topic in call.topics}
+    def _ring(self, calls: Sequence[Call], *, early: bool) -> None:
+        rung = (call.topics.items() for call in calls if call.topics)
+        topics = dict.fromkeys(topic for items in rung for topic, is_early in items if is_early is early)
         if topics:
             self._hub.ring(topics)
 

@@ -30,7 +30,7 @@ class Transaction:
         self._cursor: apsw.Cursor | None = cursor
         self._path = path
         self._writable = writable
-        self.topics: set[str] | None = None
+        self.topics: dict[str, bool] | None = None
 
     def execute(self, sql: str, bindings: Bindings = ()) -> list[Row]:
         """Runs one or more statements to the end and returns all rows."""
@@ -51,8 +51,9 @@ class Transaction:
         self._live()
         return self._connection.changes()
 
-    def wake(self, topic: str) -> None:
-        """Rings the listeners of `topic` in every process once this write is as durable as it was asked to be.
+    def wake(self, topic: str, *, early: bool = False) -> None:
+        """Rings the listeners of `topic` in every process once this write is as durable as it was asked to be; `early`
+        once it is committed, as others see its rows from then on. Topics are rung in the order of the calls.
 
         A topic with a slash also rings the listeners of the part before the first slash. Nothing is rung
         when the work fails. `invalid_argument`: `wake.check_topic`.
@@ -61,10 +62,10 @@ class Transaction:
         if not self._writable:
             raise FailedPrecondition("topic: a read cannot ring; call wake in a write")
         if self.topics is None:
-            self.topics = set()
+            self.topics = {}
         if topic not in self.topics:
             check_topic(topic)
-            self.topics.add(topic)
+            self.topics[topic] = early
 
     def end(self) -> None:
         """The work is over; every later call raises `closed`."""

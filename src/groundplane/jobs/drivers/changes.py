@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from groundplane.backends.sqlite import Row
-from groundplane.core.errors import ErrorRecord
+from groundplane.core.errors import ErrorRecord, FailedPrecondition
 from groundplane.jobs import progress
 from groundplane.jobs.drivers import branches, outbox
 from groundplane.jobs.drivers.unit import LIVE, SHOWN, Unit, end, error_shown, pack, shown
@@ -28,59 +29,83 @@ _CHILDREN_SHOWN = 256
 
 def apply(unit: Unit, changes: Sequence[Change]) -> list[Outcome]:
     """All of them, in order."""
-    return [_APPLY[type(change)](unit, change) for change in changes]
+    outcomes: list[Outcome] = []
+    for kind, group in itertools.groupby(changes, key=_run_of):
+        run = list(group)
+        outcomes += _progress(unit, run) if isinstance(kind, str) else [_APPLY[kind](unit, change) for change in run]
+    return outcomes
 
 
-def _progress(unit: Unit, change: Progress) -> Outcome:
-    """One statement for a job of one branch, which most are."""
-    percent = progress.of_branch(change.hop, change.hops, change.weight)
-    steps = progress.steps(change.hop, change.hops, change.weight)
-    row = _report(unit, change, percent, steps, fan_out=False) or _progress_of_a_branch(unit, change, percent)
-    if isinstance(row, Outcome):
-        return row
-    data = {**shown(row), "envelope_id": change.envelope_id, "hop": change.hop, "attempt": change.attempt}
-    if change.status:
-        data["status"] = change.status
-    unit.event(row[0], "progress", data)
-    return Outcome(applied=True, state=JobState(row[1]))
+def _run_of(change: Change) -> type | str:
+    """What goes together: the progress of one job is one update."""
+    return change.job_id if isinstance(change, Progress) else type(change)
 
 
-def _progress_of_a_branch(unit: Unit, change: Progress, percent: float) -> Row | Outcome:
-    job = _find(unit, change.job_id)
-    if job is None or job.state.terminal:
-        return _refused(job)
-    branch = branches.find(unit, job.seq, change.envelope_id)
-    if branch is None or branch.state != "live":
-        return _refused(job, "late" if branch is not None else "unknown_branch")
-    root = min(progress.REPORTED_MAX, branches.advance(unit, job.seq, branch, percent))
-    row = _report(unit, change, root, progress.steps_of_mean(root, change.hops), fan_out=True)
-    assert row is not None  # the job was live a moment ago, in this very transaction
-    return row
+def apply_to_live(unit: Unit, changes: Sequence[Change]) -> None:
+    """All of them, or `failed_precondition` where their job had ended before."""
+    for change, outcome in zip(changes, apply(unit, changes), strict=True):
+        ended_now = outcome.applied and isinstance(change, Finish)
+        if outcome.state is not None and outcome.state.terminal and not ended_now:
+            raise FailedPrecondition(
+                f"job_id: {change.job_id!r} has ended; what comes now is too late",
+                reason="job_terminal",
+                details={"state": outcome.state.value},
+            )
 
 
-def _report(unit: Unit, change: Progress, percent: float, steps: int, *, fan_out: bool) -> Row | None:
+def _progress(unit: Unit, run: Sequence[Any]) -> list[Outcome]:
+    """Each is an event; the row is written once."""
     rows = unit.tx.execute(
-        f"""UPDATE jobs SET state = CASE state WHEN 'pending' THEN 'running' ELSE state END,
-              progress = max(progress, :percent), updated_at = :now,
-              actor = CASE :actor WHEN '' THEN actor ELSE :actor END,
-              message = CASE :message WHEN '' THEN message ELSE :message END,
-              total_steps = CASE WHEN :steps >= steps_completed THEN max(:hops, :steps, 1) ELSE total_steps END,
-              steps_completed = max(steps_completed, :steps)
-            WHERE namespace = :namespace AND job_id = :job_id AND fan_out = :fan_out AND state IN {LIVE}
-            RETURNING {SHOWN}""",
-        {
-            "percent": percent,
-            "now": unit.now,
-            "actor": change.actor,
-            "message": change.message,
-            "steps": steps,
-            "hops": change.hops,
-            "namespace": unit.scope.number,
-            "job_id": change.job_id,
-            "fan_out": fan_out,
-        },
+        f"SELECT {SHOWN}, fan_out FROM jobs WHERE namespace = ? AND job_id = ? AND state IN {LIVE}",
+        (unit.scope.number, run[0].job_id),
     )
-    return rows[0] if rows else None
+    if not rows:
+        return [_refused(_find(unit, run[0].job_id))] * len(run)
+    before, fan_out = rows[0][:-1], rows[0][-1]
+    row, outcomes = before, []
+    for change in run:
+        after = _after_in_branch(unit, row, change) if fan_out else _after_alone(row, change)
+        if isinstance(after, str):
+            outcomes.append(Outcome(applied=False, state=JobState(row[1]), detail=after))
+            continue
+        row = after
+        data = {**shown(row), "envelope_id": change.envelope_id, "hop": change.hop, "attempt": change.attempt}
+        if change.status:
+            data["status"] = change.status
+        unit.event(row[0], "progress", data)
+        outcomes.append(Outcome(applied=True, state=JobState(row[1])))
+    if row is not before:
+        unit.tx.execute(
+            "UPDATE jobs SET state = ?, progress = ?, message = ?, actor = ?, steps_completed = ?, total_steps = ?, "
+            f"updated_at = ? WHERE seq = ? AND state IN {LIVE}",
+            (*row[1:], unit.now, row[0]),
+        )
+    return outcomes
+
+
+def _after_alone(row: Row, change: Progress) -> Row:
+    """The row of a job of one branch, which most are."""
+    percent = progress.of_branch(change.hop, change.hops, change.weight)
+    return _after(row, change, percent, progress.steps(change.hop, change.hops, change.weight))
+
+
+def _after_in_branch(unit: Unit, row: Row, change: Progress) -> Row | str:
+    """The row, or why the branch has nothing to report."""
+    branch = branches.find(unit, row[0], change.envelope_id)
+    if branch is None or branch.state != "live":
+        return "late" if branch is not None else "unknown_branch"
+    percent = progress.of_branch(change.hop, change.hops, change.weight)
+    root = min(progress.REPORTED_MAX, branches.advance(unit, row[0], branch, percent))
+    return _after(row, change, root, progress.steps_of_mean(root, change.hops))
+
+
+def _after(row: Row, change: Progress, percent: float, steps: int) -> Row:
+    """The columns `SHOWN`: nothing goes back."""
+    seq, state, before, message, actor, behind, total = row
+    if steps >= behind:
+        behind, total = steps, max(change.hops, steps, 1)
+    state = JobState.RUNNING.value if state == JobState.PENDING else state
+    return (seq, state, max(before, percent), change.message or message, change.actor or actor, behind, total)
 
 
 def _split(unit: Unit, change: Split) -> Outcome:
@@ -128,7 +153,10 @@ def _finish(unit: Unit, change: Finish) -> Outcome:
     if job.fan_out:
         return _finish_of_a_branch(unit, job, change)
     if job.state.terminal:
-        return _late(unit, job, change, repeated=job.finished_by == change.envelope_id)
+        own = job.finished_by == change.envelope_id
+        if own:
+            _filed(unit, job, change)
+        return _late(unit, job, change, repeated=own)
     state = JobState.SUCCEEDED if change.error is None else JobState.FAILED
     return _ended(unit, job, state, change, pack(change.result), change.error)
 
@@ -141,6 +169,8 @@ def _finish_of_a_branch(unit: Unit, job: _Job, change: Finish) -> Outcome:
         branch = branches.find(unit, job.seq, change.envelope_id)
     if job.state.terminal or branch is None or branch.state != "live":
         known = branch is not None and branch.state in ("done", "failed", "held")
+        if job.finished_by == change.envelope_id and branches.ending(unit, job.seq).single:
+            _filed(unit, job, change)
         return _late(unit, job, change, repeated=known)
     state = branches.finish(unit, job.seq, branch, change)
     if state == "done":
@@ -181,6 +211,14 @@ def _ended(
         finished_by=change.envelope_id,
     )
     return Outcome(applied=True, state=state)
+
+
+def _filed(unit: Unit, job: _Job, change: Finish) -> None:
+    """The outcome was told before it was persisted; now it is."""
+    if change.result_key is not None:
+        unit.tx.execute(
+            "UPDATE jobs SET result_key = ? WHERE seq = ? AND result_key IS NULL", (change.result_key, job.seq)
+        )
 
 
 def _late(unit: Unit, job: _Job, change: Finish, *, repeated: bool) -> Outcome:
@@ -311,7 +349,6 @@ def _touch(unit: Unit, seq: int) -> Row:
 
 
 _APPLY: dict[type, Callable[[Unit, Any], Outcome]] = {
-    Progress: _progress,
     Split: _split,
     Joined: _joined,
     Finish: _finish,

@@ -28,9 +28,11 @@ from groundplane.jobs.port import (
     Change,
     Created,
     Events,
+    Hops,
     Job,
     JobPage,
     JobQuery,
+    JobState,
     JobStore,
     NewJob,
     Outbox,
@@ -58,6 +60,7 @@ class EmbeddedJobs:
     def __init__(self, database: Database, scope: Scope, clock: Clock) -> None:
         self.native = database
         self.outbox: Outbox = _Outbox(self)
+        self.hops: Hops = _Hops(self)
         self.queues: outbox.FileQueues | None = None
         self.scope = scope
         self._clock = clock
@@ -187,12 +190,27 @@ class _Outbox:
         """See the port. A loss of power may forget it; the message is then sent again under the same key."""
         await self._store.write(lambda unit: outbox.done(unit, ids), durable=False, essential=True)
 
-    def send_through(self, queues: object) -> bool:
+
+class _Hops:
+    """Looks, and changes within the transactions of queues of the same file."""
+
+    def __init__(self, store: EmbeddedJobs) -> None:
+        self._store = store
+
+    async def state(self, job_id: str) -> JobState | None:
         """See the port."""
-        store = self._store
-        shared = isinstance(queues, outbox.FileQueues) and queues.native.same_file(store.native)
-        store.queues = queues if isinstance(queues, outbox.FileQueues) and shared else None
+        return await self._store.native.read(lambda tx: records.state(tx, self._store.scope, job_id))
+
+    def share_transactions(self, queues: object) -> bool:
+        """See the port."""
+        shared = isinstance(queues, outbox.FileQueues) and queues.native.same_file(self._store.native)
+        self._store.queues = queues if isinstance(queues, outbox.FileQueues) and shared else None
         return shared
+
+    def carried(self, changes_: Sequence[Change], *, of_live: bool = True) -> Callable[[Transaction], object]:
+        """See the port."""
+        store, make = self._store, changes.apply_to_live if of_live else changes.apply
+        return lambda tx: make(Unit(tx, store.scope, store.now_ms()), changes_)
 
 
 async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, inline: bool) -> EmbeddedJobs:

@@ -45,8 +45,10 @@ def of_all(tx: Transaction, scope: Scope, after: int, limit: int, *, final: bool
         "ORDER BY one.id LIMIT ?",
         (after, final, scope.number, limit),
     )
-    trimmed_to = tx.execute("SELECT trimmed_to FROM job_namespaces WHERE id = ?", (scope.number,))[0][0]
-    newest = tx.execute("SELECT coalesce(max(id), 0) FROM job_events")[0][0]
+    trimmed_to, newest = tx.execute(
+        "SELECT trimmed_to, (SELECT coalesce(max(id), 0) FROM job_events) FROM job_namespaces WHERE id = ?",
+        (scope.number,),
+    )[0]
     return _page(rows, after, limit, newest, truncated=after < trimmed_to)
 
 

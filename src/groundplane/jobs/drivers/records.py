@@ -57,7 +57,7 @@ def create(
         raise AlreadyExists(f"job_id: {new.job_id!r} is taken; use a new id for a new job")
     seq: int = rows[0][0]
     steps = max(1, len(new.route))
-    unit.event(
+    event_id = unit.event(
         seq,
         "created",
         {"state": "pending", "progress": 0.0, "steps_completed": 0, "total_steps": steps, "tool": new.tool},
@@ -67,12 +67,18 @@ def create(
         queues.send_within(unit.tx, messages)
     else:
         numbers = insert(unit, messages, lease_ms)
-    return Created(_job(unit.tx, "seq = ?", (seq,)), True, numbers if lease_ms else [], queues is not None)
+    return Created(_new(unit, new, steps, event_id), True, numbers if lease_ms else [], queues is not None)
 
 
 def get(tx: Transaction, scope: Scope, job_id: str) -> Job:
     """The job, or `not_found`."""
     return _job(tx, "namespace = ? AND job_id = ?", (scope.number, job_id), job_id)
+
+
+def state(tx: Transaction, scope: Scope, job_id: str) -> JobState | None:
+    """The job's state, or None."""
+    rows = tx.execute("SELECT state FROM jobs WHERE namespace = ? AND job_id = ?", (scope.number, job_id))
+    return JobState(rows[0][0]) if rows else None
 
 
 def list_jobs(tx: Transaction, scope: Scope, query: JobQuery) -> JobPage:
@@ -97,6 +103,29 @@ def list_jobs(tx: Transaction, scope: Scope, query: JobQuery) -> JobPage:
     )
     items = rows[: query.limit]
     return JobPage(items=[_record(row) for row in items], cursor=str(items[-1][0]) if len(rows) > query.limit else None)
+
+
+def _new(unit: Unit, new: NewJob, steps: int, event_id: int) -> Job:
+    """The record of a job that was created just now."""
+    return Job(
+        job_id=new.job_id,
+        tool=new.tool,
+        state=JobState.PENDING,
+        progress=0.0,
+        message="",
+        actor="",
+        steps_completed=0,
+        total_steps=steps,
+        created_at=unit.now,
+        updated_at=unit.now,
+        deadline_at=new.deadline_at,
+        route=list(new.route),
+        arguments=_unpack(pack(new.arguments)),
+        owner=new.owner,
+        token_hash=new.token_hash,
+        trace=new.trace,
+        last_event_id=event_id,
+    )
 
 
 def _known(unit: Unit, new: NewJob) -> Job | None:

@@ -42,15 +42,17 @@ class Unit:
         self.scope = scope
         self.now = now
 
-    def event(self, seq: int, kind: str, data: Mapping[str, Any], *, final: bool = False) -> None:
-        """Append to the log, and ring."""
-        self.tx.execute(
-            "INSERT INTO job_events (job, kind, final, data, created_at) VALUES (?, ?, ?, ?, ?)",
+    def event(self, seq: int, kind: str, data: Mapping[str, Any], *, final: bool = False) -> int:
+        """Append to the log, and ring; its id."""
+        rows = self.tx.execute(
+            "INSERT INTO job_events (job, kind, final, data, created_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
             (seq, kind, final, _json(kind, data), self.now),
         )
-        self.tx.wake(self.scope.topic("events"))
         if final:
             self.tx.wake(self.scope.topic("ends"))
+        self.tx.wake(self.scope.topic("events"))
+        event_id: int = rows[0][0]
+        return event_id
 
     def one(self, sql: str, *bindings: Any) -> Row | None:
         """The first row, or None."""
@@ -113,7 +115,7 @@ def end(
               result = :result, error = :error, result_key = :result_key, aborted = :aborted,
               finished_by = :finished_by
             WHERE seq = :seq AND state IN {LIVE} AND NOT (:state = 'timed_out' AND state = 'paused')
-            RETURNING {SHOWN}""",
+            RETURNING {SHOWN}, pauses, fan_out""",
         {
             "state": state.value,
             "now": unit.now,
@@ -134,6 +136,9 @@ def end(
     if aborted:
         data["aborted"] = True
     unit.event(seq, state.value, data, final=True)
-    unit.tx.execute("DELETE FROM job_outbox WHERE parked_for = ? AND held = 1", (seq,))
-    unit.tx.execute("UPDATE job_branches SET result = NULL WHERE job = ? AND result IS NOT NULL", (seq,))
+    pauses, fan_out = rows[0][7:]
+    if pauses:
+        unit.tx.execute("DELETE FROM job_outbox WHERE parked_for = ? AND held = 1", (seq,))
+    if fan_out:
+        unit.tx.execute("UPDATE job_branches SET result = NULL WHERE job = ? AND result IS NOT NULL", (seq,))
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,44 @@ from groundplane.queues.port import Delivery
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
 
 TELL_AFTER_S = 0.005
-"""A call that takes longer is told to its job while it runs."""
+"""What takes longer is told to its job while it runs."""
 PROGRESS_EVERY_S = 0.02
 HEARTBEAT_EVERY_S = 1.0
 LOOK_EVERY_S = 0.1
 LOOK_AT_MOST = 64
 _SPENT_WEIGHT = 0.1
+
+
+class Telling:
+    """What a job is yet to be told of one delivery: in a moment, or with the next that it must be told."""
+
+    def __init__(self, reporter: Reporter | None, token: str = "") -> None:
+        self._reporter = reporter
+        self._token = token
+        self._changes: list[Change] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, changes: Sequence[Change]) -> None:
+        """These too."""
+        if not changes or self._reporter is None:
+            return
+        self._changes += changes
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(TELL_AFTER_S, self.post)
+
+    def take(self) -> list[Change]:
+        """What was not told so far, for the caller to tell."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        taken, self._changes = self._changes, []
+        return taken
+
+    def post(self, changes: Sequence[Change] = ()) -> None:
+        """Tell what was not told so far, and `changes`."""
+        told = [*self.take(), *changes]
+        if told and self._reporter is not None:
+            self._reporter.post(told, self._token)
 
 
 class CallWatch:
@@ -35,7 +67,7 @@ class CallWatch:
         self,
         router: Router,
         envelope: Envelope,
-        reporter: Reporter | None,
+        telling: Telling,
         custom: CustomMetrics,
         metrics: ActorMetrics,
         ledger: Ledger | None,
@@ -48,14 +80,13 @@ class CallWatch:
         self.away: GroundplaneError | None = None
         """Why the ledger could not answer the handler: a failure after that is not the handler's."""
         self._router = router
-        self._reporter = reporter if envelope.job_id is not None else None
+        self._telling = telling
         self._custom = custom
         self._metrics = metrics
         self._ledger = ledger
         self._attempt = attempt
         self._weight = PROCESSING
         self._reported_at = 0.0
-        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def token(self) -> str:
@@ -67,22 +98,8 @@ class CallWatch:
         self.running = True
 
     def called(self) -> None:
-        """The handler is called now: the job is told so in a moment. A quick call is told of when it has ended."""
-        if self._reporter is not None:
-            self._telling = asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell)
-
-    def untold(self) -> list[Change]:
-        """What the job was not told of the call, which has ended."""
-        if self._telling is None:
-            return []
-        self._telling.cancel()
-        self._telling = None
-        return self._router.progress(self.envelope, PROCESSING, "processing", attempt=self._attempt)
-
-    def _tell(self) -> None:
-        told = self.untold()
-        if told and self._reporter is not None:
-            self._reporter.post(told, self.token)
+        """The handler is called now: the job is told so in a moment, of a quick call when it has ended."""
+        self._telling.add(self._router.progress(self.envelope, PROCESSING, "processing", attempt=self._attempt))
 
     def progress(self, percent: float, message: str) -> None:
         """See `CallEvents`. Closer than 20 ms together, only the first is reported."""
@@ -131,12 +148,10 @@ class CallWatch:
 
     def _report(self, weight: float, status: str, message: str, every_s: float) -> None:
         now = time.monotonic()
-        if self._reporter is None or now - self._reported_at < every_s:
-            return
-        self._reported_at = now
-        self._tell()
-        change = self._router.progress(self.envelope, weight, status, message[:1000], attempt=self._attempt)
-        self._reporter.post(change, self.token)
+        if now - self._reported_at >= every_s:
+            self._reported_at = now
+            told = self._router.progress(self.envelope, weight, status, message[:1000], attempt=self._attempt)
+            self._telling.post(told)
 
 
 class Active:
@@ -146,6 +161,7 @@ class Active:
         self.draining = False
         self.calls: dict[int, tuple[Delivery, CallWatch]] = {}
         self.last_progress = time.monotonic()
+        self._begun = asyncio.Event()
         self.runtime_s = 0.0
         """Smoothed time of a call, in seconds."""
 
@@ -156,6 +172,7 @@ class Active:
     def calling(self, delivery: Delivery, watch: CallWatch) -> Iterator[None]:
         """While the context is open the call can be found and cancelled."""
         self.calls[id(watch)] = (delivery, watch)
+        self._begun.set()
         try:
             yield
         finally:
@@ -176,18 +193,34 @@ class Active:
             watch.ticket.cancel(reason)
 
     async def watch_jobs(self, reporter: Reporter, timeout_s: float = 1.0) -> None:
-        """For ever: when jobs change, look at those of calls that last longer, and cancel what nobody wants."""
+        """For ever: when jobs end, look at those of calls that last longer, and cancel what nobody wants.
+
+        Without such calls nothing wakes this sidecar: most jobs that end are not of its concern.
+        """
         while True:
-            await reporter.changed(timeout_s)
+            await self._begun.wait()
             await asyncio.sleep(LOOK_EVERY_S)
-            before = time.monotonic() - LOOK_EVERY_S
-            older = [watch for _, watch in self.calls.values() if watch.since < before and watch.envelope.job_id]
-            older.sort(key=lambda watch: watch.since)
             try:
-                for watch in older[:LOOK_AT_MOST]:
-                    await self._look(reporter, watch)
+                if self._older():
+                    await self._watch_older(reporter, timeout_s)
             except GroundplaneError:  # the store is away: seen by every report; look again
                 await asyncio.sleep(timeout_s)
+            if not self.calls:
+                self._begun.clear()
+
+    async def _watch_older(self, reporter: Reporter, timeout_s: float) -> None:
+        async with reporter.changes() as changes:
+            while older := self._older():
+                for watch in older[:LOOK_AT_MOST]:
+                    await self._look(reporter, watch)
+                await changes.wait(timeout_s)
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    def _older(self) -> list[CallWatch]:
+        """Calls of jobs that were not looked at for a while, or never, those first that it was longest ago."""
+        before = time.monotonic() - LOOK_EVERY_S
+        older = [watch for _, watch in self.calls.values() if watch.since < before and watch.envelope.job_id]
+        return sorted(older, key=lambda watch: watch.since)
 
     async def _look(self, reporter: Reporter, watch: CallWatch) -> None:
         watch.since = time.monotonic() - LOOK_EVERY_S  # those not looked at longest come first

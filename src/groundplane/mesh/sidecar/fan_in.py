@@ -10,8 +10,7 @@ from groundplane.core.envelope import Envelope
 from groundplane.mesh.joins import Gathered, is_join, is_timer, joined, key_of, pack, report, timer, unpack
 from groundplane.mesh.ledger.port import JoinKey, Ledger
 from groundplane.mesh.routing import COMPLETED, note
-from groundplane.mesh.sidecar.handling import Handling, Parts, Work, message_of
-from groundplane.mesh.start import JOB_TOKEN
+from groundplane.mesh.sidecar.handling import Handling, Parts, Work, message_of, token_of
 from groundplane.queues.port import Ack, Delivery
 
 
@@ -55,7 +54,7 @@ class FanIn:
         if state.released:
             await self._late(work)
         elif state.arrived < state.total:
-            self._post(envelope, COMPLETED, delivery.attempt)
+            work.telling.post(self._p.router.progress(envelope, COMPLETED, "completed", attempt=delivery.attempt))
             send = timer(self._p.router.spec, envelope)
             data = send.envelope.to_bytes()
             await self._handling.settle(work, Ack(delivery), [message_of(send, send.envelope, data)])
@@ -64,7 +63,7 @@ class FanIn:
 
     async def _timer(self, delivery: Delivery, envelope: Envelope, key: JoinKey) -> None:
         """The time is over: what is there is handled, unless everything is, or it was handled already."""
-        work = Work(delivery=delivery, envelope=envelope, attempt=delivery.attempt)
+        work = self._handling.work_of(delivery, envelope)
         total = envelope.branches[-1].total
         items = await self._ledger().join_items(key)
         if not items or len(items) >= total:
@@ -76,8 +75,8 @@ class FanIn:
     async def _call(self, work: Work, key: JoinKey, total: int) -> None:
         gathered = Gathered(joined(work.envelope), await self._ledger().join_items(key), total)
         if self._p.reporter is not None:
-            changes = report(work.envelope, gathered.envelope)
-            await self._p.reporter.apply(changes, str(work.envelope.headers.get(JOB_TOKEN, "")))
+            changes = [*work.telling.take(), *report(work.envelope, gathered.envelope)]
+            await self._p.reporter.apply(changes, token_of(work.envelope))
         done = await self._handling.run(
             Work(
                 delivery=work.delivery,
@@ -87,6 +86,7 @@ class FanIn:
                 resolve=False,
                 claims=gathered.claims(),
                 attempt=work.attempt,
+                telling=work.telling,
             )
         )
         if done:
@@ -104,18 +104,11 @@ class FanIn:
 
     async def _late(self, work: Work) -> None:
         """The join was released before: recorded, and gone."""
-        if self._p.reporter is not None:
-            branch = work.envelope.branches[-1]
-            data = {"actor": self._p.router.spec.name, "index": branch.index, "parent_id": branch.parent_id}
-            token = str(work.envelope.headers.get(JOB_TOKEN, ""))
-            self._p.reporter.post(note(work.envelope, "late_child", data), token)
+        branch = work.envelope.branches[-1]
+        data = {"actor": self._p.router.spec.name, "index": branch.index, "parent_id": branch.parent_id}
+        work.telling.post(note(work.envelope, "late_child", data))
         await self._handling.settle(work, Ack(work.delivery))
         await self._handling.release_claims(work)
-
-    def _post(self, envelope: Envelope, weight: float, attempt: int) -> None:
-        if self._p.reporter is not None:
-            token = str(envelope.headers.get(JOB_TOKEN, ""))
-            self._p.reporter.post(self._p.router.progress(envelope, weight, "completed", attempt=attempt), token)
 
     def _ledger(self) -> Ledger:
         assert self._p.ledger is not None

@@ -29,13 +29,14 @@ from groundplane.mesh.routing import (
     Router,
     Send,
     dedup_key,
+    finished,
     note,
 )
 from groundplane.mesh.runtime_client import CallRequest, RuntimeClient
 from groundplane.mesh.settling import Settler
-from groundplane.mesh.sidecar.calls import Active, CallWatch
-from groundplane.mesh.start import ENDED_JOB, JOB_TOKEN, outbox_message, transport_headers
-from groundplane.queues.port import Ack, Delivery, Nack, OutgoingMessage, Reject, Settlement
+from groundplane.mesh.sidecar.calls import Active, CallWatch, Telling
+from groundplane.mesh.start import ENDED_JOB, JOB_TOKEN, TOLD, outbox_message, transport_headers
+from groundplane.queues.port import Ack, Carried, Delivery, Nack, OutgoingMessage, Reject, Settlement
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
 
@@ -70,12 +71,7 @@ class Work(msgspec.Struct, kw_only=True):
     resolve: bool = True
     claims: list[Claim] = []
     attempt: int = 1
-    untold: list[Change] = []
-
-    def all_told(self, reports: Sequence[Change]) -> list[Change]:
-        """What the job is told next: first of the call, then `reports`."""
-        told, self.untold = [*self.untold, *reports], []
-        return told
+    telling: Telling
 
 
 class Handling:
@@ -94,7 +90,8 @@ class Handling:
     def work_of(self, delivery: Delivery, envelope: Envelope) -> Work:
         """The work that a plain delivery is."""
         claims = [envelope.claim] if envelope.claim is not None else []
-        return Work(delivery=delivery, envelope=envelope, claims=claims, attempt=delivery.attempt)
+        telling = Telling(self._p.reporter, token_of(envelope))
+        return Work(delivery=delivery, envelope=envelope, claims=claims, attempt=delivery.attempt, telling=telling)
 
     async def opened(self, delivery: Delivery) -> Envelope | None:
         """The envelope in a delivery; what is none becomes a dead letter, and None is returned."""
@@ -112,7 +109,8 @@ class Handling:
                 reason=error.reason or "msg_parsing_error",
                 now_ms=parts.clock.now_ms(),
             )
-            await self.guarded(delivery, lambda: self.finish(Work(delivery=delivery, envelope=_of(decision)), decision))
+            work = self.work_of(delivery, decision.sends[0].envelope)
+            await self.guarded(delivery, lambda: self.finish(work, decision))
             return None
         failpoints.hit("received")
         return envelope
@@ -182,11 +180,11 @@ class Handling:
         parts, envelope = self._p, work.envelope
         if parts.reporter is None or envelope.job_id is None:
             return True
-        token = _token(envelope)
+        token = token_of(envelope)
         received = parts.router.progress(envelope, RECEIVED, "received", attempt=work.attempt)
-        outcomes = await parts.reporter.apply(received, token)
-        state = outcomes[0].state if outcomes else None
+        state, untold = await parts.reporter.begin(received, token)
         if state is None or not (state.terminal or state is JobState.PAUSED):
+            work.telling.add(untold)
             return True
         if state.terminal:
             data = {"envelope_id": envelope.id, "actor": parts.router.spec.name, "state": state.value}
@@ -220,9 +218,7 @@ class Handling:
                 )
         elif work.resolve:
             work.payload = envelope.payload
-        watch = CallWatch(
-            parts.router, envelope, parts.reporter, parts.custom, parts.metrics, parts.ledger, work.attempt
-        )
+        watch = CallWatch(parts.router, envelope, work.telling, parts.custom, parts.metrics, parts.ledger, work.attempt)
         with parts.active.calling(work.delivery, watch):
             async with self._slots:
                 watch.started()
@@ -247,10 +243,7 @@ class Handling:
             join=work.join,
         )
         started = time.perf_counter()
-        try:
-            outcome = await parts.client.call(request, watch, watch.ticket)
-        finally:
-            work.untold = watch.untold()
+        outcome = await parts.client.call(request, watch, watch.ticket)
         spent = time.perf_counter() - started
         parts.metrics.runtime.observe(spent)
         parts.active.spent(spent)
@@ -264,23 +257,18 @@ class Handling:
         return outcome
 
     async def finish(self, work: Work, decision: Decision) -> bool:
-        """Report, send and settle as decided. True when the envelope went on."""
-        parts, envelope = self._p, work.envelope
-        reports = work.all_told(decision.reports)
-        if parts.reporter is not None and reports:
-            outcomes = await parts.reporter.apply(reports, _token(envelope))
-            state = outcomes[-1].state
-            if state is not None and state.terminal:
-                return await self._too_late(work, decision, state)
-        if decision.settlement == "nack":
-            parts.metrics.retries.inc()
-            await self.settle(work, Nack(work.delivery, decision.delay_s, error=decision.error))
-            return False
+        """Report, send and settle as decided, in one transaction where it can be. True when the envelope went on."""
+        parts = self._p
         try:
             kept, messages = await self._messages(work, decision)
-            await self.settle(work, _settlement(work.delivery, decision), messages)
+            state = await self._told_and_settled(work, decision, kept, messages)
         except (InvalidArgument, NotFound) as error:
             return await self._undeliverable(work, decision, error)
+        if state is not None:
+            return await self._too_late(work, decision, state)
+        if decision.settlement == "nack":
+            parts.metrics.retries.inc()
+            return False
         for send in decision.sends:
             parts.metrics.sent(send.queue)
         if decision.settlement == "reject":
@@ -291,21 +279,61 @@ class Handling:
 
     async def _still_wanted(self, work: Work, decision: Decision) -> bool:
         """Before an attempt in place: False when the job ended meanwhile, and the delivery is settled."""
-        reports = work.all_told(decision.reports)
+        state = await self._told(work, [*work.telling.take(), *decision.reports])
+        if state is not None:
+            await self._too_late(work, decision, state)
+        return state is None
+
+    async def _told(self, work: Work, reports: list[Change]) -> JobState | None:
+        """Tell the job. The state in which it ended before, if it has."""
         if self._p.reporter is None or not reports:
-            return True
-        outcomes = await self._p.reporter.apply(reports, _token(work.envelope))
+            return None
+        outcomes = await self._p.reporter.apply(reports, token_of(work.envelope))
         state = outcomes[-1].state
-        if state is None or not state.terminal:
-            return True
-        await self._too_late(work, decision, state)
-        return False
+        return state if state is not None and state.terminal else None
+
+    async def _told_and_settled(
+        self, work: Work, decision: Decision, kept: list[Envelope], messages: list[OutgoingMessage]
+    ) -> JobState | None:
+        """Tell the job, settle and send. Or, where the job has ended before, the state in which it did."""
+        settlement = _settlement(work.delivery, decision)
+        untold = work.telling.take()
+        reports = [*untold, *decision.reports]
+        last = self._last(decision, kept)
+        carry = None
+        if self._p.reporter is not None and reports:
+            carry = await self._p.reporter.carried([*reports, *last])
+        if carry is None:
+            ended = await self._told(work, reports)
+            if ended is None:
+                await self.settle(work, settlement, messages)
+            return ended
+        if last:
+            messages = [told_of(message) for message in messages]
+        try:
+            await self.settle(work, settlement, messages, carry)
+        except GroundplaneError as error:
+            if error.reason == "job_terminal":
+                return JobState(error.details["state"])
+            work.telling.add(untold)
+            raise
+        return None
+
+    def _last(self, decision: Decision, kept: list[Envelope]) -> list[Change]:
+        """The end of the branch, where this is its last hop and all of its result is at hand: nobody need wait for the
+        end actor to read it. The end of what failed is not for the sidecar to tell: a join ahead may wait for it.
+        """
+        if decision.settlement != "ack" or len(decision.sends) != 1:
+            return []
+        (send,), (envelope,) = decision.sends, kept
+        if send.queue != self._p.router.happy_end or envelope.job_id is None or envelope.claim is not None:
+            return []
+        return [finished(envelope, envelope.payload)]
 
     async def _too_late(self, work: Work, decision: Decision, state: JobState) -> bool:
         """The job ended meanwhile: the outcome is recorded and goes nowhere."""
-        assert self._p.reporter is not None
         data = {"actor": self._p.router.spec.name, "state": state.value, "outcome": decision.reason or "completed"}
-        self._p.reporter.post(note(work.envelope, "late_outcome", data), _token(work.envelope))
+        work.telling.post(note(work.envelope, "late_outcome", data))
         await self.settle(work, Ack(work.delivery))
         await self.release_claims(work, ())
         return True
@@ -346,12 +374,18 @@ class Handling:
         small = msgspec.structs.replace(envelope, payload=None, error=record)
         return small, small.to_bytes()
 
-    async def settle(self, work: Work, settlement: Settlement, sends: list[OutgoingMessage] | None = None) -> None:
+    async def settle(
+        self,
+        work: Work,
+        settlement: Settlement,
+        sends: Sequence[OutgoingMessage] = (),
+        carry: Carried | None = None,
+    ) -> None:
         """Settle; while the backend is away, keep trying: the outcome is known and must not be lost."""
         started = time.perf_counter()
         for tries in range(1_000_000):
             try:
-                await self._p.settler.settle(settlement, sends or ())
+                await self._p.settler.settle(settlement, sends, carry)
                 break
             except GroundplaneError as error:
                 if not error.retryable or isinstance(error, FailedPrecondition) or self._p.active.draining:
@@ -397,17 +431,20 @@ def message_of(send: Send, envelope: Envelope, data: bytes, redrives: int = 0) -
     )
 
 
+def told_of(message: OutgoingMessage) -> OutgoingMessage:
+    """The message for an end actor whose outcome the job is told already."""
+    return msgspec.structs.replace(message, headers={**message.headers, TOLD: "1"})
+
+
 def _settlement(delivery: Delivery, decision: Decision) -> Settlement:
+    if decision.settlement == "nack":
+        return Nack(delivery, decision.delay_s, error=decision.error)
     if decision.settlement == "reject":
         return Reject(delivery, decision.reason, decision.error)
     return Ack(delivery)
 
 
-def _of(decision: Decision) -> Envelope:
-    return decision.sends[0].envelope
-
-
-def _token(envelope: Envelope) -> str:
+def token_of(envelope: Envelope) -> str:
     token = envelope.headers.get(JOB_TOKEN, "")
     return token if isinstance(token, str) else ""
 

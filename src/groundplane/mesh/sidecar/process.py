@@ -85,7 +85,7 @@ class Sidecar:
             metrics=metrics,
             custom=CustomMetrics(registry, config.actor.name),
             log=self._log,
-            reporter=await self._reporter(stack, metrics),
+            reporter=await self._reporter(stack, queues, metrics),
             claims=await self._claims(stack),
             ledger=await self._ledger(stack),
             in_place=config.actor.key is not None,
@@ -165,7 +165,7 @@ class Sidecar:
                     ) from error
                 await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def _reporter(self, stack: AsyncExitStack, metrics: ActorMetrics) -> Reporter | None:
+    async def _reporter(self, stack: AsyncExitStack, queues: Queues, metrics: ActorMetrics) -> Reporter | None:
         config = self._config
         if config.gateway_url is not None:
             from groundplane.mesh.reporting_http import HttpReporter
@@ -176,8 +176,7 @@ class Sidecar:
         jobs = await stack.enter_async_context(
             Jobs.open(config.jobs, namespace=config.namespace, state=config.state, inline=True)
         )
-        watch = await stack.enter_async_context(jobs.watch("ends"))
-        return JobReporter(jobs, watch, lost=metrics.reports_lost.inc)
+        return JobReporter(jobs, lost=metrics.reports_lost.inc, queues=queues)
 
     async def _claims(self, stack: AsyncExitStack) -> Claims | None:
         if not self._config.blobs:

@@ -82,9 +82,13 @@ WHEN NEW.progress < OLD.progress
 BEGIN SELECT RAISE(ABORT, 'the progress of a job never decreases'); END;
 
 CREATE TRIGGER jobs_end_once BEFORE UPDATE OF
-  state, progress, steps_completed, total_steps, result, error, result_key, aborted, finished_at, finished_by ON jobs
+  state, progress, steps_completed, total_steps, result, error, aborted, finished_at, finished_by ON jobs
 WHEN OLD.finished_at IS NOT NULL
 BEGIN SELECT RAISE(ABORT, 'a job that has ended does not change'); END;
+
+CREATE TRIGGER jobs_are_filed_once BEFORE UPDATE OF result_key ON jobs
+WHEN OLD.finished_at IS NOT NULL AND (OLD.result_key IS NOT NULL OR OLD.finished_by IS NULL)
+BEGIN SELECT RAISE(ABORT, 'the outcome of a job is filed once'); END;
 
 CREATE TABLE job_events (
   id         INTEGER PRIMARY KEY AUTOINCREMENT,   -- rises in the order of commit: SQLite has one writer at a time

@@ -12,7 +12,7 @@ from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError
 from groundplane.queues.drivers.embedded import rows
 from groundplane.queues.drivers.embedded.sessions import Session
 from groundplane.queues.drivers.embedded.settling import Change, Settling
-from groundplane.queues.port import Delivery, OutgoingMessage, QueueConsumer, Settlement
+from groundplane.queues.port import Carried, Delivery, OutgoingMessage, QueueConsumer, Settlement
 
 _CLOSE_S = 4.0
 _REPAIR_AGAIN_S = 0.2
@@ -78,12 +78,17 @@ class EmbeddedConsumer:
             self._receiving = False
             self._leave()
 
-    async def settle(self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage] = ()) -> None:
+    async def settle(
+        self,
+        settlements: Sequence[Settlement],
+        sends: Sequence[OutgoingMessage] = (),
+        carry: Sequence[Carried] = (),
+    ) -> None:
         """See `QueueConsumer.settle`."""
         self._check_open()
         self._enter()
         try:
-            await self._settle(settlements, sends)
+            await self._settle(settlements, sends, carry)
         finally:
             self._leave()
 
@@ -188,9 +193,11 @@ class EmbeddedConsumer:
             redrives=held.redrives,
         )
 
-    async def _settle(self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage]) -> None:
+    async def _settle(
+        self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage], carry: Sequence[Carried]
+    ) -> None:
         ids = self._begin_settling(settlements)
-        change = Change(sends, settlements, leased=self._lease_ms is not None, explain=self._lost_error)
+        change = Change(sends, settlements, carry, leased=self._lease_ms is not None, explain=self._lost_error)
         try:
             await self._settling.make(change)
         except asyncio.CancelledError:

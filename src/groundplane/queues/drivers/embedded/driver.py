@@ -54,7 +54,7 @@ class Addressed(Protocol):
 class EmbeddedQueues:
     """Queues of one namespace of a plane. Make it with `open`."""
 
-    capabilities = Capability.ATOMIC_SETTLE | Capability.DEDUP | Capability.LEASE
+    capabilities = Capability.ATOMIC_SETTLE | Capability.DEDUP | Capability.LEASE | Capability.CARRY
 
     def __init__(self, database: Database, namespace: str, folder: Path, *, clock: Clock, heartbeat_s: float) -> None:
         self.native = database

@@ -96,18 +96,26 @@ _DELAY = (
 )
 
 
-def send(tx: Transaction, namespace: str, messages: Sequence[OutgoingMessage], now_ms: int, dedup: Dedup) -> None:
-    """Append messages of any queues in their order; repeats of a `dedup_key` are dropped."""
+def send(
+    tx: Transaction,
+    namespace: str,
+    messages: Sequence[OutgoingMessage],
+    now_ms: int,
+    dedup: Dedup,
+    *,
+    early: bool = True,
+) -> None:
+    """Append messages of any queues in their order; repeats of a `dedup_key` are dropped. `early`: see `wake`."""
     by_queue: dict[str, list[OutgoingMessage]] = {}
     for message in messages:
         by_queue.setdefault(message.queue, []).append(message)
     for name, group in by_queue.items():
-        _send_to(tx, namespace, name, group, now_ms, dedup)
+        tx.wake(topic(_send_to(tx, namespace, name, group, now_ms, dedup)), early=early)
 
 
 def _send_to(
     tx: Transaction, namespace: str, name: str, group: list[OutgoingMessage], now_ms: int, dedup: Dedup
-) -> None:
+) -> int:
     delayed = sum(message.delay_s > 0 for message in group)
     prompt = len(group) - delayed
     found = tx.execute(_RESERVE, (prompt, delayed, namespace, name))
@@ -135,7 +143,7 @@ def _send_to(
         tx.executemany(_APPEND, appended)
     if put_off:
         tx.executemany(_DELAY, put_off)
-    tx.wake(topic(queue))
+    return int(queue)
 
 
 def append_again(
@@ -154,7 +162,7 @@ def append_again(
     )[0]
     _check_depth(tx, name, queue, cursor, last - cursor + waiting, depth_max)
     tx.execute(_APPEND, (in_turn(queue, last), message_id, headers, 1, enqueued_at, redrives, payload))
-    tx.wake(topic(queue))
+    tx.wake(topic(queue), early=True)
 
 
 def missing(name: str) -> NotFound:
@@ -292,7 +300,7 @@ def give_back(
     gone = tx.changes()
     if returned:
         tx.execute("UPDATE queues SET waiting = waiting + ? WHERE id = ?", (returned, queue))
-        tx.wake(topic(queue))
+        tx.wake(topic(queue), early=True)
     return gone
 
 

@@ -14,7 +14,7 @@ from groundplane.core.clock import Clock
 from groundplane.core.errors import GroundplaneError, from_record
 from groundplane.queues.drivers.embedded import rows
 from groundplane.queues.drivers.embedded.dedup import Dedup
-from groundplane.queues.port import Ack, Nack, OutgoingMessage, Reject, Settlement
+from groundplane.queues.port import Ack, Carried, Nack, OutgoingMessage, Reject, Settlement
 
 _CALLS_MAX = 256
 _UNDER_WAY_MAX = 2
@@ -22,23 +22,28 @@ _OF_ONE_CALL = frozenset({"delivery_lost", "queue_not_found", "queue_full", "dis
 
 
 class Change:
-    """What one caller wants: to send, to settle, or both. `gone` lists deliveries that were not held any more."""
+    """What one caller wants: to send, to settle, or both. `gone` lists deliveries that were not held any more;
+    `refused` is what its `carry` raised.
+    """
 
-    __slots__ = ("done", "explain", "gone", "leased", "sends", "settlements")
+    __slots__ = ("carry", "done", "explain", "gone", "leased", "refused", "sends", "settlements")
 
     def __init__(
         self,
         sends: Sequence[OutgoingMessage],
         settlements: Sequence[Settlement] = (),
+        carry: Sequence[Carried] = (),
         *,
         leased: bool = False,
         explain: Callable[[int], GroundplaneError] | None = None,
     ) -> None:
         self.sends = sends
         self.settlements = settlements
+        self.carry = carry
         self.leased = leased
         self.explain = explain
         self.gone: list[int] = []
+        self.refused: Exception | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -86,7 +91,7 @@ class Settling:
             for change in changes:
                 change.done.cancel()
             raise
-        if error is not None and len(changes) > 1 and _concerns_one(error):
+        if error is not None and len(changes) > 1 and _concerns_one(error, changes):
             await asyncio.gather(*(self._write_alone(change) for change in changes))
         else:
             for change in changes:
@@ -98,7 +103,7 @@ class Settling:
 
     async def _write(self, changes: list[Change]) -> Exception | None:
         now_ms = self._clock.now_ms()
-        essential = not any(change.sends for change in changes)
+        essential = not any(change.sends or change.carry for change in changes)
         try:
             await self._database.write(lambda tx: self._apply(tx, changes, now_ms), essential=essential)
         except Exception as error:  # noqa: BLE001 - handed to each caller
@@ -106,9 +111,13 @@ class Settling:
         return None
 
     def _apply(self, tx: Transaction, changes: list[Change], now_ms: int) -> None:
+        for change in changes:
+            _carry(tx, change)
         sends = [message for change in changes for message in change.sends]
         if sends:
-            rows.send(tx, self._namespace, sends, now_ms, self.dedup)
+            # what is carried is waited for: a consumer that is woken before the sync may take the core that does it
+            early = not any(change.carry for change in changes)
+            rows.send(tx, self._namespace, sends, now_ms, self.dedup, early=early)
         gone = set(settle(tx, [one for change in changes for one in change.settlements], now_ms))
         for change in changes:
             if change.leased:
@@ -119,7 +128,18 @@ class Settling:
                     raise change.explain(change.gone[0])
 
 
-def _concerns_one(error: Exception) -> bool:
+def _carry(tx: Transaction, change: Change) -> None:
+    for one in change.carry:
+        try:
+            one(tx)
+        except Exception as error:
+            change.refused = error
+            raise
+
+
+def _concerns_one(error: Exception, changes: Sequence[Change]) -> bool:
+    if any(change.refused is error for change in changes):
+        return True
     return isinstance(error, GroundplaneError) and error.reason in _OF_ONE_CALL
 
 
