@@ -16,7 +16,14 @@ import pytest
 from groundplane.blobs import Blobs
 from groundplane.blobs.conformance import BlobConformance
 from groundplane.blobs.drivers.folder import Folder
-from groundplane.core.errors import Conflict, Internal, InvalidArgument, PermissionDenied, ResourceExhausted
+from groundplane.core.errors import (
+    AlreadyExists,
+    Conflict,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +61,55 @@ async def test_damaged_bytes_are_never_returned(blobs: Blobs, tmp_path: Path, da
     with pytest.raises(Internal) as caught:
         await blobs.get("k")
     assert caught.value.reason == "checksum_mismatch"
+
+
+@pytest.mark.req("BLOB-03.1", "BLOB-04.1")
+async def test_small_objects_that_come_together_are_put_together_each_with_its_own_outcome(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await blobs.put("d/there", b"1")
+    synced: list[Path] = []
+    monkeypatch.setattr("groundplane.blobs.drivers.synced.sync_folder", synced.append)
+    outcomes = await asyncio.gather(
+        *(blobs.put(f"d/{n}", b"%d" % n) for n in range(20)),
+        blobs.put("d/there", b"2", create=True),
+        blobs.put("d/there", b"2", if_match="another"),
+        return_exceptions=True,
+    )
+    assert synced == [tmp_path / "blobs" / "objects" / "d"]
+    assert [type(one) for one in outcomes[20:]] == [AlreadyExists, Conflict]
+    assert [await blobs.get(f"d/{n}") for n in range(20)] == [b"%d" % n for n in range(20)]
+    assert await blobs.get("d/there") == b"1"
+    assert len(_files(tmp_path)) == 21
+
+
+@pytest.mark.req("BLOB-04.1")
+async def test_a_folder_that_cannot_be_synced_fails_its_objects_and_no_others(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in "ab":
+        await blobs.put(f"{folder}/0", b"")
+
+    def sync(folder: Path) -> None:
+        if folder.name == "a":
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("groundplane.blobs.drivers.synced.sync_folder", sync)
+    puts = [blobs.put(key, b"") for key in ("a/1", "b/1", "a/2")]
+    outcomes = [type(one).__name__ for one in await asyncio.gather(*puts, return_exceptions=True)]
+    assert outcomes == ["ResourceExhausted", "BlobInfo", "ResourceExhausted"]
+
+
+@pytest.mark.req("BLOB-04.1")
+async def test_of_objects_that_are_put_together_one_may_be_cancelled(blobs: Blobs, tmp_path: Path) -> None:
+    tasks = [asyncio.create_task(blobs.put(f"d/{n}", b"x")) for n in range(3)]
+    while not blobs.driver._small:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    tasks[1].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert [info.key async for info in blobs.list()] == ["d/0", "d/2"]
+    assert len(_files(tmp_path)) == 2
 
 
 @pytest.mark.req("BLOB-04.1")

@@ -62,6 +62,25 @@ async def test_the_admin_server_shows_metrics_and_readiness(tmp_path: Path) -> N
             assert (await http.get("/readyz")).status_code == 200
 
 
+async def test_requests_are_counted_by_the_pattern_of_their_route(tmp_path: Path) -> None:
+    asked = [
+        ("GET", "/v1/jobs", "/v1/jobs", 200),
+        ("GET", "/v1/jobs/nobody", "/v1/jobs/{job_id}", 404),
+        ("PATCH", "/v1/jobs", "/v1/jobs", 405),
+        ("GET", "/openapi.json", "/openapi.json", 200),
+        ("POST", "/mcp", "/mcp", 400),
+        ("GET", "/a/b/c", "unmatched", 404),
+    ]
+    async with house(tmp_path, tool("echo"), admin_port=0) as one, one.http() as http:
+        for method, path, _, status in asked:
+            assert (await http.request(method, path)).status_code == status
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{one.served.admin_port}") as admin:
+            shown = (await admin.get("/metrics")).text
+    for method, _, route, status in asked:
+        labels = f'method="{method}",route="{route}",status="{status}"'
+        assert f"groundplane_gateway_requests_total{{{labels}}} 1.0" in shown
+
+
 async def test_readiness_turns_red_when_the_store_does_not_answer(one: House, monkeypatch: pytest.MonkeyPatch) -> None:
     async def down(*_: Any) -> Any:
         raise Unavailable("database: does not answer")

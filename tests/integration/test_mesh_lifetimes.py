@@ -250,6 +250,25 @@ async def test_a_paused_job_is_parked_and_goes_on_after_resume(lab: Lab, tmp_pat
     assert [line.split()[0] for line in await lines(calls, 1)] == ["1"]
 
 
+@pytest.mark.req("MESH-16.1", "MESH-16.2", "JOB-01.2")
+async def test_a_job_ends_with_its_last_hop_and_is_persisted_when_an_end_actor_comes(lab: Lab, tmp_path: Path) -> None:
+    await lab.start(spec(), spec("b"), ends=False)
+    job_id = await lab.job(["a", "b"], {"file": str(tmp_path / "calls")})
+    job = await lab.finished(job_id)
+    assert (job.state, job.progress, job.result_key) == (JobState.SUCCEEDED, 100.0, None)
+    told = [(event.kind, event.data["progress"]) for event in await lab.events(job_id)]
+    progress = [("progress", percent) for percent in (5.0, 25.0, 50.0, 55.0, 75.0, 75.0)]
+    assert told == [("created", 0.0), *progress, ("succeeded", 100.0)]
+    command = launch.ends(lab.place)
+    lab.spawn(command)
+    await lab.ready(command)
+    outcome = await lab.outcome(job_id)
+    await lab.idle("happy-end")
+    filed = await lab.jobs.get(job_id)
+    assert (filed.result_key, outcome["payload"]) == (outcome["key"], job.result)
+    assert len(await lab.events(job_id)) == len(told), "the end actor has told it once more"
+
+
 @pytest.mark.req("MESH-10.2", "MESH-09.2")
 async def test_an_envelope_past_its_deadline_is_not_started(lab: Lab, tmp_path: Path) -> None:
     await lab.start(spec())

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from groundplane.blobs import Blobs
@@ -228,14 +228,21 @@ class Gateway:
                 loop.remove_signal_handler(number)
 
     def _application(self) -> Starlette:
-        routes = [Route(one.path, one.call, methods=[one.method]) for one in self.endpoints]
+        routes = [Route(MCP_PATH, self._lane)]  # first, as they are tried in turn: calls are the most frequent
+        routes += [Route(one.path, one.call, methods=[one.method]) for one in self.endpoints]
         routes.append(Route("/openapi.json", self._document, methods=["GET"]))
-        routes.append(Route(MCP_PATH, self._lane))
+        routes = _merged(routes)
+        paths: dict[Any, str] = {route.endpoint: route.path for route in routes}
+
+        def route_of(scope: Scope) -> str:
+            """The pattern that matched, for metrics; `unmatched` keeps the label bounded."""
+            return paths.get(scope.get("endpoint"), "unmatched")
+
         services = self._services
         app = Starlette(
-            routes=_merged(routes),
+            routes=routes,
             lifespan=self._lifespan,
-            middleware=[Middleware(Guard, services.settings, services.metrics, _route_of)],
+            middleware=[Middleware(Guard, services.settings, services.metrics, route_of)],
             exception_handlers={
                 HTTPException: _http_exception,
                 GroundplaneError: _groundplane_error,
@@ -317,19 +324,6 @@ def _by_method(path: str, routes: list[Route]) -> Route:
         return chosen
 
     return Route(path, endpoint, methods=list(endpoints))
-
-
-def _route_of(scope: Scope) -> str:
-    """The pattern that matched, for metrics; `unmatched` keeps the label bounded."""
-    route = scope.get("route")
-    if isinstance(route, Route):
-        return route.path
-    app = scope.get("app")
-    if app is not None:
-        for one in app.routes:
-            if one.matches(scope)[0] is not Match.NONE:
-                return str(one.path)
-    return "unmatched"
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

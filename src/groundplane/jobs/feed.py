@@ -164,11 +164,12 @@ class Feed:
             while True:
                 try:
                     async with self._driver.watch("ends" if self._final else "events") as watch:
+                        await self._step()  # what came before the watch
                         while True:
                             await self._wanted.wait()
+                            await watch.wait(_SAFETY_S)  # at once where it was rung while nobody followed
                             await self._step()
                             failures = 0
-                            await watch.wait(_SAFETY_S)
                 except GroundplaneError as error:
                     self._lifecycle.check_open()
                     failures += 1

@@ -50,7 +50,8 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message to send. `delay_s` has a precision of 100 ms or better and survives a restart of the backend.
 
     `id` names it in dead letters; `dedup_key` (None: no de-duplication) drops repeats on the same queue for 10 minutes
-    where the driver has `Capability.DEDUP`; elsewhere the consumer de-duplicates.
+    where the driver has `Capability.DEDUP`; elsewhere the consumer de-duplicates. `urgent=False` is a hint that nobody
+    waits for it: a driver may leave idle consumers asleep for up to half a second, and hand out many at once then.
     """
 
     queue: str
@@ -60,6 +61,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     delay_s: float = 0.0
     attempt: int = 1
     dedup_key: str | None = None
+    urgent: bool = True
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):

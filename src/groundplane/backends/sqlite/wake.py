@@ -27,6 +27,7 @@ _DATAGRAM_MAX = 1024
 _EVERYTHING = b"*"
 _SETTLED_NS = 50_000_000
 _STALE_S = 60.0
+_PREFIXES_KEPT = 10_000
 
 
 class Listener:
@@ -87,6 +88,7 @@ class WakeHub:
         self._lock = threading.Lock()
         self._listeners: dict[str, set[Listener]] = {}
         self._bells: dict[tuple[asyncio.AbstractEventLoop, str], _Bell] = {}
+        self._prefixes: dict[str, str] = {}
         self._others: dict[str, list[str]] = {}
         self._others_as_of = 0
         self._count = 0
@@ -164,7 +166,12 @@ class WakeHub:
             bell.socket.close()
 
     def _prefix(self, root: str) -> str:
-        return hashlib.blake2b(f"{self._scope}\0{root}".encode(), digest_size=8).hexdigest()
+        known = self._prefixes.get(root)
+        if known is None:
+            known = hashlib.blake2b(f"{self._scope}\0{root}".encode(), digest_size=8).hexdigest()
+            if len(self._prefixes) < _PREFIXES_KEPT:
+                self._prefixes[root] = known
+        return known
 
     def _ring_here(self, loop: asyncio.AbstractEventLoop, root: str, topics: set[str] | None) -> None:
         with self._lock:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from groundplane.blobs.drivers.folder import Folder, Incoming, translate
@@ -31,6 +31,8 @@ T = TypeVar("T")
 _THREADS = 16
 _HELD_S, _CLOSE_S = 4.0, 5.0
 _WRITE_BYTES = 1024 * 1024
+_SMALL_BYTES = 64 * 1024
+_LANES, _LANE_PUTS = 2, 32
 
 
 class FileBlobs:
@@ -42,12 +44,14 @@ class FileBlobs:
         self.native = root
         self._folder = Folder(root)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="groundplane-blobs")
+        self._small: list[tuple[_Whole, asyncio.Future[BlobInfo]]] = []
+        self._lanes: set[asyncio.Task[None]] = set()
         self._held = 0
         self._idle = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
 
     async def put(self, key: str, chunks: AsyncIterator[bytes], options: PutOptions) -> BlobInfo:
-        """See the port. What fits into one piece makes one trip to a thread."""
+        """See the port. What fits into one piece makes one trip to a thread, small ones together."""
         pieces = _gathered(chunks)
         first = await anext(pieces, b"")
         if len(first) < _WRITE_BYTES:
@@ -123,9 +127,39 @@ class FileBlobs:
         self._held += 1
         self._idle.clear()
         try:
+            if len(put.data) <= _SMALL_BYTES:
+                return await self._waited_for(self._together(put), cancel=put.cancel)
             return await self._run(put, cancel=put.cancel)
         finally:
             self._let_go()
+
+    def _together(self, put: _Whole) -> asyncio.Future[BlobInfo]:
+        """Put it with the others that are there when a lane is free: the folder is synced once for all of them."""
+        future: asyncio.Future[BlobInfo] = asyncio.get_running_loop().create_future()
+        self._small.append((put, future))
+        if len(self._lanes) < _LANES:
+            self._lanes.add(asyncio.create_task(self._lane(), name="groundplane-blobs-puts"))
+        return future
+
+    async def _lane(self) -> None:
+        try:
+            while self._small:
+                chosen, self._small = self._small[:_LANE_PUTS], self._small[_LANE_PUTS:]
+                await self._put_small(chosen)
+        finally:  # in the same step in which nothing was left: what comes next opens another
+            self._lanes.remove(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _put_small(self, chosen: Sequence[tuple[_Whole, asyncio.Future[BlobInfo]]]) -> None:
+        puts = [put for put, _ in chosen]
+        try:
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._threads, _put_all, puts)
+        except Exception as error:  # noqa: BLE001 - handed to each caller
+            outcomes = [error] * len(chosen)
+        for (_, future), outcome in zip(chosen, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
 
     async def _hold(self, call: Callable[[], T], *, undo: Callable[[T], None]) -> T:
         """Take a descriptor, which `_release` gives back: closing waits for it."""
@@ -160,6 +194,15 @@ class FileBlobs:
         """`call` in a thread. Cancelled, it is told by `cancel`, waited for, so that nothing goes on behind the
         caller's back, and undone."""
         work = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await self._waited_for(work, undo=undo, cancel=cancel)
+
+    async def _waited_for(
+        self,
+        work: asyncio.Future[T],
+        *,
+        undo: Callable[[T], None] | None = None,
+        cancel: Callable[[], None] | None = None,
+    ) -> T:
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -177,28 +220,56 @@ class _Whole:
     """The put of a small object, as one call."""
 
     def __init__(self, folder: Folder, key: str, data: bytes, options: PutOptions) -> None:
-        self._folder = folder
-        self._key = key
-        self._data = data
-        self._options = options
+        self.folder = folder
+        self.key = key
+        self.data = data
+        self.options = options
         self._incoming: Incoming | None = None
         self._cancelled = False
 
     def __call__(self) -> BlobInfo:
-        self._incoming = incoming = self._folder.incoming()
         try:
-            if self._cancelled:
-                incoming.cancel()
-            incoming.write(self._data)
-            return self._folder.place(self._key, incoming, self._options)
+            return self.folder.place(self.key, self.written(), self.options)
         finally:
-            incoming.discard()
+            self.discard()
+
+    def written(self) -> Incoming:
+        """The bytes, in a file without their name. `discard` it in the end, also when this raises."""
+        self._incoming = incoming = self.folder.incoming()
+        if self._cancelled:
+            incoming.cancel()
+        incoming.write(self.data)
+        return incoming
+
+    def discard(self) -> None:
+        """See `Incoming.discard`."""
+        if self._incoming is not None:
+            self._incoming.discard()
 
     def cancel(self) -> None:
         """Its caller has lost interest."""
         self._cancelled = True
         if self._incoming is not None:
             self._incoming.cancel()
+
+
+def _put_all(puts: Sequence[_Whole]) -> list[BlobInfo | Exception]:
+    """Several puts, each with an outcome of its own."""
+    outcomes: dict[_Whole, BlobInfo | Exception] = {}
+    written: dict[_Whole, Incoming] = {}
+    try:
+        for put in puts:
+            try:
+                written[put] = put.written()
+            except Exception as error:  # noqa: BLE001 - the outcome of this one
+                outcomes[put] = error
+        if written:
+            placed = puts[0].folder.place_all([(put.key, file, put.options) for put, file in written.items()])
+            outcomes.update(zip(written, placed, strict=True))
+        return [outcomes[put] for put in puts]
+    finally:
+        for put in puts:
+            put.discard()
 
 
 class _Reader:

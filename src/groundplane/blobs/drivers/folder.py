@@ -10,8 +10,9 @@ import heapq
 import itertools
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from groundplane.blobs.drivers.object_file import read_info, trailer
 from groundplane.blobs.drivers.synced import SyncedFolders, sync_folder
@@ -30,6 +31,8 @@ from groundplane.core.errors import (
     Unavailable,
 )
 from groundplane.core.ids import new_id
+
+T = TypeVar("T")
 
 _LOCKS = 64
 
@@ -74,23 +77,45 @@ class Folder:
 
     def place(self, key: str, incoming: Incoming, options: PutOptions) -> BlobInfo:
         """Gives the written object its name: whole, durable, and only where the conditions hold."""
-        info = incoming.finish(key, options)
+        (outcome,) = self.place_all([(key, incoming, options)])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def place_all(self, written: Sequence[tuple[str, Incoming, PutOptions]]) -> list[BlobInfo | Exception]:
+        """The same for several objects, each with its own outcome: their folders are synced once for all of them."""
+        outcomes = [_tried(lambda one=one: one[1].finish(one[0], one[2])) for one in written]  # type: ignore[misc]
+        with self._locked(*(key for key, _, _ in written)):
+            placed: dict[Path, list[int]] = {}
+            for at, (key, incoming, options) in enumerate(written):
+                if isinstance(outcomes[at], Exception):
+                    continue
+                named = _tried(lambda key=key, of=incoming, by=options: self._placed(key, of, by))  # type: ignore[misc]
+                if isinstance(named, Exception):
+                    outcomes[at] = named
+                else:
+                    placed.setdefault(named, []).append(at)
+            for folder, members in placed.items():
+                failure = _tried(lambda folder=folder: self._synced.sync_up(folder))  # type: ignore[misc]
+                if failure is not None:
+                    outcomes = [failure if at in members else one for at, one in enumerate(outcomes)]
+        return outcomes
+
+    def _placed(self, key: str, incoming: Incoming, options: PutOptions) -> Path:
+        """Names the object; the folder of the name."""
         path = self._path(key)
-        with self._locked(key):
-            if options.if_match is not None:
-                self._check_etag(key, options.if_match)
-            while True:
-                incoming.check()
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                try:
-                    self._name(key, incoming.path, path, create=options.create)
-                    break
-                except FileNotFoundError:
-                    if not incoming.path.exists():
-                        raise
-                    continue  # the folder was pruned between the two calls
-            self._synced.sync_up(path.parent)
-        return info
+        if options.if_match is not None:
+            self._check_etag(key, options.if_match)
+        while True:
+            incoming.check()
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._name(key, incoming.path, path, create=options.create)
+                return path.parent
+            except FileNotFoundError:
+                if not incoming.path.exists():
+                    raise
+                continue  # the folder was pruned between the two calls
 
     def open(self, key: str) -> tuple[int, BlobInfo]:
         """A descriptor for reading, and the info."""
@@ -137,15 +162,17 @@ class Folder:
         return self._objects.joinpath(*path_of(key))
 
     @contextlib.contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        """Only one process and thread at a time changes a key; held for a rename and a sync, never for the bytes."""
-        share = zlib.crc32(key.encode()) % _LOCKS
-        descriptor = os.open(self._locks / str(share), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    def _locked(self, *keys: str) -> Iterator[None]:
+        """Only one process and thread at a time changes a key; held for a rename and a sync, never for the bytes.
+
+        Several are taken in the order of their shares, so that no two wait for each other.
+        """
+        with contextlib.ExitStack() as held:
+            for share in sorted({zlib.crc32(key.encode()) % _LOCKS for key in keys}):
+                descriptor = os.open(self._locks / str(share), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                held.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
-        finally:
-            os.close(descriptor)
 
     def _check_etag(self, key: str, etag: str) -> None:
         try:
@@ -274,6 +301,14 @@ def _below(folder: str, full: bytes, name: str, ending: str, wanted: _Wanted) ->
         return iter([full] if wanted.key(full) else [])
     root = full if ending == MORE else full + b"/"
     return _walk(f"{folder}/{name}", root, wanted) if wanted.tree(root) else iter(())
+
+
+def _tried(call: Callable[[], T]) -> T | Exception:
+    """Its value, or what it raised: the outcome of one of several."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 - raised where that one is waited for
+        return error
 
 
 def _remove_unless_locked(path: Path) -> None:

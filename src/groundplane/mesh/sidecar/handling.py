@@ -432,8 +432,8 @@ def message_of(send: Send, envelope: Envelope, data: bytes, redrives: int = 0) -
 
 
 def told_of(message: OutgoingMessage) -> OutgoingMessage:
-    """The message for an end actor whose outcome the job is told already."""
-    return msgspec.structs.replace(message, headers={**message.headers, TOLD: "1"})
+    """The message for an end actor whose outcome the job is told already: nobody waits for that."""
+    return msgspec.structs.replace(message, headers={**message.headers, TOLD: "1"}, urgent=False)
 
 
 def _settlement(delivery: Delivery, decision: Decision) -> Settlement:

@@ -44,6 +44,17 @@ class SendingConformance(Kit):
         assert [one.id for one in await take_all(queues, first)] == [str(n) for n in range(1, 100, 2)]
         assert [one.id for one in await take_all(queues, second)] == [str(n) for n in range(0, 100, 2)]
 
+    @pytest.mark.req("QUEUE-01.1")
+    async def test_what_is_not_urgent_comes_to_a_sleeping_consumer_soon_enough(self, queues: Queues) -> None:
+        queue = await a_queue(queues)
+        async with queues.consume(queue) as consumer:
+            waiting = asyncio.create_task(consumer.receive(1, 10.0))
+            await asyncio.sleep(0)
+            await queues.send(message(queue, id="later", urgent=False))
+            start = time.monotonic()
+            assert [one.id for one in await waiting] == ["later"]
+            assert time.monotonic() - start < 5
+
     async def test_sending_nothing_does_nothing(self, queues: Queues) -> None:
         queue = await a_queue(queues)
         await queues.send()

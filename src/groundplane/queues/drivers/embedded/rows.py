@@ -105,12 +105,17 @@ def send(
     *,
     early: bool = True,
 ) -> None:
-    """Append messages of any queues in their order; repeats of a `dedup_key` are dropped. `early`: see `wake`."""
+    """Append messages of any queues in their order; repeats of a `dedup_key` are dropped. `early`: see `wake`.
+
+    For what is not urgent nobody is rung: the safety poll of the listeners finds it.
+    """
     by_queue: dict[str, list[OutgoingMessage]] = {}
     for message in messages:
         by_queue.setdefault(message.queue, []).append(message)
     for name, group in by_queue.items():
-        tx.wake(topic(_send_to(tx, namespace, name, group, now_ms, dedup)), early=early)
+        queue = _send_to(tx, namespace, name, group, now_ms, dedup)
+        if any(message.urgent for message in group):
+            tx.wake(topic(queue), early=early)
 
 
 def _send_to(
