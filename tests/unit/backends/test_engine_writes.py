@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from groundplane.backends.sqlite import Database, MigrationSet, Options, Transaction
+from groundplane.backends.sqlite import Database, MigrationSet, Options, Transaction, workers
 from groundplane.core.errors import (
     AlreadyExists,
     Closed,
@@ -243,9 +243,28 @@ async def test_a_file_that_was_replaced_while_open_gets_no_acknowledgement(
         os.rename(moved, path)
 
 
-async def test_while_the_disk_is_slow_inline_writes_go_to_the_thread_and_leave_the_loop_free(
-    path: Path, notes: MigrationSet
+async def test_syncs_that_come_close_together_leave_the_loop_free(
+    path: Path, notes: MigrationSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async with Database.open(path, [notes], inline=True) as db:
+        monkeypatch.setattr(workers, "_INLINE_PAUSE_S", 3600.0)
+        await db.write(insert("0"))
+        assert db.statistics().inline_handed_over == 0
+        await db.write(insert("1"), durable=False)
+        assert db.statistics().inline_handed_over == 0, "nothing is synced for it"
+        await db.write(insert("2"))
+        await db.write(insert("3"))
+        assert db.statistics().inline_handed_over == 2
+        monkeypatch.setattr(workers, "_INLINE_PAUSE_S", 0.0)
+        await db.write(insert("4"))
+        assert db.statistics().inline_handed_over == 2
+        assert await db.read(lambda tx: tx.execute("SELECT count(*) FROM note")) == [(5,)]
+
+
+async def test_while_the_disk_is_slow_inline_writes_go_to_the_thread_and_leave_the_loop_free(
+    path: Path, notes: MigrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_INLINE_PAUSE_S", 0.0)
     delay_s = 0.05
 
     def slow(fd: int) -> None:

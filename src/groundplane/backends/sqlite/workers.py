@@ -22,6 +22,8 @@ from groundplane.core.errors import Closed, ResourceExhausted
 
 _INLINE_SYNC_MAX_S = 0.001
 """Syncs that take longer, as a moving mean, are not done in the loop."""
+_INLINE_PAUSE_S = 0.002
+"""Syncs that come closer together are not done in the loop either: while it is busy it has better things to do."""
 
 
 class WriterThread:
@@ -95,6 +97,7 @@ class InlineWriter:
         self._thread = thread
         self._loop = loop
         self._calls: list[Call] = []
+        self._synced_at = 0.0
         self.handed_over = 0
 
     def submit(self, call: Call) -> None:
@@ -110,11 +113,18 @@ class InlineWriter:
     def _flush(self) -> None:
         calls, self._calls = self._calls, []
         rest: list[Call] | None = calls
-        if not self._thread.outstanding and self._commit.sync_s < _INLINE_SYNC_MAX_S:
+        if not self._thread.outstanding and self._commit.sync_s < _INLINE_SYNC_MAX_S and not self._syncs_often(calls):
             rest = self._commit.run(calls, wait=False)
             rest = calls if rest is None else rest
         for call in rest or ():
             self._hand_over(call)
+
+    def _syncs_often(self, calls: list[Call]) -> bool:
+        if not any(call.durable for call in calls):
+            return False
+        now = time.monotonic()
+        before, self._synced_at = self._synced_at, now
+        return now - before < _INLINE_PAUSE_S
 
     def _hand_over(self, call: Call) -> None:
         self.handed_over += 1
