@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from groundplane.blobs.drivers.object_file import read_info, trailer
 from groundplane.blobs.drivers.synced import SyncedFolders, sync_folder
@@ -32,6 +32,7 @@ from groundplane.core.errors import (
 )
 from groundplane.core.ids import new_id
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOCKS = 64
@@ -84,19 +85,19 @@ class Folder:
 
     def place_all(self, written: Sequence[tuple[str, Incoming, PutOptions]]) -> list[BlobInfo | Exception]:
         """The same for several objects, each with its own outcome: their folders are synced once for all of them."""
-        outcomes = [_tried(lambda one=one: one[1].finish(one[0], one[2])) for one in written]  # type: ignore[misc]
+        outcomes = [_tried(incoming.finish, key, options) for key, incoming, options in written]
         with self._locked(*(key for key, _, _ in written)):
             placed: dict[Path, list[int]] = {}
             for at, (key, incoming, options) in enumerate(written):
                 if isinstance(outcomes[at], Exception):
                     continue
-                named = _tried(lambda key=key, of=incoming, by=options: self._placed(key, of, by))  # type: ignore[misc]
+                named = _tried(self._placed, key, incoming, options)
                 if isinstance(named, Exception):
                     outcomes[at] = named
                 else:
                     placed.setdefault(named, []).append(at)
             for folder, members in placed.items():
-                failure = _tried(lambda folder=folder: self._synced.sync_up(folder))  # type: ignore[misc]
+                failure = _tried(self._synced.sync_up, folder)
                 if failure is not None:
                     outcomes = [failure if at in members else one for at, one in enumerate(outcomes)]
         return outcomes
@@ -303,10 +304,10 @@ def _below(folder: str, full: bytes, name: str, ending: str, wanted: _Wanted) ->
     return _walk(f"{folder}/{name}", root, wanted) if wanted.tree(root) else iter(())
 
 
-def _tried(call: Callable[[], T]) -> T | Exception:
+def _tried(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | Exception:
     """Its value, or what it raised: the outcome of one of several."""
     try:
-        return call()
+        return call(*args, **named)
     except Exception as error:  # noqa: BLE001 - raised where that one is waited for
         return error
 
