@@ -15,7 +15,7 @@ SECTIONS = {"durable_hop": "durable_hop", "gateway": "gateway", "weight": "weigh
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0; 1 when a bar is missed and `--strict` is given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="which (default: all)")
+    parser.add_argument("sections", nargs="*", help=f"which of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each measurement; the median counts")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the full amount of work, 0.1 for a quick look"
@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--publish", action="store_true", help="put the table into the README too")
     parser.add_argument("--strict", action="store_true", help="exit 1 when a bar is missed")
     options = parser.parse_args(arguments)
+    if unknown := [name for name in options.sections if name not in SECTIONS]:
+        parser.error(f"sections: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
     rows: list[report.Row] = []
     for name in options.sections or SECTIONS:
         print(f"{name} …", file=sys.stderr, flush=True)

@@ -326,6 +326,11 @@ PROBLEMS: dict[str, tuple[Request, int, str]] = {
         415,
         "content-type: 'text/plain'; send application/json",
     ),
+    "compressed body": (
+        post("/v1/jobs", b'{"tool": "echo"}', **{"content-encoding": "gzip"}),
+        415,
+        "content-encoding: 'gzip'; send the body as it is",
+    ),
     "bad idempotency key": (
         post("/v1/jobs", b'{"tool": "echo"}', **{"Idempotency-Key": "x" * 300}),
         422,

@@ -53,7 +53,7 @@ class Guard:
             self._metrics.request(_known_method(scope["method"]), self._route_of(scope), exchange.status, seconds)
 
     def _admit(self, scope: Scope) -> None:
-        size, host, origin, length = 0, None, None, None
+        size, host, origin, length, encoding = 0, None, None, None, b"identity"
         for name, value in scope["headers"]:
             size += len(name) + len(value) + 4
             if name == b"host":
@@ -64,12 +64,22 @@ class Guard:
                 origin = value
             elif name == b"content-length":
                 length = value
+            elif name == b"content-encoding":
+                encoding = value
         limit = self._settings.header_bytes_max
         if size > limit:
             raise HTTPProblem(431, f"headers: have {size} bytes; at most {limit} are taken", details={"limit": limit})
         self._check_host((host or b"").decode("latin-1"))
         if origin is not None:
             self._check_origin(origin.decode("latin-1"))
+        if encoding.lower() != b"identity":
+            shown = encoding.decode("latin-1")[:100]
+            raise HTTPProblem(
+                415,
+                f"content-encoding: {shown!r}; send the body as it is",
+                details={"field": "content-encoding"},
+                headers={"Accept-Encoding": "identity"},
+            )
         body_limit = self._settings.body_bytes_max
         if length is not None and length.isdigit() and int(length) > body_limit:
             raise too_large(body_limit)

@@ -246,7 +246,7 @@ async def test_a_file_that_was_replaced_while_open_gets_no_acknowledgement(
 async def test_syncs_that_come_close_together_leave_the_loop_free(
     path: Path, notes: MigrationSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Database.open(path, [notes], inline=True) as db:
+    async with Database.open(path, [notes], inline=True, options=Options(sync=lambda _: None)) as db:
         monkeypatch.setattr(workers, "_INLINE_PAUSE_S", 3600.0)
         await db.write(insert("0"))
         assert db.statistics().inline_handed_over == 0
@@ -255,6 +255,9 @@ async def test_syncs_that_come_close_together_leave_the_loop_free(
         await db.write(insert("2"))
         await db.write(insert("3"))
         assert db.statistics().inline_handed_over == 2
+        async with asyncio.timeout(10):
+            while db.statistics().writes_waiting:  # the thread counts them down after it has answered
+                await asyncio.sleep(0)
         monkeypatch.setattr(workers, "_INLINE_PAUSE_S", 0.0)
         await db.write(insert("4"))
         assert db.statistics().inline_handed_over == 2

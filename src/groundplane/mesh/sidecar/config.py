@@ -150,7 +150,7 @@ def _checked(document: dict[str, Any]) -> SidecarConfig:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m groundplane.mesh.sidecar",
+        prog="groundplane sidecar",
         description="Carries messages between an actor's queue and its runtime.",
         epilog="exit codes: 0 drained, 1 failed, 2 usage, 3 runtime_not_ready, 4 queue_not_ready",
     )
