@@ -10,12 +10,14 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from groundplane.blobs import Blobs
 from groundplane.blobs.conformance import BlobConformance
-from groundplane.blobs.drivers.folder import Folder
+from groundplane.blobs.drivers.folder import Folder, Incoming
+from groundplane.blobs.port import BlobInfo
 from groundplane.core.errors import (
     AlreadyExists,
     Conflict,
@@ -110,6 +112,41 @@ async def test_of_objects_that_are_put_together_one_may_be_cancelled(blobs: Blob
     assert isinstance(outcomes[1], asyncio.CancelledError)
     assert [info.key async for info in blobs.list()] == ["d/0", "d/2"]
     assert len(_files(tmp_path)) == 2
+
+
+@pytest.mark.req("BLOB-04.1")
+async def test_what_waits_for_its_turn_is_put_when_it_comes_unless_it_was_cancelled(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver: Any = blobs.driver
+    go, incoming = threading.Event(), driver._folder.incoming
+
+    def held() -> Incoming:
+        assert go.wait(20)
+        found: Incoming = incoming()
+        return found
+
+    monkeypatch.setattr(driver._folder, "incoming", held)
+    puts: list[asyncio.Task[BlobInfo]] = []
+
+    async def put(*, lanes: int, waiting: int) -> None:
+        puts.append(asyncio.create_task(blobs.put(f"d/{len(puts)}", b"x")))
+        while (len(driver._lanes), len(driver._small)) != (lanes, waiting):
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(20):
+        await put(lanes=1, waiting=0)
+        await put(lanes=2, waiting=0)
+        for waiting in range(1, 4):
+            await put(lanes=2, waiting=waiting)
+        puts[3].cancel()
+        while not driver._small[1][0]._cancelled:
+            await asyncio.sleep(0)
+        go.set()
+        outcomes = await asyncio.gather(*puts, return_exceptions=True)
+    assert isinstance(outcomes[3], asyncio.CancelledError)
+    assert [info.key async for info in blobs.list()] == ["d/0", "d/1", "d/2", "d/4"]
+    assert len(_files(tmp_path)) == 4
 
 
 @pytest.mark.req("BLOB-04.1")

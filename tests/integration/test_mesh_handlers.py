@@ -74,6 +74,8 @@ async def test_large_outputs_travel_as_claims_that_are_gone_afterwards(lab: Lab)
     size = 20 * 1024 * 1024
     job = await lab.finished(await lab.job(["make", "size"], {"bytes": size}))
     assert job.result == {"size": size}
+    last = await lab.finished(await lab.job(["make"], {"bytes": 400_000}))
+    assert last.result == {"data": "x" * 400_000}
     await lab.idle("make", "size", "happy-end")
 
     async def gone() -> bool:

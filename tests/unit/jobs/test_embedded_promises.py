@@ -5,6 +5,7 @@ queues of the same file.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from groundplane.core.errors import AlreadyExists, Conflict, FailedPrecondition,
 from groundplane.jobs import Jobs
 from groundplane.jobs.conformance.subjects import message, new_job, report, started
 from groundplane.jobs.drivers.embedded import MIGRATIONS, EmbeddedJobs
-from groundplane.jobs.port import Change, Control, Finish, JobState, Note, OutboxMessage, Split
+from groundplane.jobs.port import Change, Control, Finish, JobState, Joined, Note, OutboxMessage, Split
 from groundplane.queues import Consumer, Queues, QueueSpec
 from groundplane.queues.port import Ack, Delivery, OutgoingMessage
 
@@ -153,7 +154,8 @@ async def test_a_settlement_and_what_it_tells_the_job_are_one_commit(
     assert isinstance(jobs.driver, EmbeddedJobs)
     job_id = await started(jobs)
     consumer, (delivery,) = await held(queues, stack)
-    changes = [report(job_id, 0, 10), report(job_id, 0, 100), Finish(job_id=job_id, envelope_id="root", result=[1])]
+    end = Finish(job_id=job_id, envelope_id="root", result=[1])
+    changes: list[Change] = [report(job_id, 0, 10), report(job_id, 0, 100), end]
     before = jobs.driver.native.statistics()
     await consumer.settle([Ack(delivery)], [outgoing("e1")], [jobs.carried(*changes)])
     after = jobs.driver.native.statistics()
@@ -174,7 +176,7 @@ async def test_what_comes_too_late_for_its_job_undoes_its_own_settlement_and_no_
     kinds = [event.kind for event in (await jobs.events(job_id=ended)).items]
 
     async def settle(delivery: Delivery, job_id: str) -> None:
-        changes = [report(job_id, 0, 10), Note(job_id=job_id, kind="retry")]
+        changes: list[Change] = [report(job_id, 0, 10), Note(job_id=job_id, kind="retry")]
         await consumer.settle([Ack(delivery)], [outgoing(delivery.id)], [jobs.carried(*changes)])
 
     outcomes = await asyncio.gather(settle(one, live), settle(two, ended), settle(three, live), return_exceptions=True)
@@ -183,6 +185,9 @@ async def test_what_comes_too_late_for_its_job_undoes_its_own_settlement_and_no_
     assert isinstance(refused, FailedPrecondition)
     assert (refused.reason, refused.details["state"]) == ("job_terminal", "cancelled")
     assert (await queues.depth("first")).in_flight == 1
+    assert await ready(queues, "next") == 2
+    with pytest.raises(FailedPrecondition, match="has ended"):
+        await consumer.settle([Ack(two)], [outgoing("2")], [jobs.carried(report(ended, 0, 100))])
     assert await ready(queues, "next") == 2
     assert [event.kind for event in (await jobs.events(job_id=ended)).items] == kinds
     await consumer.settle([Ack(two)], (), [jobs.carried(Note(job_id=ended, kind="late_outcome"), of_live=False)])
@@ -201,6 +206,22 @@ async def test_an_outcome_that_was_told_before_it_was_persisted_is_filed_by_its_
     assert await finish("another", "theirs") is None
     assert await finish("root", "results/1") == "results/1"
     assert await finish("root", "results/2") == "results/1"
+
+
+@pytest.mark.req("JOB-12.1", "MESH-16.1")
+@pytest.mark.parametrize("joined", [False, True])
+async def test_the_outcome_of_a_branch_is_filed_as_that_of_its_job_only_where_it_stands_for_the_job(
+    jobs: Jobs, joined: bool
+) -> None:
+    job_id, last = await started(jobs), "joined" if joined else "b"
+    await jobs.apply(Split(job_id=job_id, envelope_id="root", children=["a", "b"]))
+    await jobs.apply(Finish(job_id=job_id, envelope_id="a", result=1))
+    if joined:
+        await jobs.apply(Joined(job_id=job_id, parent_id="root", envelope_id=last))
+    await jobs.apply(Finish(job_id=job_id, envelope_id=last, result=2))
+    assert (await jobs.get(job_id)).result == (2 if joined else [1, 2])
+    await jobs.apply(Finish(job_id=job_id, envelope_id=last, result=2, result_key="results/last"))
+    assert (await jobs.get(job_id)).result_key == ("results/last" if joined else None)
 
 
 @pytest.mark.req("JOB-01.2")
@@ -232,6 +253,30 @@ async def test_the_bell_of_ends_is_rung_by_ends_alone(tmp_path: Path) -> None:
             assert not await ends.wait(0.05)
             await jobs.apply(Finish(job_id=job_id, envelope_id="root", result=1))
             assert await ends.wait(5)
+
+
+@pytest.mark.req("JOB-03.1")
+async def test_who_follows_is_woken_by_what_is_synced(tmp_path: Path) -> None:
+    go, entered = threading.Event(), threading.Event()
+
+    def sync(fd: int) -> None:
+        entered.set()
+        assert go.wait(20)
+
+    go.set()
+    held = Options(poll_s=3600.0, sync=sync)
+    async with Database.open(tmp_path / "plane.db", [MIGRATIONS], options=held), Jobs.open(state=tmp_path) as jobs:
+        job_id = await started(jobs)
+        async with jobs.watch("events") as events:
+            await events.wait(0.05)  # what was rung for the new job
+            go.clear()
+            entered.clear()
+            telling = asyncio.create_task(jobs.apply(Note(job_id=job_id, kind="retry")))
+            assert await asyncio.to_thread(entered.wait, 10)
+            assert not await events.wait(0.05)
+            go.set()
+            assert await events.wait(5)
+            await telling
 
 
 @pytest.mark.req("JOB-03.1")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from groundplane.core.errors import Unavailable
 from groundplane.jobs import Jobs
 from groundplane.jobs.conformance.subjects import started
 from groundplane.jobs.feed import BUFFER_MAX, PAGE, Subscription
-from groundplane.jobs.port import Events, JobEvent, Note
+from groundplane.jobs.port import Events, JobEvent, Note, Topic, Watch
 
 pytestmark = pytest.mark.anyio
 
@@ -123,3 +124,25 @@ async def test_a_burst_of_more_than_a_page_passes_no_follower_by(tmp_path: Path)
             while len(kinds) < count and (batch := await one.batch(10)):
                 kinds += [event.kind for event in batch]
     assert kinds == [f"n{n}" for n in range(count)]
+
+
+@pytest.mark.req("JOB-03.3")
+async def test_what_came_before_the_reader_listens_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Jobs.open(state=tmp_path) as jobs:
+        job = await jobs.get(await started(jobs))
+        watch = jobs.driver.watch
+
+        @asynccontextmanager
+        async def late(topic: Topic) -> AsyncIterator[Watch]:
+            async with watch(topic) as own:
+                await own.wait(0.05)
+                await jobs.apply(Note(job_id=job.job_id, kind="before"))
+                assert await own.wait(5)
+            async with watch(topic) as opened:
+                yield opened
+
+        monkeypatch.setattr(jobs.driver, "watch", late)
+        with jobs.subscribe(job, job.last_event_id) as one:
+            assert [event.kind for event in await one.batch(3)] == ["before"]

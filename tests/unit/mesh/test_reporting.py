@@ -14,15 +14,18 @@ import pytest
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import GroundplaneError
 from groundplane.jobs import Jobs
-from groundplane.jobs.conformance.subjects import eventually, kinds, report, started
-from groundplane.jobs.port import Change, Finish, JobState, Note
+from groundplane.jobs.conformance.subjects import eventually, history, kinds, report, started
+from groundplane.jobs.port import Change, Finish, JobState, Note, Outcome
 from groundplane.mesh.reporting import JobReporter
-from groundplane.mesh.routing import Router
+from groundplane.mesh.routing import Output, Result, Router
+from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar import calls
 from groundplane.mesh.sidecar.calls import Telling
+from groundplane.mesh.sidecar.handling import Handling, Parts
 from groundplane.mesh.spec import ActorSpec
 from groundplane.queues import Queues, QueueSpec
 from groundplane.queues.port import Ack, OutgoingMessage
+from groundplane.telemetry.logs import get_logger
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics, new_registry
 
 pytestmark = pytest.mark.anyio
@@ -67,16 +70,29 @@ async def test_what_was_posted_and_lost_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("JOB-03.1")
-async def test_what_a_settlement_carries_comes_after_what_was_handed_over_before(tmp_path: Path) -> None:
+async def test_what_a_settlement_carries_comes_after_what_was_handed_over_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Queues.open(state=tmp_path) as queues, Jobs.open(state=tmp_path) as jobs:
         job_id = await started(jobs)
         await queues.declare(QueueSpec(name="a"))
         await queues.send(OutgoingMessage(queue="a", id="m", payload=b""))
         reporter = JobReporter(jobs, queues=queues)
+        go, apply = asyncio.Event(), jobs.apply
+
+        async def slow(*changes: Change) -> list[Outcome]:
+            await go.wait()
+            return await apply(*changes)
+
+        monkeypatch.setattr(jobs, "apply", slow)
         async with queues.consume("a") as consumer:
             (delivery,) = await consumer.receive(1, 5)
             reporter.post([Note(job_id=job_id, kind="first")])
-            carried = await reporter.carried([Note(job_id=job_id, kind="second")])
+            waiting = asyncio.create_task(reporter.carried([Note(job_id=job_id, kind="second")]))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            go.set()
+            carried = await waiting
             assert carried is not None
             await consumer.settle([Ack(delivery)], (), [carried])
         assert (await kinds(jobs, job_id))[1:] == ["first", "second"]
@@ -155,3 +171,38 @@ async def test_only_calls_that_last_are_looked_at_and_without_them_nobody_listen
     assert (set(reporter.looks), reporter.listened) == ({"lasting"}, 1)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.mark.req("MESH-20.1", "JOB-03.1")
+async def test_what_a_settlement_that_failed_should_have_told_is_told_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "TELL_AFTER_S", 3600.0)
+    registry = new_registry()
+    result = Result([Output({"x": 2})])
+
+    async def call(request: object, watch: object, ticket: object) -> Result:
+        return result
+
+    async with Queues.open(state=tmp_path) as queues, Jobs.open(state=tmp_path) as jobs:
+        job_id = await started(jobs)
+        envelope = Envelope.new(["a", "nobody"], {"x": 1}, job_id=job_id)
+        await queues.declare(QueueSpec(name="a"), QueueSpec(name="error-end"))
+        await queues.send(OutgoingMessage(queue="a", id=envelope.id, payload=envelope.to_bytes()))
+        async with queues.consume("a") as consumer:
+            parts = Parts(
+                router=Router(ActorSpec(name="a", handler="m:f")),
+                client=SimpleNamespace(call=call),  # type: ignore[arg-type]
+                settler=Settler(consumer),
+                active=calls.Active(),
+                metrics=ActorMetrics(registry, "a"),
+                custom=CustomMetrics(registry, "a"),
+                log=get_logger("test"),
+                reporter=JobReporter(jobs, queues=queues),
+            )
+            (delivery,) = await consumer.receive(1, 5)
+            await Handling(parts, asyncio.Semaphore()).handle(delivery)
+        told = [event.data.get("status") for event in await history(jobs, job_id) if event.kind == "progress"]
+        assert told == ["received", "processing"]
+        depth = await queues.depth("a")
+        assert (depth.dead, (await queues.depth("error-end")).ready) == (1, 1)

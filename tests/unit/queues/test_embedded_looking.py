@@ -60,12 +60,13 @@ async def test_what_is_sent_after_the_queue_was_emptied_comes_at_its_bell(queues
 @pytest.mark.req("QUEUE-01.1")
 async def test_for_what_is_not_urgent_nobody_is_woken_and_it_comes_with_what_is(queues: EmbeddedQueues) -> None:
     async with queues.consume("work", max_in_flight=8) as consumer:
-        waiting = await _waiting(consumer, 5.0)
+        waiting = await _waiting(consumer, 60.0)
         await queues.send([_message("a", urgent=False), _message("b", urgent=False)])
         await asyncio.sleep(0.05)
         assert not waiting.done()
         await queues.send([_message("c", urgent=False), _message("d")])
-        assert await waiting == ["a", "b", "c", "d"]
+        async with asyncio.timeout(5):
+            assert await waiting == ["a", "b", "c", "d"]
 
 
 @pytest.mark.req("QUEUE-01.1")
@@ -73,9 +74,10 @@ async def test_what_is_not_urgent_is_found_by_the_safety_poll(tmp_path: Path) ->
     async with EmbeddedQueues.open(state=tmp_path) as queues:
         await queues.declare([QueueSpec(name="work")])
         async with queues.consume("work", max_in_flight=8) as consumer:
-            waiting = await _waiting(consumer, 5.0)
+            waiting = await _waiting(consumer, 60.0)
             await queues.send([_message("a", urgent=False)])
-            assert await waiting == ["a"]
+            async with asyncio.timeout(5):
+                assert await waiting == ["a"]
 
 
 @pytest.mark.req("QUEUE-05")
