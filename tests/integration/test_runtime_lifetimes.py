@@ -481,4 +481,5 @@ def test_a_runtime_is_as_many_processes_as_it_says(tmp_path: Path) -> None:
             with running.connect() as client:
                 assert client.value(1)["value"] == 1
         count(4)
-        eventually(lambda: descriptors(running) == open_before, "no descriptor is left behind")
+        # fewer than before where the last of those clients was not let go yet
+        eventually(lambda: descriptors(running) <= open_before, "no descriptor is left behind")
