@@ -13,7 +13,7 @@ import pytest
 from groundplane.backends.sqlite import Database, Options
 from groundplane.queues.drivers.embedded import EmbeddedQueues
 from groundplane.queues.drivers.embedded.driver import MIGRATIONS
-from groundplane.queues.port import Ack, OutgoingMessage, QueueConsumer, QueueSpec
+from groundplane.queues.port import Ack, Nack, OutgoingMessage, QueueConsumer, QueueSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -104,5 +104,15 @@ async def test_what_was_left_in_the_queue_is_taken_without_a_bell(queues: Embedd
         await queues.send([_message(f"{number}") for number in range(8)])
         start = time.monotonic()
         for first in range(0, 8, 2):
+            assert await _take(consumer, 2.0, limit=2) == [f"{first}", f"{first + 1}"]
+        assert time.monotonic() - start < 1.5
+
+
+async def test_what_was_left_of_the_messages_that_came_back_is_taken_without_a_bell(queues: EmbeddedQueues) -> None:
+    async with queues.consume("work", max_in_flight=8) as consumer:
+        await queues.send([_message(f"{number}") for number in range(6)])
+        await consumer.settle([Nack(one, counts=False) for one in await consumer.receive(6, 2.0)])
+        start = time.monotonic()
+        for first in range(0, 6, 2):
             assert await _take(consumer, 2.0, limit=2) == [f"{first}", f"{first + 1}"]
         assert time.monotonic() - start < 1.5
