@@ -66,6 +66,7 @@ async def test_an_early_ring_comes_with_the_rows_before_the_sync_and_the_others_
 ) -> None:
     def work(tx: Transaction) -> None:
         tx.execute("INSERT INTO note (text) VALUES ('x')")
+        tx.wake("late", early=True)
         tx.wake("late")
         tx.wake("early", early=True)
 

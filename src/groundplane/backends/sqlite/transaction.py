@@ -65,7 +65,7 @@ class Transaction:
             self.topics = {}
         if topic not in self.topics:
             check_topic(topic)
-            self.topics[topic] = early
+        self.topics[topic] = early and self.topics.get(topic, True)
 
     def end(self) -> None:
         """The work is over; every later call raises `closed`."""
