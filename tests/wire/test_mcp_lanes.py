@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from mcp import StdioServerParameters
 from mcp.client.client import Client
@@ -405,6 +406,45 @@ async def test_stdio_serves_both_revisions_on_the_plane_of_the_state_folder(one:
         result = await mcp.call_tool("echo", {"text": "over a pipe"})
     assert result.structured_content == {"text": "over a pipe"}
     assert (await one.jobs.get(result.meta[JOB_META])).state is JobState.SUCCEEDED
+
+
+@pytest.mark.req("GATE-02", "GATE-04.4")
+async def test_a_line_that_is_no_strict_json_is_answered_on_stdio_and_the_next_is_served(one: House) -> None:
+    def call(number: int, arguments: bytes) -> bytes:
+        head = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"echo","arguments":' % number
+        return head + arguments + b"}}"
+
+    started = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    said = [
+        msgspec.json.encode({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": started}),
+        b'{"jsonrpc":"2.0","method":"notifications/initialized"}',
+        b"garbage",
+        b"",
+        call(2, b'{"text":"a","text":"b"}'),
+        call(3, b'{"text":"\xff"}'),
+        call(4, b'{"text":"served"}'),
+    ]
+    pipe = asyncio.subprocess.PIPE
+    async with actors(one, {"echo": echo}), asyncio.timeout(30):
+        server = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", STDIO, str(one.state), stdin=pipe, stdout=pipe
+        )
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(b"\n".join(said) + b"\n")
+        answers = [msgspec.json.decode(await server.stdout.readline()) for _ in range(5)]
+        server.stdin.close()
+        assert await server.wait() == 0
+    errors = [answer["error"] for answer in answers if answer["id"] is None]
+    assert {error["code"] for error in errors} == {-32700}
+    assert [error["message"] for error in errors] == [
+        "Parse error: the line is not JSON: Expecting value at line 1 column 1",
+        "Parse error: the line has the key 'text' twice in one object",
+        "Parse error: the line is not UTF-8 at byte 91",
+    ]
+    (served,) = (answer["result"] for answer in answers if answer["id"] == 4)
+    assert served["structuredContent"] == {"text": "served"}
+    assert len((await one.jobs.list_jobs()).items) == 1
 
 
 @pytest.mark.req("GATE-03.1")

@@ -1,10 +1,23 @@
-"""MCP over standard input and output: what `groundplane mcp` serves to a client that started it as its child."""
+"""MCP over standard input and output: what `groundplane mcp` serves to a client that started it as its child.
+
+The SDK says nothing to a line that it cannot read, and of a key that is there twice it keeps the last value. So lines
+are looked at before it gets them, and refused with a parse error.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
+import anyio
 from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+from mcp_types import PARSE_ERROR, ErrorData, JSONRPCError
+
+from groundplane.core.errors import InvalidArgument
+from groundplane.gateway import strict_json
 
 if TYPE_CHECKING:
     from groundplane.gateway.mcp import McpLane
@@ -12,8 +25,47 @@ if TYPE_CHECKING:
 
 async def serve_stdio(lane: McpLane) -> None:
     """Serve one client until it closes our standard input. Nothing else may write to standard output meanwhile."""
-    async with stdio_server() as (read, write):
-        await lane.server.run(read, write, lane.server.create_initialization_options())
+    with _own_stdin() as descriptor:
+        lines = _Lines(descriptor)
+        async with stdio_server(cast(Any, lines)) as (read, write):
+            lines.answer = write.send
+            await lane.server.run(read, write, lane.server.create_initialization_options())
+
+
+class _Lines:
+    """The lines of standard input that are JSON. The others are answered."""
+
+    def __init__(self, descriptor: int) -> None:
+        # a thread may still wait in it when everything else has ended: it must not be closed under that
+        self._file = anyio.wrap_file(os.fdopen(descriptor, "rb", closefd=False))
+        self.answer: Callable[[SessionMessage], Awaitable[None]] | None = None
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        async for line in self._file:
+            if not line.strip():
+                continue
+            try:
+                strict_json.parse(line)
+            except InvalidArgument as error:
+                assert self.answer is not None
+                why = error.message.removeprefix("body: ")
+                said = ErrorData(code=PARSE_ERROR, message=f"Parse error: the line {why}")
+                await self.answer(SessionMessage(JSONRPCError(jsonrpc="2.0", id=None, error=said)))
+            else:
+                yield line.decode()
+
+
+@contextmanager
+def _own_stdin() -> Iterator[int]:
+    """A descriptor of standard input that nobody else reads: meanwhile descriptor 0 is empty."""
+    own = os.dup(0)
+    try:
+        empty = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(empty, 0)
+        os.close(empty)
+        yield own
+    finally:
+        os.dup2(own, 0)
 
 
 __all__ = ["serve_stdio"]
