@@ -1,7 +1,8 @@
 """Outcomes on their way into blobs: many at once, and a moment late.
 
-A put costs two syncs of the disk. Done at once it stands in the way of the next call's, which somebody waits for;
-nobody waits for the file of an outcome that was told. So puts are gathered for a moment, or until there are enough.
+A put costs a sync of the disk, and one that is shared with the puts beside it. Done at once it stands in the way of
+the next call's, which somebody waits for; nobody waits for the file of an outcome that was told. So puts are gathered
+for a moment, or until there are enough.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Send(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done. `reports` are made durable first, then `sends` and the settlement happen together.
+    """What is to be done. `sends` and the settlement happen together, and `reports` are durable before or with them.
 
     `reject` carries the dead letter's reason; `nack` waits `delay_s`, costing an attempt. `error` is the last error.
     """

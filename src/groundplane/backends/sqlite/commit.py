@@ -1,9 +1,9 @@
 """Group commit: one transaction, one sync, for all writes that came during the previous one.
 
-The order is the promise: lock, BEGIN IMMEDIATE, each work in a savepoint, COMMIT (`synchronous=NORMAL`), unlock, sync
-of the log, then the results, then the bells. So the dear sync is outside the lock, and nobody hears of a write that a
-loss of power could undo. Other processes may read the rows a moment earlier; what they promise on top of them waits
-for their own sync of the same log.
+The order is the promise: lock, BEGIN IMMEDIATE, each work in a savepoint, COMMIT (`synchronous=NORMAL`), unlock, early
+bells, sync of the log, then the results, then the other bells. So the dear sync is outside the lock, and no caller is
+told of a write that a loss of power could undo. Other processes may read the rows a moment earlier, and early bells
+call them to it; what they promise on top of them waits for their own sync of the same log.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Waking listeners in this and in other processes, after a write is durable.
+"""Waking listeners in this and in other processes, after a write is durable or, for early bells, committed.
 
 Each process that listens has one unix datagram socket per root of a topic (the part before the first slash) in the
 folder `wake/` beside the database. Whoever has committed sends the topics there. A bell that is full, gone or dead is

@@ -36,8 +36,7 @@ class Held(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """What a claim found: the messages, the ranges of ids that hold them, and when the next one is due
-    that was left."""
+    """What a claim found: the messages, the ranges of ids that hold them, and when the next delayed one is due."""
 
     messages: list[Held]
     ranges: list[tuple[int, int]]
@@ -239,8 +238,6 @@ def claim(tx: Transaction, queue: int, session: int, slots: tuple[int, int], lim
         tx.execute("UPDATE queues SET cursor = cursor + ? WHERE id = ?", (ready, queue))
     for slot, (first, final) in zip(slots, ranges, strict=False):
         tx.execute(_HOLD, (session, slot, first, final))
-    if last - cursor > max(0, ready):
-        return Claimed(held, ranges, now_ms)
     return Claimed(held, ranges, _next_due(tx, queue) if waiting and len(held) < limit else None)
 
 
