@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import leaks
+from stacks import Stack, on_servers
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _LEAKS_ALLOWED = pytest.StashKey[bool]()
@@ -31,6 +32,16 @@ def anyio_backend() -> str:
 def repository() -> Path:
     """The root of the checkout."""
     return _REPOSITORY
+
+
+@pytest.fixture(params=["embedded", pytest.param("servers", marks=[pytest.mark.integration])])
+def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Stack:
+    """Where the plane of the test keeps what it stores: first embedded, then on servers that all tests share."""
+    state = tmp_path / "state"
+    if request.param == "embedded":
+        return Stack("embedded", state)
+    urls = {name: request.getfixturevalue(f"{name}_url") for name in ("rabbitmq", "postgres", "s3")}
+    return on_servers(state, **urls)
 
 
 @pytest.fixture(autouse=True)
