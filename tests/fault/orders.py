@@ -20,6 +20,7 @@ from groundplane.jobs import Job, JobEvent, JobQuery, Jobs
 from groundplane.jobs.checks import FINAL_KINDS
 from groundplane.jobs.port import Events
 from groundplane.mesh.spec import ERROR_END, HAPPY_END
+from groundplane.plane import Plane
 from groundplane.queues import Queues
 from groundplane.testing.checkers import EventLog, History
 
@@ -130,8 +131,8 @@ class Audit:
     @classmethod
     async def of(cls, orders: Orders) -> Audit:
         """Wait until outbox and queues are empty, then read everything."""
-        state = orders.lab.state
-        async with Jobs.open(state=state) as jobs, Queues.open(state=state) as queues:
+        async with Plane.open(orders.lab.settings, ports=("queues", "jobs")) as plane:
+            jobs, queues = plane.jobs, plane.queues
             await eventually(lambda: _at_rest(jobs, queues), "queues and outbox are empty")
             dead = await _all_dead(queues)
             listed = await _all_jobs(jobs)

@@ -28,8 +28,8 @@ from groundplane.cli.gateway_process import GatewayConfig
 from groundplane.cli.loading import Description, describe
 from groundplane.cli.plane_programs import PlanePrograms
 from groundplane.cli.processes import Program
-from groundplane.core.settings import Settings
 from groundplane.plane import Plane
+from stacks import Stack
 
 T = TypeVar("T")
 APP = Path(__file__).resolve().parent.parent / "apps" / "fault_app.py"
@@ -94,9 +94,10 @@ class Member:
 class Lab:
     """The plane. `members` by the names of their programs: `gateway`, `ends`, `sidecar effect`, `runtime effect`…"""
 
-    def __init__(self, folder: Path, state: Path, description: Description, failpoints: str) -> None:
+    def __init__(self, folder: Path, stack: Stack, description: Description, failpoints: str) -> None:
         self.folder = folder
-        self.state = state
+        self.stack = stack
+        self.state = stack.state
         self.effects = folder / "effects"
         self.hits = folder / "hits"
         self.description = description
@@ -110,21 +111,22 @@ class Lab:
             "GROUNDPLANE_FAILPOINTS": failpoints,
             "GROUNDPLANE_FAILPOINTS_LOG": str(self.hits),
         }
-        settings = Settings(state=state, port=0, grace_s=10.0, log_level="warning")
-        self.settings = settings
-        self._programs = PlanePrograms(settings, self._gateway_config)
+        self.settings = stack.settings(port=0, grace_s=10.0, log_level="warning")
+        self._programs = PlanePrograms(self.settings, self._gateway_config)
         self._killed: set[int] = set()
         self._stopping = False
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, folder: Path, *, state: Path | None = None, failpoints: str = "") -> AsyncIterator[Lab]:
-        """Start everything and wait until it is ready; `failpoints` as in `core.failpoints`, armed by `arm` alone."""
+    async def open(cls, folder: Path, *, stack: Stack | None = None, failpoints: str = "") -> AsyncIterator[Lab]:
+        """Start everything and wait until it is ready; `failpoints` as in `core.failpoints`, armed by `arm` alone.
+
+        Without `stack` everything is stored in the folder."""
         for name in ("armed", "logs", "effects"):
             (folder / name).mkdir(parents=True)
-        lab = cls(folder, state or folder / "state", describe(str(APP)), failpoints)
+        lab = cls(folder, stack or Stack("embedded", folder / "state"), describe(str(APP)), failpoints)
         (lab.state / "run").mkdir(parents=True, exist_ok=True)
-        async with Plane.open(lab.settings, ports=("queues", "jobs", "blobs", "ledger")) as plane:
+        async with Plane.open(lab.settings, upgrade=True) as plane:
             await plane.declare(lab.description.actors.values())
         watching = None
         try:
@@ -237,10 +239,14 @@ class Lab:
     def left_behind(self) -> list[str]:
         """What a plane that has stopped should not have left: processes, sockets, rows of consumers."""
         files = [str(one) for one in self.state.rglob("*") if one.is_socket() or one.suffix in (".alive", ".ready")]
+        return [*self.processes().values(), *files, *self._rows_of_consumers()]
+
+    def _rows_of_consumers(self) -> list[str]:
+        if not self.stack.embedded:
+            return []
         with contextlib.closing(sqlite3.connect(self.state / "plane.db")) as db:
             counts = {one: db.execute(f"SELECT count(*) FROM {one}").fetchone()[0] for one in _ROWS_OF_CONSUMERS}
-        rows = [f"{count} rows of {table}" for table, count in counts.items() if count]
-        return [*self.processes().values(), *files, *rows]
+        return [f"{count} rows of {table}" for table, count in counts.items() if count]
 
     def end(self) -> None:
         """SIGKILL of what is left, so that a test that fails leaves nothing behind."""

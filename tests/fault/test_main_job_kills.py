@@ -16,6 +16,7 @@ from fault.plane_lab import Lab, words
 from groundplane import Client
 from groundplane.cli.processes import Program
 from groundplane.mesh import launch
+from stacks import Stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.timeout(180)]
 
@@ -164,7 +165,7 @@ async def _add_replica(lab: Lab) -> None:
 async def test_a_plane_on_a_full_disk_refuses_new_jobs_loses_none_and_goes_on_when_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    async with Lab.open(tmp_path / "lab", state=small_disk / "state") as lab:
+    async with Lab.open(tmp_path / "lab", stack=Stack("embedded", small_disk / "state")) as lab:
         orders = Orders(lab)
         async with orders.coming():
             await lab.until(lambda: len(orders.results) >= 5, "work flows")
