@@ -10,7 +10,7 @@ RUN     := .venv/bin
 STAMP   := .venv/.synced
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench requirements mutants docs clean
+.PHONY: help setup demo test lint bench soak requirements mutants docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 
 bench: $(STAMP) ## benchmarks beside the raw client and a peer, as Markdown and JSON
 	$(RUN)/python -m benchmarks
+
+soak: $(STAMP) ## the fault tests with many rounds on both stacks, and the table of what was survived (hours)
+	@$(RUN)/python tools/soak.py $(ARGS)
 
 requirements: $(STAMP) ## every requirement, clause by clause, with the tests that prove it
 	@$(RUN)/python tools/requirements.py $(ARGS)

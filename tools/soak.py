@@ -1,0 +1,81 @@
+"""`make soak`: the fault tests with many rounds, and the table of what was survived (docs/reference/soak.md).
+
+`--rounds N` of each window and stack, `--outage S` seconds for which servers are away. The tests are the ones of
+`make test`; only the numbers differ. Exit 1 when a test failed: the table is written all the same, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "docs" / "reference" / "soak.md"
+_HEAD = """# Soak
+
+Every process of a plane killed, and every server killed, paused, cut off, slowed and restarted, in every window of a
+message, while customers order (`make soak`). After each round old orders must have ended; after each test the books
+are audited: nothing lost, no keyed effect twice, no terminal state changed, queues and outbox empty, nothing left
+behind. What is guaranteed and what is not: [guarantees](../explanation/guarantees.md).
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=130, help="of each window (130)")
+    parser.add_argument("--outage", type=float, default=30.0, help="seconds for which a server is away (30)")
+    parser.add_argument("--select", default="", help="a pytest -k expression")
+    given = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "soak.jsonl"
+        code = _run(given, log)
+        facts = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    TABLE.write_text(_page(facts, given, time.monotonic() - started, code), encoding="utf-8")
+    print(f"{TABLE.relative_to(ROOT)} is written")
+    return 1 if code else 0
+
+
+def _run(given: argparse.Namespace, log: Path) -> int:
+    environment = {
+        **os.environ,
+        "GROUNDPLANE_TEST_FAULT_ROUNDS": str(given.rounds),
+        "GROUNDPLANE_TEST_OUTAGE_S": str(given.outage),
+        "GROUNDPLANE_TEST_SOAK_LOG": str(log),
+        "GROUNDPLANE_REQUIRE_SERVERS": os.environ.get("GROUNDPLANE_REQUIRE_SERVERS", "rabbitmq,postgres,s3"),
+    }
+    chosen = ["-k", given.select] if given.select else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", "tests/fault", *chosen]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def _page(facts: list[dict[str, Any]], given: argparse.Namespace, seconds: float, code: int) -> str:
+    day = datetime.datetime.now(datetime.UTC).date()
+    rounds = sum(int(one["hits"]) for one in facts)
+    passed = "all tests passed" if code == 0 else f"**pytest ended with {code}**"
+    lines = [
+        _HEAD,
+        f"Run of {day}: {rounds} rounds in {seconds / 60:.0f} minutes; {passed}. "
+        f"Reproduce: `make soak ARGS='--rounds {given.rounds} --outage {given.outage:g}'`.",
+        "",
+        "| stack | window | rounds | seed | victims | slowest recovery | jobs | attempts again |",
+        "|---|---|---:|---:|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {one['stack']} | {one['window']} | {one['hits']} | {one['seed']} | {one['victims']} | "
+        f"{one['slowest_s']:.1f} s | {one['jobs']} | {one['again']} |"
+        for one in facts
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
