@@ -116,6 +116,12 @@ REASONS: dict[str, Reason] = {
     "queue_not_ready": Reason(
         "unavailable", True, "The actor's queue did not exist in time.", "Start the plane that declares it."
     ),
+    "store_not_ready": Reason(
+        "unavailable",
+        True,
+        "Jobs, ledger or blobs could not be reached in time at the start.",
+        "Start the database or the object store; mend its URL.",
+    ),
     "handler_import_failed": Reason(
         "failed_precondition",
         False,
@@ -132,6 +138,104 @@ REASONS: dict[str, Reason] = {
         False,
         "The delivery went back to the queue (its consumer was taken for dead).",
         "Extend it in time; another consumer has it now.",
+    ),
+    # the message broker
+    "broker_unreachable": Reason(
+        "unavailable", True, "No host of the URL takes connections.", "Start the broker; mend host and port."
+    ),
+    "broker_silent": Reason(
+        "unavailable",
+        True,
+        "The broker takes connections and does not answer, or fell silent.",
+        "Look whether it is frozen, out of memory, or behind a network that drops packets.",
+    ),
+    "connection_lost": Reason(
+        "unavailable",
+        True,
+        "The connection broke; whether what was under way happened is unknown.",
+        "Nothing to do: it is repeated under the same id.",
+    ),
+    "connection_forced": Reason(
+        "unavailable", True, "The broker is being stopped or an operator closed the connection.", "Start the broker."
+    ),
+    "malformed_frame": Reason(
+        "unavailable",
+        True,
+        "The peer sent bytes that are no valid AMQP 0-9-1.",
+        "Look at what stands between here and the broker.",
+    ),
+    "broker_error": Reason(
+        "unavailable", True, "The broker failed inside (AMQP 541).", "Read the broker's log; it is retried."
+    ),
+    "broker_blocked": Reason(
+        "resource_exhausted",
+        True,
+        "The broker refuses messages: its memory or disk alarm is on.",
+        "Free memory or disk on the broker, or let consumers catch up.",
+    ),
+    "broker_slow": Reason(
+        "deadline_exceeded",
+        True,
+        "The broker lives and did not answer one request in time.",
+        "Look at its load and at queues without a leader.",
+    ),
+    "message_refused": Reason(
+        "resource_exhausted",
+        True,
+        "The broker did not take the message: the queue is full or has no leader.",
+        "Let consumers catch up, raise depth_max, or mend the queue.",
+    ),
+    "login_refused": Reason(
+        "permission_denied", False, "The broker refused user and password.", "Mend them in the URL."
+    ),
+    "access_refused": Reason(
+        "permission_denied",
+        False,
+        "The user may not do this on the broker.",
+        "Give it permissions: `rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'`.",
+    ),
+    "vhost_refused": Reason(
+        "permission_denied",
+        False,
+        "The virtual host does not exist, or the user may not enter it.",
+        "`rabbitmqctl add_vhost VHOST`, then `rabbitmqctl set_permissions`; mend the URL's path.",
+    ),
+    "not_amqp": Reason(
+        "failed_precondition",
+        False,
+        "What answers at this host and port is no AMQP 0-9-1 broker.",
+        "Mend the port (5672, with TLS 5671; 15672 is the management page), or amqp:// against amqps://.",
+    ),
+    "tls_failed": Reason(
+        "failed_precondition",
+        False,
+        "TLS could not be agreed on: no TLS on that port, or a certificate that is not trusted.",
+        "Mend cafile, the host name or the port.",
+    ),
+    "exchange_not_found": Reason("not_found", False, "The exchange does not exist.", "Declare the exchange."),
+    "queue_exists_with_other_arguments": Reason(
+        "failed_precondition",
+        False,
+        "A queue or exchange of this name exists and was declared differently.",
+        "Drain and delete the old one, or use another namespace.",
+    ),
+    "queue_in_use": Reason(
+        "failed_precondition", False, "The queue has consumers or messages.", "Stop the consumers, drain the queue."
+    ),
+    "resource_locked": Reason(
+        "failed_precondition", False, "Another connection holds the queue for itself.", "End that connection first."
+    ),
+    "message_invalid": Reason(
+        "invalid_argument", False, "The broker refused the message itself.", "Look at its size and properties."
+    ),
+    "protocol_error": Reason(
+        "internal", False, "The broker says that this client broke the protocol.", "Report it, with the broker's log."
+    ),
+    "consumer_cancelled": Reason(
+        "unavailable",
+        True,
+        "The broker ended the consumer: its queue was deleted or lost its leader.",
+        "Declare the queue again; consuming resumes by itself.",
     ),
     # jobs
     "job_not_found": Reason("not_found", False, "No job has this id.", "Look at `groundplane jobs list`."),
