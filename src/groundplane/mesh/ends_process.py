@@ -18,6 +18,7 @@ from groundplane.blobs.store import Blobs
 from groundplane.core.collection import ease_collection
 from groundplane.core.durations import parse_duration
 from groundplane.core.envelope import ERROR_END, HAPPY_END
+from groundplane.core.environment import EnvironmentView
 from groundplane.core.errors import GroundplaneError, InvalidArgument, NotFound, Unavailable
 from groundplane.jobs.store import Jobs
 from groundplane.mesh.claims import COLLECT_AFTER_S, Claims, collect
@@ -27,7 +28,9 @@ from groundplane.mesh.ready import write_ready
 from groundplane.mesh.reporting import JobReporter, Reporter
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
+from groundplane.mesh.sidecar.config import first_of
 from groundplane.mesh.sidecar.loop import Loop, flow_check
+from groundplane.mesh.sidecar.process import EXIT_STORE, Opener, draining, open_patiently, starting
 from groundplane.mesh.signals import drained_by_signals
 from groundplane.mesh.spec import ERRORS_PREFIX, RESULTS_PREFIX, Limits
 from groundplane.mesh.start import queue_specs
@@ -91,7 +94,7 @@ def load(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     parser = argparse.ArgumentParser(
         prog="python -m groundplane.mesh.ends",
         description="The happy end and the error end of every route.",
-        epilog="exit codes: 0 drained, 1 failed, 2 usage, 4 queue_not_ready",
+        epilog="exit codes: 0 drained, 1 failed, 2 usage, 4 queue_not_ready, 5 store_not_ready",
     )
     parser.add_argument("--config", help="a JSON document, or the name of a file with one")
     parser.add_argument("--declare", action="store_true", help="create the queues that are missing")
@@ -102,10 +105,11 @@ def load(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
         parser.add_argument(f"--{name.replace('_', '-')}", help=", ".join(variables))
     given = parser.parse_args(arguments)
     document = _document(given.config)
+    environment = EnvironmentView(environ)
     for name, variables in _TEXT_FLAGS.items():
         found = getattr(given, name)
         if found is None and name not in document:
-            found = next((environ[variable] for variable in variables if environ.get(variable)), None)
+            _, found = first_of(environment, variables, secret=variables[0].endswith("_URL"))
         if found is not None:
             document[name] = found
     if given.joins is not None:
@@ -154,23 +158,26 @@ class Ends:
                     return await self._run(stack)
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
-            return EXIT_QUEUE if error.reason == "queue_not_ready" else EXIT_FAILED
+            return {"queue_not_ready": EXIT_QUEUE, "store_not_ready": EXIT_STORE}.get(error.reason, EXIT_FAILED)
 
     async def _run(self, stack: AsyncExitStack) -> int:
         config = self._config
         registry = new_registry()
+        checks: dict[str, Check] = {"start": starting("the queues of the ends")}
+        serving = serve_admin(config.admin_host, config.admin_port, registry, checks)
+        port = await stack.enter_async_context(serving)
         queues = await self._wait_for_queues(stack)
         if queues is None:
             return EXIT_OK
-        blobs = await stack.enter_async_context(Blobs.open(config.blobs, state=config.state))
+        blobs = await self._store(stack, "blobs", lambda: Blobs.open(config.blobs, state=config.state))
         reporter = await self._reporter(stack, queues)
         loops: list[Loop] = []
-        checks: dict[str, Check] = {}
         for name, failed in ((config.happy_end, False), (config.error_end, True)):
             loop, active = await self._end(stack, name, failed, queues, blobs, reporter, registry)
             loops.append(loop)
             checks[name] = flow_check(queues, name, loop, active)
-        port = await stack.enter_async_context(serve_admin(config.admin_host, config.admin_port, registry, checks))
+        checks["drain"] = draining(self._stop)
+        del checks["start"]
         collector = asyncio.create_task(self._collect(queues, blobs), name="ends-collect")
         try:
             with write_ready(config.ready_file, {"admin_port": port}):
@@ -266,10 +273,15 @@ class Ends:
             return HttpReporter(config.gateway_url)
         if not config.jobs:
             return None
-        jobs = await stack.enter_async_context(
-            Jobs.open(config.jobs, namespace=config.namespace, state=config.state, inline=True)
+        jobs = await self._store(
+            stack,
+            "jobs",
+            lambda: Jobs.open(config.jobs, namespace=config.namespace, state=config.state, inline=True),
         )
         return JobReporter(jobs, queues=queues)
+
+    async def _store(self, stack: AsyncExitStack, name: str, opener: Opener) -> Any:
+        return await open_patiently(stack, name, opener, self._stop, self._config.start_timeout_s)
 
     async def _collect(self, queues: Queues, blobs: Blobs) -> None:
         config = self._config

@@ -26,7 +26,7 @@ from groundplane.mesh.spec import ActorSpec, Limits
 
 SOCKET_PATH_MAX = 100
 """The kernel takes 107 bytes."""
-SIDECAR_EXITS = {1: "failed", 2: "usage", 3: "runtime_not_ready", 4: "queue_not_ready"}
+SIDECAR_EXITS = {1: "failed", 2: "usage", 3: "runtime_not_ready", 4: "queue_not_ready", 5: "store_not_ready"}
 RUNTIME_EXITS = {
     2: "usage",
     3: "handler_import_failed",

@@ -29,7 +29,8 @@ whole message, a dict, and so is the result; one without a `payload` key is take
 and in protocol 0 it is a fan-out); None, `Stop()` or an empty fan-out ends the route. `Retry` and `Reject` are raised.
 
 **Exit codes**: 0 drained; 2 usage; 3 `handler_import_failed`; 4 the socket cannot be bound; 5 workers die while they
-start; 6 calls were killed because the grace ended.
+start; 6 calls were killed because the grace ended. With `--probe` 0 says that the runtime on the socket serves, 1 that
+it does not.
 """
 
 from __future__ import annotations
@@ -70,10 +71,13 @@ PEERS_MAX = 256
 HANGUP_GRACE_S = 0.5
 EXIT_WAIT_S = 1.0
 GREETING_S = 30.0
+PROBE_S = 5.0
 MESSAGE_CHARS_MAX = 8 * 1024
 TRACEBACK_CHARS_MAX = 64 * 1024
 
 EXIT_OK, EXIT_USAGE, EXIT_HANDLER, EXIT_SOCKET, EXIT_WORKERS, EXIT_GRACE = 0, 2, 3, 4, 5, 6
+EXIT_SILENT = 1
+"""What `--probe` ends with when nothing serves on the socket."""
 EXIT_ASKED = 70
 """What a worker ends with whose handler raised SystemExit or KeyboardInterrupt."""
 
@@ -2102,6 +2106,7 @@ class Settings:
     log_level: str
     preload: bool
     print: bool
+    probe: bool
 
 
 def _octal(text: str) -> int | None:
@@ -2178,10 +2183,11 @@ def settings(argv: Sequence[str]) -> Settings:
         parser.add_argument(f"--{name}", type=kind, default=value, help=shown)
     parser.add_argument("--no-preload", dest="preload", action="store_false", help="import the handler in workers only")
     parser.add_argument("--print", action="store_true", help="print this file and end")
+    parser.add_argument("--probe", action="store_true", help="ask whether a runtime serves on the socket, and end")
     parser.add_argument("--version", action="version", version=f"groundplane runtime, protocol {PROTOCOL}")
     chosen = parser.parse_args(list(argv), Settings())
     for name in ("handler", "socket"):
-        if not getattr(chosen, name) and not chosen.print:
+        if not getattr(chosen, name) and not chosen.print and not (chosen.probe and name == "handler"):
             parser.error(f"{name}: {getattr(chosen, name)!r} is not set; give --{name} or set {_variable(name)}")
     return chosen
 
@@ -2203,6 +2209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(file.read())
         return EXIT_OK
     _level = _LEVELS[chosen.log_level]
+    if chosen.probe:
+        return probe(chosen.socket)
     _prepare_path()
     handler = Handler(chosen.handler, chosen.handler_mode, chosen.cuda_cleanup)
     if chosen.preload:
@@ -2216,6 +2224,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if handler.is_async:
             import asyncio  # noqa: F401  (once here instead of in each worker)
     return Supervisor(chosen, handler, chosen.preload).run()
+
+
+def probe(path: str) -> int:
+    """Ask the runtime on the socket whether it has a worker that serves. 0: yes; 1, with the reason: not in time."""
+    hello = {"protocol": PROTOCOL, "codecs": ["json"], "purpose": "probe"}
+    reader = FrameReader(HELLO_MAX, HELLO_MAX)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(PROBE_S)
+            sock.connect(path)
+            sock.sendall(frame(HELLO + json.dumps(hello).encode()))
+            answer = None
+            while answer is None:
+                data = sock.recv(HELLO_MAX)
+                if not data:
+                    raise OSError("it hung up")
+                reader.feed(data)
+                answer = reader.next()
+    except (OSError, Fault) as error:
+        log("ERROR", f"socket: {path!r} does not serve: {error}")
+        return EXIT_SILENT
+    if b'"error"' in answer:
+        log("ERROR", f"socket: {path!r} refused: {str(answer, 'utf-8', 'replace')}")
+        return EXIT_SILENT
+    return EXIT_OK
 
 
 def _start_again_without_preload(name: str, arguments: list[str]) -> NoReturn:

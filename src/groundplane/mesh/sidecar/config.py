@@ -12,6 +12,7 @@ import msgspec
 
 from groundplane.core.durations import parse_duration
 from groundplane.core.envelope import ERROR_END, HAPPY_END
+from groundplane.core.environment import EnvironmentView
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import check_name, did_you_mean
 from groundplane.core.secrets import mask_url
@@ -59,6 +60,7 @@ class _Option(msgspec.Struct, frozen=True):
     variables: tuple[str, ...]
     help: str
     kind: Literal["text", "count", "duration"] = "text"
+    secret: bool = False
 
 
 OPTIONS = (
@@ -67,13 +69,23 @@ OPTIONS = (
     _Option("socket", ("socket",), ("GROUNDPLANE_SOCKET_PATH", "ASYA_SOCKET_PATH"), "path of the runtime's socket"),
     _Option("protocol", ("protocol",), ("GROUNDPLANE_SOCKET_PROTOCOL",), "auto, 0 or 1"),
     _Option(
-        "queues", ("queues",), ("GROUNDPLANE_QUEUES_URL", "ASYA_RABBITMQ_URL", "RABBITMQ_URL"), "URL of the queues"
+        "queues",
+        ("queues",),
+        ("GROUNDPLANE_QUEUES_URL", "ASYA_RABBITMQ_URL", "RABBITMQ_URL"),
+        "URL of the queues",
+        secret=True,
     ),
     _Option("exchange", ("exchange",), ("GROUNDPLANE_EXCHANGE", "ASYA_RABBITMQ_EXCHANGE"), "exchange of the broker"),
-    _Option("jobs", ("jobs",), ("GROUNDPLANE_JOBS_URL",), "URL of the job store, '' for none"),
-    _Option("blobs", ("blobs",), ("GROUNDPLANE_BLOBS_URL",), "URL of the blobs, '' for none"),
-    _Option("ledger", ("ledger",), ("GROUNDPLANE_LEDGER_URL",), "URL of the ledger, '' for none"),
-    _Option("gateway-url", ("gateway_url",), ("GROUNDPLANE_GATEWAY_URL", "ASYA_GATEWAY_URL"), "report over HTTP"),
+    _Option("jobs", ("jobs",), ("GROUNDPLANE_JOBS_URL",), "URL of the job store, '' for none", secret=True),
+    _Option("blobs", ("blobs",), ("GROUNDPLANE_BLOBS_URL",), "URL of the blobs, '' for none", secret=True),
+    _Option("ledger", ("ledger",), ("GROUNDPLANE_LEDGER_URL",), "URL of the ledger, '' for none", secret=True),
+    _Option(
+        "gateway-url",
+        ("gateway_url",),
+        ("GROUNDPLANE_GATEWAY_URL", "ASYA_GATEWAY_URL"),
+        "report over HTTP",
+        secret=True,
+    ),
     _Option("state", ("state",), ("GROUNDPLANE_STATE",), "folder of embedded drivers"),
     _Option("namespace", ("namespace",), ("GROUNDPLANE_NAME",), "name of the plane"),
     _Option(
@@ -113,17 +125,26 @@ def load(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     document: dict[str, Any] = _document(given.config) if given.config else {}
     _check_known(document)
     document.setdefault("actor", {})
+    environment = EnvironmentView(environ)
     for option in OPTIONS:
         text = getattr(given, option.flag.replace("-", "_"))
         source = f"--{option.flag}"
         if text is None and not _present(document, option.path):
-            source = next((name for name in option.variables if environ.get(name)), "")
-            text = environ.get(source) if source else None
+            source, text = first_of(environment, option.variables, secret=option.secret)
         if text is not None:
             _place(document, option.path, _read(option, source, text))
     if given.declare:
         document["declare"] = True
     return _checked(document)
+
+
+def first_of(environment: EnvironmentView, names: Sequence[str], *, secret: bool) -> tuple[str, str | None]:
+    """The first of these variables that is set, and its text; a secret's may lie in the file that `NAME_FILE` names."""
+    for name in names:
+        found = environment.get(name, secret=secret)
+        if found is not None:
+            return name, found.value
+    return "", None
 
 
 def _checked(document: dict[str, Any]) -> SidecarConfig:
@@ -152,7 +173,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="groundplane sidecar",
         description="Carries messages between an actor's queue and its runtime.",
-        epilog="exit codes: 0 drained, 1 failed, 2 usage, 3 runtime_not_ready, 4 queue_not_ready",
+        epilog="exit codes: 0 drained, 1 failed, 2 usage, 3 runtime_not_ready, 4 queue_not_ready, 5 store_not_ready. "
+        "A variable of a URL may end in _FILE: then it names the file that holds it.",
     )
     parser.add_argument("--config", help="a JSON document, or the name of a file with one")
     parser.add_argument("--declare", action="store_true", help="create the queues that are missing")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, TypeAlias
 
 from groundplane.blobs.store import Blobs
 from groundplane.core.errors import GroundplaneError, NotFound, Unavailable
 from groundplane.jobs.store import Jobs
 from groundplane.mesh.claims import Claims
-from groundplane.mesh.ledger import open_ledger
+from groundplane.mesh.ledger import Ledger, open_ledger
 from groundplane.mesh.ready import write_ready
+from groundplane.mesh.repeats import Repeats, Sender, Window, needs
 from groundplane.mesh.reporting import JobReporter, Reporter
 from groundplane.mesh.routing import Router
 from groundplane.mesh.runtime_client import RuntimeClient, RuntimeSettings
@@ -21,7 +22,8 @@ from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.sidecar.config import SidecarConfig
 from groundplane.mesh.sidecar.fan_in import FanIn
-from groundplane.mesh.sidecar.handling import Handling, Parts
+from groundplane.mesh.sidecar.gate import Gate
+from groundplane.mesh.sidecar.handling import Handling, Parts, Staged
 from groundplane.mesh.sidecar.loop import WINDOW_MAX, Loop, flow_check
 from groundplane.mesh.signals import drained_by_signals
 from groundplane.mesh.start import queue_specs
@@ -30,8 +32,12 @@ from groundplane.telemetry.admin import Check, serve_admin
 from groundplane.telemetry.logs import Logger, get_logger
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics, new_registry
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_RUNTIME, EXIT_QUEUE = 0, 1, 2, 3, 4
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_RUNTIME, EXIT_QUEUE, EXIT_STORE = 0, 1, 2, 3, 4, 5
+_EXITS = {"runtime_not_ready": EXIT_RUNTIME, "queue_not_ready": EXIT_QUEUE, "store_not_ready": EXIT_STORE}
 _LOOK_EVERY_S = 0.05
+_LOOK_AGAIN_S = 0.25
+
+Opener: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 class Sidecar:
@@ -55,8 +61,7 @@ class Sidecar:
                     return await self._run(stack)
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
-            codes = {"runtime_not_ready": EXIT_RUNTIME, "queue_not_ready": EXIT_QUEUE}
-            return codes.get(error.reason, EXIT_FAILED)
+            return _EXITS.get(error.reason, EXIT_FAILED)
 
     async def _run(self, stack: AsyncExitStack) -> int:
         config = self._config
@@ -70,6 +75,9 @@ class Sidecar:
                 connect_timeout_s=config.start_timeout_s,
             )
         )
+        checks: dict[str, Check] = {"start": starting("queue and runtime")}
+        serving = serve_admin(config.admin_host, config.admin_port, registry, checks)
+        port = await stack.enter_async_context(serving)
         stack.push_async_callback(client.aclose)
         queues = await self._unless_stopped(self._wait_for_both(stack, client))
         if queues is None:
@@ -77,6 +85,7 @@ class Sidecar:
         window = config.window or WINDOW_MAX
         consumer = await stack.enter_async_context(queues.consume(config.actor.name, max_in_flight=window))
         settler, active = Settler(consumer), Active()
+        ledger = await self._ledger(stack)
         parts = Parts(
             router=Router(config.actor, config.limits, happy_end=config.happy_end, error_end=config.error_end),
             client=client,
@@ -87,15 +96,17 @@ class Sidecar:
             log=self._log,
             reporter=await self._reporter(stack, queues, metrics),
             claims=await self._claims(stack),
-            ledger=await self._ledger(stack),
+            ledger=ledger,
+            staged=self._staged(queues, ledger),
             in_place=config.actor.key is not None,
         )
         handling = Handling(parts, asyncio.Semaphore(config.actor.concurrency))
-        handle = FanIn(parts, handling).handle if config.actor.join else handling.handle
+        handler = FanIn(parts, handling) if config.actor.join else handling
+        gate = Gate(parts, parts.staged, handling, handler.handle_envelope) if parts.staged is not None else None
         self._loop = Loop(
             consumer,
             settler,
-            handle,
+            gate.handle if gate is not None else handler.handle,
             concurrency=config.actor.concurrency,
             window=config.window,
             active=active,
@@ -103,11 +114,12 @@ class Sidecar:
             log=self._log,
             key=config.actor.key,
         )
-        checks: dict[str, Check] = {
+        checks |= {
             "runtime": _runtime_check(client),
             "flow": flow_check(queues, config.actor.name, self._loop, active),
+            "drain": draining(self._stop),
         }
-        port = await stack.enter_async_context(serve_admin(config.admin_host, config.admin_port, registry, checks))
+        del checks["start"]
         await self._flow(parts, port)
         return EXIT_OK if self._stop.is_set() else EXIT_FAILED
 
@@ -173,24 +185,75 @@ class Sidecar:
             return HttpReporter(config.gateway_url, lost=metrics.reports_lost.inc)
         if not config.jobs:
             return None
-        jobs = await stack.enter_async_context(
-            Jobs.open(config.jobs, namespace=config.namespace, state=config.state, inline=True)
+        jobs = await self._store(
+            stack,
+            "jobs",
+            lambda: Jobs.open(config.jobs, namespace=config.namespace, state=config.state, inline=True),
         )
         return JobReporter(jobs, lost=metrics.reports_lost.inc, queues=queues)
 
     async def _claims(self, stack: AsyncExitStack) -> Claims | None:
         if not self._config.blobs:
             return None
-        blobs = await stack.enter_async_context(Blobs.open(self._config.blobs, state=self._config.state))
-        return Claims(blobs, self._config.limits)
+        config = self._config
+        blobs = await self._store(stack, "blobs", lambda: Blobs.open(config.blobs, state=config.state))
+        return Claims(blobs, config.limits)
 
-    async def _ledger(self, stack: AsyncExitStack) -> Any:
+    def _staged(self, queues: Queues, ledger: Ledger | None) -> Staged | None:
+        if not needs(queues):
+            return None
+        if ledger is None:
+            self._log.warning("repeats_known_to_this_process_only", hint="give it --ledger")
+        return Staged(repeats=Repeats(ledger if ledger is not None else Window()), sender=Sender(queues))
+
+    async def _ledger(self, stack: AsyncExitStack) -> Ledger | None:
         config = self._config
         if not config.ledger:
             return None
-        return await stack.enter_async_context(
-            open_ledger(config.ledger, namespace=config.namespace, state=config.state, inline=True)
+        return await self._store(
+            stack,
+            "ledger",
+            lambda: open_ledger(config.ledger, namespace=config.namespace, state=config.state, inline=True),
         )
+
+    async def _store(self, stack: AsyncExitStack, name: str, opener: Opener) -> Any:
+        return await open_patiently(stack, name, opener, self._stop, self._config.start_timeout_s)
+
+
+async def open_patiently(
+    stack: AsyncExitStack, name: str, opener: Opener, stop: asyncio.Event, timeout_s: float
+) -> Any:
+    """Enter what `opener` makes; again while that is `unavailable`. `store_not_ready` after `timeout_s`, or when told
+    to stop.
+    """
+    give_up_at = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            return await stack.enter_async_context(opener())
+        except Unavailable as error:
+            if stop.is_set() or asyncio.get_running_loop().time() >= give_up_at:
+                raise Unavailable(
+                    f"{name}: was not there within {timeout_s:g} s: {error}", reason="store_not_ready"
+                ) from error
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+def starting(wanted: str) -> Check:
+    """The check of a process that is alive, and waits for others."""
+
+    async def check() -> str | None:
+        return f"waits for {wanted}"
+
+    return check
+
+
+def draining(stop: asyncio.Event) -> Check:
+    """Red from the moment that the process is told to stop."""
+
+    async def check() -> str | None:
+        return "was told to stop" if stop.is_set() else None
+
+    return check
 
 
 def _runtime_check(client: RuntimeClient) -> Check:
