@@ -10,8 +10,23 @@ import pytest
 from groundplane.core.errors import InvalidArgument
 from groundplane.mesh.ledger import JoinKey, Ledger, Once, open_ledger
 from groundplane.mesh.ledger.conformance import LedgerConformance
+from groundplane.mesh.ledger.drivers.embedded import EmbeddedLedger
+from groundplane.mesh.ledger.port import HANDLED_WINDOW_S
 
 pytestmark = pytest.mark.anyio
+
+
+class HandClock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_000_000.0
+
+    def now_ms(self) -> int:
+        return round(self.seconds * 1000)
+
+    def monotonic(self) -> float:
+        return self.seconds
 
 
 class TestEmbeddedLedger(LedgerConformance):
@@ -36,6 +51,27 @@ async def test_namespaces_do_not_see_each_other(tmp_path: Path) -> None:
     async with open_ledger(state=tmp_path, namespace="a") as one, open_ledger(state=tmp_path, namespace="b") as two:
         await one.once_begin("k")
         assert (await two.once_begin("k")).state == "new"
+
+
+@pytest.mark.req("MESH-12")
+async def test_a_handled_delivery_is_forgotten_after_the_window_and_its_row_is_deleted(tmp_path: Path) -> None:
+    async with open_ledger(state=tmp_path) as ledger:
+        assert isinstance(ledger, EmbeddedLedger)
+        clock = HandClock()
+        ledger._clock = clock
+        await ledger.handled(done=["a/old:0", "a/older:0"])
+        clock.seconds += HANDLED_WINDOW_S - 1
+        assert await ledger.handled(ask=["a/old:0"], done=["a/new:0"]) == {"a/old:0"}
+        clock.seconds += 2
+        assert await ledger.handled(ask=["a/old:0", "a/new:0"], done=["a/newest:0"]) == {"a/new:0"}
+        rows = await ledger.native.read(lambda tx: tx.execute("SELECT count(*) FROM ledger_handled"))
+    assert rows == [(2,)]
+
+
+async def test_planes_of_one_file_do_not_know_each_others_deliveries(tmp_path: Path) -> None:
+    async with open_ledger(state=tmp_path, namespace="a") as one, open_ledger(state=tmp_path, namespace="b") as two:
+        await one.handled(done=["x/e:0"])
+        assert await two.handled(ask=["x/e:0"]) == frozenset()
 
 
 @pytest.mark.parametrize("url", ["embedded://host/folder", "embedded://?x=1", "oracle://"])

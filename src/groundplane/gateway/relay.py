@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from groundplane.core.errors import NotFound
 from groundplane.gateway.metrics import GatewayMetrics
 from groundplane.jobs.port import OutboxMessage
 from groundplane.mesh.spec import ActorSpec
-from groundplane.mesh.start import queue_specs
+from groundplane.mesh.start import queue_specs, relayed
 from groundplane.queues import Queues
-from groundplane.queues.port import OutgoingMessage
 
 
 async def declare_missing(queues: Queues, names: Iterable[str]) -> None:
@@ -33,15 +34,10 @@ class Relay:
 
     async def send(self, messages: list[OutboxMessage]) -> None:
         """Durable when it returns; repeats are dropped by their key."""
-        outgoing = [
-            OutgoingMessage(
-                queue=one.queue, payload=one.payload, id=one.id, headers=one.headers, dedup_key=one.dedup_key
-            )
-            for one in messages
-        ]
         try:
-            await self._queues.send(*outgoing)
+            await self._queues.send(*map(relayed, messages))
         except NotFound:
             await declare_missing(self._queues, (one.queue for one in messages))
-            await self._queues.send(*outgoing)
-        self._metrics.relayed.inc(len(outgoing))
+            again = [msgspec.structs.replace(one, taken_before=True) for one in messages]
+            await self._queues.send(*map(relayed, again))
+        self._metrics.relayed.inc(len(messages))

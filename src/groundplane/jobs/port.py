@@ -37,13 +37,17 @@ _TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, 
 
 
 class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message for a queue, written with the change that causes it and relayed after it is durable."""
+    """A message for a queue, written with the change that causes it and relayed after it is durable.
+
+    `taken_before` is told by `Outbox.take`: it was leased before and may have been sent, so this may be a repeat.
+    """
 
     queue: str
     id: str
     payload: bytes
     headers: dict[str, str] = {}
     dedup_key: str
+    taken_before: bool = False
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,7 +279,10 @@ class Outbox(Protocol):
     """The messages that wait to be relayed. Any replica may relay; repeats carry the same `dedup_key`."""
 
     async def take(self, limit: int, lease_s: float = 30.0) -> list[tuple[int, OutboxMessage]]:
-        """Due messages, oldest first, hidden from other takers for `lease_s`. Held (parked) ones are never taken."""
+        """Due messages, oldest first, hidden from other takers for `lease_s`. Held (parked) ones are never taken.
+
+        `taken_before` is true of those that were leased before, here or by `JobStore.create`.
+        """
         ...
 
     async def done(self, ids: Sequence[int]) -> None:

@@ -1,14 +1,16 @@
 """The relay: takes due messages from the outbox, sends them, and only then deletes them.
 
 Any number of relays may run. A message is leased while it is sent; a relay that dies loses its lease, and the message
-is sent again with the same `dedup_key`. What cannot be sent stays in the outbox and is tried again. Messages of jobs
-that this process creates come here leased, without a way round through the outbox.
+is sent again with the same `dedup_key`, marked as `taken_before`. What cannot be sent stays in the outbox and is tried
+again. Messages of jobs that this process creates come here leased, without a way round through the outbox.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+
+import msgspec
 
 from groundplane.core import failpoints
 from groundplane.core.errors import GroundplaneError
@@ -113,6 +115,7 @@ class Relay:
                     return
                 failures += 1
                 await asyncio.sleep(_BACKOFF.delay_s(failures))
+                taken = [(one, msgspec.structs.replace(message, taken_before=True)) for one, message in taken]
         failpoints.hit("relayed")
         await self._driver.outbox.done([one for one, _ in taken])
         self.relayed += len(taken)
@@ -121,8 +124,8 @@ class Relay:
         """One of them cannot be sent: the others must not wait for it. It is tried again when its lease has ended."""
         if len(taken) == 1:
             return
-        for one in taken:
-            await self._move([one])
+        for one, message in taken:
+            await self._move([(one, msgspec.structs.replace(message, taken_before=True))])
 
     def _note(self, error: GroundplaneError, queue: str) -> None:
         self.failures += 1

@@ -17,7 +17,7 @@ from groundplane.core.names import check_name
 from groundplane.jobs.port import Created, NewJob, OutboxMessage
 from groundplane.mesh.routing import RESERVED, dedup_key
 from groundplane.mesh.spec import ERROR_END, HAPPY_END, HOPS_MAX, ActorSpec, ToolSpec
-from groundplane.queues.port import ATTEMPTS_MAX, MESSAGE_BYTES_MAX, QueueSpec
+from groundplane.queues.port import ATTEMPTS_MAX, MAY_REPEAT, MESSAGE_BYTES_MAX, OutgoingMessage, QueueSpec
 
 if TYPE_CHECKING:
     from groundplane.jobs.store import Jobs
@@ -89,6 +89,12 @@ def outbox_message(queue: str, envelope: Envelope, data: bytes, *, dedup: str | 
         headers=transport_headers(envelope),
         dedup_key=dedup or dedup_key(envelope),
     )
+
+
+def relayed(one: OutboxMessage) -> OutgoingMessage:
+    """A message of the job store's outbox as the queues take it; one that may have been sent before says so."""
+    headers = {**one.headers, MAY_REPEAT: "1"} if one.taken_before else one.headers
+    return OutgoingMessage(queue=one.queue, payload=one.payload, id=one.id, headers=headers, dedup_key=one.dedup_key)
 
 
 async def start_job(
@@ -172,6 +178,6 @@ def queue_specs(
 
 
 __all__ = [
-    "JOB_TOKEN", "TOOL", "arguments_hash", "check_route", "first_message", "outbox_message", "queue_specs", "start_job",
-    "token_hash", "transport_headers",
+    "JOB_TOKEN", "TOOL", "arguments_hash", "check_route", "first_message", "outbox_message", "queue_specs", "relayed",
+    "start_job", "token_hash", "transport_headers",
 ]  # fmt: skip

@@ -20,6 +20,8 @@ from groundplane.core.errors import ErrorRecord
 MESSAGE_BYTES_MAX = 1024 * 1024
 ATTEMPTS_MAX = 5
 DEDUP_WINDOW_S = 600.0
+MAY_REPEAT = "groundplane-may-repeat"
+"""Header of a message that its sender may have sent before: whoever drops repeats looks it up. Its value is "1"."""
 
 
 class Capability(enum.Flag):
@@ -69,7 +71,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     alike.
 
     `tag` belongs to the driver; `enqueued_at` is Unix ms of the first send; `redrives` how often it came back from
-    the dead.
+    the dead. `redelivered` says that it was, or may have been, handed to a consumer before, also where that cost no
+    attempt; a driver with `Capability.DEDUP` need not tell.
     """
 
     tag: Any
@@ -80,6 +83,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     enqueued_at: int
     redrives: int = 0
+    redelivered: bool = False
 
 
 class Ack(msgspec.Struct, frozen=True):

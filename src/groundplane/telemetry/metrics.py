@@ -51,6 +51,7 @@ class _Families:
         self.processed = counter("messages_processed", "Calls that succeeded.")
         self.retries = counter("retries", "Deliveries handed back for another attempt.")
         self.dead = counter("dead_letters", "Messages that became dead letters here.")
+        self.repeats = counter("repeats", "Deliveries that were handled before, and were not run again.")
         self.reports_lost = counter("reports_lost", "Progress reports that the job store did not take.")
         self.custom_refused = counter("custom_metrics_refused", "Values of custom metrics over a bound.")
         self.processing = histogram("processing_seconds", "From receipt to settlement.", SECONDS)
@@ -78,6 +79,7 @@ class ActorMetrics:
         self.processed = families.processed.of(actor)
         self.retries = families.retries.of(actor)
         self.dead = families.dead.of(actor)
+        self.repeats = families.repeats.of(actor)
         self.reports_lost = families.reports_lost.of(actor)
         self.custom_refused = families.custom_refused.of(actor)
         self._sent = families.sent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from groundplane.core.errors import NotFound, Unavailable
@@ -59,7 +60,16 @@ class OutboxConformance:
         await jobs.create(new_job(), [message("e1")])
         (taken,) = await jobs.driver.outbox.take(10, 0.05)
         again = await eventually(lambda: jobs.driver.outbox.take(10))
-        assert again == [taken]
+        number, first = taken
+        assert again == [(number, msgspec.structs.replace(first, taken_before=True))]
+        assert not first.taken_before
+
+    @pytest.mark.req("JOB-02.2")
+    async def test_a_message_that_its_creator_was_to_relay_and_did_not_may_have_been_sent(self, jobs: Jobs) -> None:
+        created = await jobs.driver.create(new_job(), [message("e1")], lease_s=0.05)
+        assert len(created.taken) == 1
+        ((_, found),) = await eventually(lambda: jobs.driver.outbox.take(10))
+        assert found.taken_before
 
     @pytest.mark.req("JOB-02.2")
     async def test_a_relay_sends_what_was_there_and_what_comes(self, open_jobs: OpenJobs, jobs: Jobs) -> None:

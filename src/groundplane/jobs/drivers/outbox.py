@@ -54,7 +54,7 @@ def any_due(tx: Transaction, scope: Scope, now: int) -> bool:
 def take(unit: Unit, limit: int, lease_ms: int) -> list[tuple[int, OutboxMessage]]:
     """Due messages, oldest first, leased."""
     rows = unit.tx.execute(
-        "SELECT id, queue, message_id, payload, headers, dedup_key FROM job_outbox "
+        "SELECT id, queue, message_id, payload, headers, dedup_key, leased_until FROM job_outbox "
         "WHERE namespace = ? AND held = 0 AND leased_until <= ? ORDER BY id LIMIT ?",
         (unit.scope.number, unit.now, limit),
     )
@@ -64,7 +64,14 @@ def take(unit: Unit, limit: int, lease_ms: int) -> list[tuple[int, OutboxMessage
     return [
         (
             row[0],
-            OutboxMessage(queue=row[1], id=row[2], payload=row[3], headers=_unpack_headers(row[4]), dedup_key=row[5]),
+            OutboxMessage(
+                queue=row[1],
+                id=row[2],
+                payload=row[3],
+                headers=_unpack_headers(row[4]),
+                dedup_key=row[5],
+                taken_before=row[6] > 0,
+            ),
         )
         for row in rows
     ]

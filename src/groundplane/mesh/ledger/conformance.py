@@ -88,6 +88,27 @@ class LedgerConformance:
         await ledger.join_release(KEY)
         assert (await ledger.join_add(KEY, 0, 1, b"x")).released is False
 
+    @pytest.mark.req("MESH-12")
+    async def test_a_delivery_that_was_handled_is_known_afterwards_and_no_other(self, ledger: Ledger) -> None:
+        assert await ledger.handled(ask=["double/e:0"], done=["double/e:0", "double/f:0"]) == frozenset()
+        assert await ledger.handled(ask=["double/e:0", "double/f:0", "double/e:1", "other/e:0"]) == frozenset(
+            {"double/e:0", "double/f:0"}
+        )
+        assert await ledger.handled() == frozenset()
+
+    @pytest.mark.req("MESH-12")
+    async def test_recording_a_handled_delivery_again_changes_nothing(self, ledger: Ledger) -> None:
+        for _ in range(2):
+            await ledger.handled(done=["a/e:0", "a/e:0", "a/f:0"])
+        assert await ledger.handled(ask=["a/e:0", "a/f:0"]) == frozenset({"a/e:0", "a/f:0"})
+
+    @pytest.mark.req("MESH-12")
+    async def test_batches_that_are_recorded_at_once_in_any_order_are_all_known(self, ledger: Ledger) -> None:
+        keys = [f"a/{n}:0" for n in range(200)]
+        batches = [keys, keys[::-1], keys[50:150], keys[150:50:-1]]
+        await asyncio.gather(*(ledger.handled(ask=keys[:10], done=batch) for batch in batches))
+        assert await ledger.handled(ask=keys) == frozenset(keys)
+
     async def test_collecting_deletes_what_is_older_and_keeps_the_rest(self, ledger: Ledger) -> None:
         await ledger.once_begin("k")
         await ledger.join_add(KEY, 0, 2, b"a")

@@ -1,10 +1,22 @@
-"""The port of the mesh's ledger: effects that were done (`ctx.once`), and children that arrived at a join."""
+"""The port of the mesh's ledger: effects that were done (`ctx.once`), children that arrived at a join, and deliveries
+that were handled.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
 import msgspec
+
+HANDLED_WINDOW_S = 600.0
+"""How long the key of a handled delivery is known at least."""
+
+
+def hashed(namespace: str, key: str) -> bytes:
+    """What stands for the key of a handled delivery where many are kept: 16 bytes."""
+    return hashlib.blake2b(f"{namespace}\0{key}".encode(), digest_size=16).digest()
 
 
 class Once(msgspec.Struct, frozen=True):
@@ -57,6 +69,14 @@ class Ledger(Protocol):
 
     async def join_release(self, key: JoinKey) -> None:
         """The joined envelope was handed on: later children are late. Idempotent; frees the payloads."""
+        ...
+
+    async def handled(self, *, ask: Iterable[str] = (), done: Iterable[str] = ()) -> frozenset[str]:
+        """Record that the deliveries with the keys `done` were handled; those of `ask` that were recorded before this
+        call, within the last `HANDLED_WINDOW_S` seconds or a little longer. One round trip, in one transaction.
+
+        Repeating `done` changes nothing. Keys are forgotten by themselves when the window is over.
+        """
         ...
 
     async def collect(self, older_than_s: float) -> int:

@@ -9,9 +9,10 @@ from groundplane.core import failpoints
 from groundplane.core.envelope import Envelope
 from groundplane.mesh.joins import Gathered, is_join, is_timer, joined, key_of, pack, report, timer, unpack
 from groundplane.mesh.ledger.port import JoinKey, Ledger
+from groundplane.mesh.repeats import marked
 from groundplane.mesh.routing import COMPLETED, note
 from groundplane.mesh.sidecar.handling import Handling, Parts, Work, message_of, token_of
-from groundplane.queues.port import Ack, Delivery
+from groundplane.queues.port import Ack, Delivery, OutgoingMessage
 
 
 class FanIn:
@@ -25,8 +26,11 @@ class FanIn:
     async def handle(self, delivery: Delivery) -> None:
         """See `Handling.handle`."""
         envelope = await self._handling.opened(delivery)
-        if envelope is None:
-            return
+        if envelope is not None:
+            await self.handle_envelope(delivery, envelope)
+
+    async def handle_envelope(self, delivery: Delivery, envelope: Envelope) -> None:
+        """Handle what was opened."""
         if not is_join(self._p.router.spec, envelope) or self._p.ledger is None:
             await self._handling.run(self._handling.work_of(delivery, envelope))
             return
@@ -55,11 +59,20 @@ class FanIn:
             await self._late(work)
         elif state.arrived < state.total:
             work.telling.post(self._p.router.progress(envelope, COMPLETED, "completed", attempt=delivery.attempt))
-            send = timer(self._p.router.spec, envelope)
-            data = send.envelope.to_bytes()
-            await self._handling.settle(work, Ack(delivery), [message_of(send, send.envelope, data)])
+            await self._handling.settle(work, Ack(delivery), self._timers(work, state.arrived == 1))
         else:
             await self._call(work, key, state.total)
+
+    def _timers(self, work: Work, first: bool) -> list[OutgoingMessage]:
+        """The timer that this child sends. Queues that drop repeats keep one of all of them; where they do not, the
+        first child sends it, and whoever cannot know that it is not the first.
+        """
+        staged = self._p.staged is not None
+        if staged and not first and not work.doubtful:
+            return []
+        send = timer(self._p.router.spec, work.envelope)
+        messages = [message_of(send, send.envelope, send.envelope.to_bytes())]
+        return marked(messages) if staged else messages
 
     async def _timer(self, delivery: Delivery, envelope: Envelope, key: JoinKey) -> None:
         """The time is over: what is there is handled, unless everything is, or it was handled already."""
@@ -87,6 +100,8 @@ class FanIn:
                 claims=gathered.claims(),
                 attempt=work.attempt,
                 telling=work.telling,
+                key=work.key,
+                doubtful=work.doubtful,
             )
         )
         if done:

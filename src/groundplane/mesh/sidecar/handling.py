@@ -18,6 +18,7 @@ from groundplane.core.errors import FailedPrecondition, GroundplaneError, Invali
 from groundplane.jobs.port import Change, JobState, Note, Park
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.ledger.port import Ledger
+from groundplane.mesh.repeats import Repeats, Sender, key_of, marked, may_repeat
 from groundplane.mesh.reporting import Reporter
 from groundplane.mesh.routing import (
     COMPLETED,
@@ -36,7 +37,7 @@ from groundplane.mesh.runtime_client import CallRequest, RuntimeClient
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active, CallWatch, Telling
 from groundplane.mesh.start import ENDED_JOB, JOB_TOKEN, TOLD, outbox_message, transport_headers
-from groundplane.queues.port import Ack, Carried, Delivery, Nack, OutgoingMessage, Reject, Settlement
+from groundplane.queues.port import MAY_REPEAT, Ack, Carried, Delivery, Nack, OutgoingMessage, Reject, Settlement
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
 
@@ -44,8 +45,15 @@ HAND_BACK_S = 1.0
 _SETTLE_BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
 
 
+class Staged(msgspec.Struct, frozen=True, kw_only=True):
+    """What a hop needs where the queues neither settle atomically nor drop repeats: see `mesh.repeats`."""
+
+    repeats: Repeats
+    sender: Sender
+
+
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """What handling needs; opened once by the process."""
+    """What handling needs; opened once by the process. `staged` is there where the queues do not drop repeats."""
 
     router: Router
     client: RuntimeClient
@@ -57,12 +65,16 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     reporter: Reporter | None = None
     claims: Claims | None = None
     ledger: Ledger | None = None
+    staged: Staged | None = None
     in_place: bool = False
     clock: Clock = SYSTEM_CLOCK
 
 
 class Work(msgspec.Struct, kw_only=True):
-    """One call to be made: a delivery, the envelope it is about (a joined one is not the delivery's own)."""
+    """One call to be made: a delivery, the envelope it is about (a joined one is not the delivery's own).
+
+    `key` is the delivery's where repeats are dropped here; `doubtful` that it may be one, and so may what it sends.
+    """
 
     delivery: Delivery
     envelope: Envelope
@@ -72,6 +84,8 @@ class Work(msgspec.Struct, kw_only=True):
     claims: list[Claim] = []
     attempt: int = 1
     telling: Telling
+    key: str = ""
+    doubtful: bool = False
 
 
 class Handling:
@@ -85,13 +99,25 @@ class Handling:
         """Decode, and handle the envelope."""
         envelope = await self.opened(delivery)
         if envelope is not None:
-            await self.run(self.work_of(delivery, envelope))
+            await self.handle_envelope(delivery, envelope)
+
+    async def handle_envelope(self, delivery: Delivery, envelope: Envelope) -> None:
+        """Handle what was opened."""
+        await self.run(self.work_of(delivery, envelope))
 
     def work_of(self, delivery: Delivery, envelope: Envelope) -> Work:
         """The work that a plain delivery is."""
         claims = [envelope.claim] if envelope.claim is not None else []
         telling = Telling(self._p.reporter, token_of(envelope))
-        return Work(delivery=delivery, envelope=envelope, claims=claims, attempt=delivery.attempt, telling=telling)
+        return Work(
+            delivery=delivery,
+            envelope=envelope,
+            claims=claims,
+            attempt=delivery.attempt,
+            telling=telling,
+            key=key_of(delivery, envelope) if self._p.staged is not None else "",
+            doubtful=self._p.staged is not None and may_repeat(delivery),
+        )
 
     async def opened(self, delivery: Delivery) -> Envelope | None:
         """The envelope in a delivery; what is none becomes a dead letter, and None is returned."""
@@ -200,8 +226,10 @@ class Handling:
         key = f"{dedup_key(envelope)}:parked:{delivery.enqueued_at}"
         own = Envelope.from_bytes(delivery.payload)
         message = outbox_message(delivery.queue, own, delivery.payload, dedup=key)
+        if parts.staged is not None:  # should this be handed out again after the job went on, there are two of it
+            message = msgspec.structs.replace(message, headers={**message.headers, MAY_REPEAT: "1"})
         await parts.reporter.apply([Park(job_id=envelope.job_id, message=message)], token)
-        await self.settle(work, Ack(delivery))
+        await self.settle(work, Ack(delivery), handled=False)
         return False
 
     async def _outcome(self, work: Work) -> Outcome | None:
@@ -380,20 +408,51 @@ class Handling:
         settlement: Settlement,
         sends: Sequence[OutgoingMessage] = (),
         carry: Carried | None = None,
+        *,
+        handled: bool = True,
     ) -> None:
-        """Settle; while the backend is away, keep trying: the outcome is known and must not be lost."""
+        """Send and settle; while the backend is away, keep trying: the outcome is known and must not be lost.
+
+        With `handled` the delivery, acked or rejected, is remembered where repeats are dropped here.
+        """
         started = time.perf_counter()
+        settler, staged = self._p.settler, self._p.staged
+        if staged is None:
+            await self._persist(work, lambda again: settler.settle(settlement, sends, carry))
+        else:
+            await self._settle_staged(work, settlement, sends, staged, handled)
+        self._p.active.progressed()
+        self._p.metrics.send.observe(time.perf_counter() - started)
+
+    async def _settle_staged(
+        self, work: Work, settlement: Settlement, sends: Sequence[OutgoingMessage], staged: Staged, handled: bool
+    ) -> None:
+        """One after the other, each durable before the next: outputs, the delivery's key, the settlement.
+
+        A dead letter is written by the settlement, so the key comes after it: none must be missing.
+        """
+        if sends:
+            plain, doubtful = list(sends), marked(sends)
+            await self._persist(work, lambda again: staged.sender.send(doubtful if again or work.doubtful else plain))
+            failpoints.hit("child_sent")
+        key = work.key if handled else ""
+        if key and isinstance(settlement, Ack):
+            await self._persist(work, lambda again: staged.repeats.record(key))
+        await self._persist(work, lambda again: self._p.settler.settle(settlement))
+        if key and isinstance(settlement, Reject):
+            await self._persist(work, lambda again: staged.repeats.record(key))
+
+    async def _persist(self, work: Work, step: Callable[[bool], Awaitable[None]]) -> None:
+        """Take a step, with False at first; while its backend is away, again, with True."""
         for tries in range(1_000_000):
             try:
-                await self._p.settler.settle(settlement, sends, carry)
-                break
+                await step(tries > 0)
+                return
             except GroundplaneError as error:
                 if not error.retryable or isinstance(error, FailedPrecondition) or self._p.active.draining:
                     raise
                 self._p.log.warning("settle_failed", message_id=work.delivery.id, error=str(error))
                 await asyncio.sleep(_SETTLE_BACKOFF_S[min(tries, len(_SETTLE_BACKOFF_S) - 1)])
-        self._p.active.progressed()
-        self._p.metrics.send.observe(time.perf_counter() - started)
 
     async def release_claims(self, work: Work, kept: list[Envelope] | tuple[()] = ()) -> None:
         """Delete the claims of a delivery that was acked, but those that `kept` envelopes carry on."""

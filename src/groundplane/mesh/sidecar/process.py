@@ -210,11 +210,12 @@ class Sidecar:
         config = self._config
         if not config.ledger:
             return None
-        return await self._store(
+        ledger: Ledger = await self._store(
             stack,
             "ledger",
             lambda: open_ledger(config.ledger, namespace=config.namespace, state=config.state, inline=True),
         )
+        return ledger
 
     async def _store(self, stack: AsyncExitStack, name: str, opener: Opener) -> Any:
         return await open_patiently(stack, name, opener, self._stop, self._config.start_timeout_s)

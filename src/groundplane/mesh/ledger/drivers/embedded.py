@@ -9,6 +9,7 @@ Escape hatch: `native` is the `Database`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,22 @@ from groundplane.core import codec
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.secrets import mask_url
-from groundplane.mesh.ledger.port import JoinKey, JoinState, Ledger, Once
+from groundplane.mesh.ledger.port import HANDLED_WINDOW_S, JoinKey, JoinState, Ledger, Once, hashed
 
 MIGRATIONS = MigrationSet(component="ledger", package="groundplane.mesh.ledger.sql.sqlite")
 
 _FIND = "SELECT id, arrived, total, released FROM ledger_joins WHERE (namespace, parent_id, hop, actor) = (?, ?, ?, ?)"
+
+_KNOWN = "SELECT 1 FROM ledger_handled WHERE key = ? AND handled_at >= ?"
+_NOTE = (
+    "INSERT INTO ledger_handled (key, handled_at) VALUES (?, ?) "
+    "ON CONFLICT (key) DO UPDATE SET handled_at = excluded.handled_at"
+)
+_FORGET = (  # a little more than comes in, oldest first: the table stays as large as a window
+    "DELETE FROM ledger_handled WHERE key IN "
+    "(SELECT key FROM ledger_handled WHERE handled_at < ? ORDER BY handled_at LIMIT ?)"
+)
+_WINDOW_MS = round(HANDLED_WINDOW_S * 1000)
 
 
 class EmbeddedLedger:
@@ -111,6 +123,24 @@ class EmbeddedLedger:
                 tx.execute("DELETE FROM ledger_children WHERE join_id = ?", (join,))
 
         await self.native.write(release, essential=True)
+
+    async def handled(self, *, ask: Iterable[str] = (), done: Iterable[str] = ()) -> frozenset[str]:
+        """See the port."""
+        asked = [(key, hashed(self._namespace, key)) for key in ask]
+        handled = [hashed(self._namespace, key) for key in done]
+
+        def look(tx: Transaction) -> frozenset[str]:
+            since = self._clock.now_ms() - _WINDOW_MS
+            return frozenset(key for key, hash_ in asked if tx.execute(_KNOWN, (hash_, since)))
+
+        def note(tx: Transaction) -> frozenset[str]:
+            now = self._clock.now_ms()
+            known = look(tx)
+            tx.execute(_FORGET, (now - _WINDOW_MS, 2 * len(handled)))
+            tx.executemany(_NOTE, [(key, now) for key in handled])
+            return known
+
+        return await (self.native.write(note) if handled else self.native.read(look))
 
     async def collect(self, older_than_s: float) -> int:
         """See the port."""
