@@ -6,16 +6,19 @@
     history.check_nothing_lost()
     history.check_no_effect_twice()
 
-`EventLog` does the same for the log of a store of jobs. A checker fails with the ids that break the promise, not with
-a count.
+`EventLog` does the same for the log of a store of jobs, `States` for states that were seen one by one,
+`check_queues_empty` for the end of a run, `check_nothing_leaked` and `Memory` for what a process keeps. A checker
+fails with the ids that break the promise, not with a count.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
+
+from groundplane.testing.leaks import Snapshot, resident_bytes
 
 _SHOWN = 10
 _TERMINAL = frozenset({"succeeded", "failed", "cancelled", "timed_out"})
@@ -79,11 +82,16 @@ class History:
         """Each effect happened at most once."""
         _raise("done more than once", (one for one, count in Counter(self._done).items() if count > 1))
 
-    def check_order(self) -> None:
-        """Effects happened in the order of sending."""
+    def check_order(self, of: Callable[[str], object] | None = None) -> None:
+        """Effects happened in the order of sending; with `of`, within each group that it puts ids into (a key, a
+        partition, a session) and no further.
+        """
         place = {one: n for n, one in enumerate(self._sent)}
-        known = [one for one in self._done if one in place]
-        _raise("out of order", (b for a, b in pairwise(known) if place[b] < place[a]))
+        groups: defaultdict[object, list[str]] = defaultdict(list)
+        for one in self._done:
+            if one in place:
+                groups[of(one) if of is not None else None].append(one)
+        _raise("out of order", (b for group in groups.values() for a, b in pairwise(group) if place[b] < place[a]))
 
     def check_attempts_grow(self) -> None:
         """The attempts of each message are 1, 2, 3, … or repeats of one of them where it was handed back."""
@@ -160,6 +168,80 @@ class EventLog:
             if state is not None and (state != end if end else state in _TERMINAL):
                 return False
         return True
+
+
+class States:
+    """States of jobs as they were seen from outside, one look after the other."""
+
+    def __init__(self) -> None:
+        self._seen: defaultdict[str, list[str]] = defaultdict(list)
+
+    def saw(self, job_id: str, state: str) -> None:
+        """A look at the job found it in this state."""
+        self._seen[job_id].append(state)
+
+    def check_terminal_states_never_change(self) -> None:
+        """After a terminal state no other was seen."""
+        changed = (
+            f"{one} ({a} → {b})"
+            for one, seen in self._seen.items()
+            for a, b in pairwise(seen)
+            if a in _TERMINAL and b != a
+        )
+        _raise("state changed after the end", changed)
+
+    def check_all_ended(self) -> None:
+        """The last state seen of each job is terminal."""
+        _raise("not ended", (f"{one} ({seen[-1]})" for one, seen in self._seen.items() if seen[-1] not in _TERMINAL))
+
+
+class Depth(Protocol):
+    """What `check_queues_empty` needs to know of a queue."""
+
+    @property
+    def ready(self) -> int:
+        """Messages that may be handed out."""
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that were handed out and not settled."""
+
+    @property
+    def delayed(self) -> int:
+        """Messages that wait for their time."""
+
+
+def check_queues_empty(depths: Mapping[str, Depth]) -> None:
+    """No queue holds a message: ready, in flight or delayed. Dead letters are not counted; look at them by name."""
+    left = (
+        f"{name} (ready {one.ready}, in flight {one.in_flight}, delayed {one.delayed})"
+        for name, one in depths.items()
+        if one.ready or one.in_flight or one.delayed
+    )
+    _raise("queues not empty", left)
+
+
+def check_nothing_leaked(before: Snapshot) -> None:
+    """No thread, socket, file or child process is there that was not when `before` was taken; waits up to 2 s."""
+    _raise("left behind", before.leaked())
+
+
+class Memory:
+    """What a process (None: this one) has in RAM, against what it had when this was made, in bytes."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        self._pid = pid
+        self._start = resident_bytes(pid)
+
+    def growth_bytes(self) -> int:
+        """How much more there is now; less than 0 where memory was given back."""
+        return resident_bytes(self._pid) - self._start
+
+    def check_growth(self, bytes_max: int) -> None:
+        """It has grown by no more than this."""
+        growth = self.growth_bytes()
+        if growth > bytes_max:
+            raise BrokenPromise("memory grew", [f"by {growth} bytes, more than {bytes_max}"])
 
 
 def _raise(promise: str, found: Iterable[str]) -> None:
