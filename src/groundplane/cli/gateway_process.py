@@ -50,7 +50,12 @@ async def serve(
     from groundplane.plane import Plane
 
     chosen = GatewaySettings(
-        host=settings.host, port=settings.port, admin_port=settings.admin_port, grace_s=settings.grace_s
+        host=settings.host,
+        port=settings.port,
+        admin_host=settings.admin_host,
+        admin_port=settings.admin_port,
+        grace_s=settings.grace_s,
+        allowed_hosts=settings.allowed_hosts,
     )
     table = ToolTable(tools, files=[settings.routes] if settings.routes else [])
     async with Plane.open(settings, ports=("queues", "jobs", "blobs"), inline=True) as plane:
@@ -102,7 +107,7 @@ def main() -> int:
         ready = Path(config.ready_file)
 
         def on_ready(url: str, admin_port: int | None) -> None:
-            write_ready_file(ready, url, admin_port, settings.host)
+            write_ready_file(ready, url, admin_port, settings.admin_host or settings.host)
 
         try:
             with contextlib.suppress(asyncio.CancelledError):

@@ -65,7 +65,7 @@ def _gateway(settings: Settings, description: Description, output: Output) -> in
     configure(settings.log_level, form=settings.log_format)
 
     def on_ready(url: str, admin_port: int | None) -> None:
-        admin = f"http://{settings.host}:{admin_port}" if admin_port else ""
+        admin = f"http://{settings.admin_host or settings.host}:{admin_port}" if admin_port else ""
         state_folder.write_running(settings.state, state_folder.Running(pid=os.getpid(), url=url, admin=admin))
         output.result(
             {"event": "ready", "role": "gateway", "url": url, "pid": os.getpid()},

@@ -95,6 +95,14 @@ def host(label: str, value: Any) -> str:
     return text
 
 
+def hosts(label: str, value: Any) -> tuple[str, ...]:
+    """Host names, as a list or separated by commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not parts:
+        raise InvalidArgument(f"{label}: {value!r} is no list of host names; write gateway.example.com,other.example")
+    return tuple(host(label, part.strip() if isinstance(part, str) else part) for part in parts)
+
+
 def _text(label: str, value: Any, what: str) -> str:
     if isinstance(value, Url):
         return value.reveal()
@@ -112,6 +120,20 @@ OPTIONS: tuple[Option, ...] = (
     Option("blobs", "plane.blobs", "GROUNDPLANE_BLOBS_URL", url, "large payloads and results", secret=True),
     Option("host", "gateway.host", "GROUNDPLANE_HOST", host, "address that the gateway listens on"),
     Option("port", "gateway.port", "GROUNDPLANE_PORT", whole(0, 65535), "port of the gateway; 0 takes a free one"),
+    Option(
+        "allowed_hosts",
+        "gateway.allowed_hosts",
+        "GROUNDPLANE_ALLOWED_HOSTS",
+        hosts,
+        "names beside the loopback's that callers may use, those of a reverse proxy; separated by commas",
+    ),
+    Option(
+        "admin_host",
+        "gateway.admin_host",
+        "GROUNDPLANE_ADMIN_HOST",
+        host,
+        "address of metrics, probes and depths, which only read (default: the gateway's)",
+    ),
     Option(
         "admin_port",
         "gateway.admin_port",

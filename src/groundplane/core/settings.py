@@ -39,7 +39,13 @@ _OTHER_VARIABLES = frozenset(
         "READY_FILE", "QUEUE_NAME", "SOCKET_PROTOCOL", "EXCHANGE", "GATEWAY_URL", "HAPPY_END", "ERROR_END",
     )
 )  # fmt: skip
-_OTHER_PREFIXES = ("GROUNDPLANE_TEST_", "GROUNDPLANE_FAILPOINTS", "GROUNDPLANE_ACTOR_", "GROUNDPLANE_REQUIRE_")
+_OTHER_PREFIXES = (
+    "GROUNDPLANE_TEST_",
+    "GROUNDPLANE_SERVERS_",
+    "GROUNDPLANE_FAILPOINTS",
+    "GROUNDPLANE_ACTOR_",
+    "GROUNDPLANE_REQUIRE_",
+)
 
 Schemes = Mapping[str, Mapping[str, frozenset[str] | None]]
 """For each port its URL schemes, and for each of them the query parameters it takes (None: the driver checks)."""
@@ -56,6 +62,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     blobs: Url = Url("embedded://")
     host: str = "127.0.0.1"
     port: int = 8080
+    allowed_hosts: tuple[str, ...] = ()
+    admin_host: str | None = None
     admin_port: int = 0
     routes: Path | None = None
     grace_s: float = 30.0
@@ -116,6 +124,7 @@ def shown(loaded: Loaded) -> list[dict[str, Any]]:
     for option in OPTIONS:
         value = getattr(loaded.settings, option.field)
         plain = value.masked() if isinstance(value, Url) else str(value) if isinstance(value, Path) else value
+        plain = ",".join(plain) if isinstance(plain, tuple) else plain
         rows.append({
             "key": option.key, "value": plain, "origin": loaded.origins[option.field],
             "variable": option.variable, "help": option.help,

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Scope
 from groundplane.blobs import Blobs
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument
 from groundplane.core.lifecycle import Lifecycle
-from groundplane.gateway import openapi, problems, table
+from groundplane.gateway import depth, openapi, problems, table
 from groundplane.gateway.callbacks import ActorApi
 from groundplane.gateway.endpoints import Endpoint
 from groundplane.gateway.feed import Feed
@@ -172,9 +172,10 @@ class Gateway:
             port = listener.getsockname()[1]
             admin_port = None
             if settings.admin_port is not None:
-                admin_port = await stack.enter_async_context(
-                    serve_admin(settings.host, settings.admin_port, self.registry, self._checks)
-                )
+                admin_host = settings.admin_host or settings.host
+                pages = {depth.PREFIX: depth.depth_page(self._services.queues)}
+                serving = serve_admin(admin_host, settings.admin_port, self.registry, self._checks, pages)
+                admin_port = await stack.enter_async_context(serving)
             if signals:
                 stack.enter_context(self._signals(stop))
             host = f"[{settings.host}]" if ":" in settings.host else settings.host

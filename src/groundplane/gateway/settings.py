@@ -14,12 +14,16 @@ WAIT_S_MAX = 60.0
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the gateway listens and what it allows. Port 0 takes a free one; `admin_port` None: no admin server.
 
+    `admin_host` is the address of that server, which only reads (probes, metrics, depths) and may be bound beyond the
+    loopback; None: the gateway's own.
+
     `allowed_hosts` are names beside the loopback's that a `Host` header may carry (a reverse proxy's). `keepalive_s` is
     the longest silence of a stream, `stall_s` how long a stream waits for a client that reads nothing.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
+    admin_host: str | None = None
     admin_port: int | None = None
     grace_s: float = 30.0
     body_bytes_max: int = 16 * 1024 * 1024
