@@ -23,6 +23,7 @@ from groundplane.jobs.port import Finish
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.filing import Filing
 from groundplane.mesh.joins import waits_ahead
+from groundplane.mesh.repeats import Repeats, key_of
 from groundplane.mesh.reporting import Reporter
 from groundplane.mesh.routing import finished, last_actor
 from groundplane.mesh.settling import Settler
@@ -54,6 +55,7 @@ class End:
         log: Logger,
         reporter: Reporter | None = None,
         joins: frozenset[str] = frozenset(),
+        repeats: Repeats | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.name = name
@@ -68,6 +70,7 @@ class End:
         self._log = log
         self._reporter = reporter
         self._joins = joins
+        self._repeats = repeats
         self._clock = clock
 
     async def handle(self, delivery: Delivery) -> None:
@@ -98,10 +101,31 @@ class End:
             await self._settler.settle(Reject(delivery, error.reason or "msg_parsing_error", error.to_record()))
             return
         failpoints.hit("received")
+        if self._repeats is not None and envelope.claim is not None and not self._failed:
+            await self._once(delivery, envelope, self._repeats)
+        else:
+            await self._end(delivery, envelope)
+
+    async def _once(self, delivery: Delivery, envelope: Envelope, repeats: Repeats) -> None:
+        """An end may be repeated, as each step of it changes nothing the second time; but not when the claim that it
+        reads is deleted with the first.
+        """
+        key = key_of(delivery, envelope)
+        if not await repeats.begin(key):
+            self._metrics.repeats.inc()
+            await self._settler.settle(Ack(delivery))
+            return
+        try:
+            await self._end(delivery, envelope, key)
+        finally:
+            repeats.end(key)
+
+    async def _end(self, delivery: Delivery, envelope: Envelope, handled: str = "") -> None:
+        """The end itself. `handled` is the delivery's key, to be recorded before the ack."""
         payload, lost = await self._payload(envelope)
         key = object_key(self._prefix, envelope, delivery)
         result = None if self._failed else inline_result(payload, key)
-        end = self._end(envelope, result, key)
+        end = self._outcome(envelope, result, key)
         told = TOLD in delivery.headers
         if not told and (self._failed or result is payload):  # unless it is only there, nobody need wait for the disk
             await self._report(envelope, end)
@@ -115,6 +139,8 @@ class End:
         if carry is None:
             await self._report(envelope, end)
         failpoints.hit("final_report")
+        if handled and self._repeats is not None:
+            await self._repeats.record(handled)
         await self._settler.settle(Ack(delivery), carry=carry)
         if envelope.claim is not None and not self._failed:
             await self._claims.release([envelope.claim])
@@ -128,7 +154,7 @@ class End:
                 raise
             return None, error.message
 
-    def _end(self, envelope: Envelope, result: Any, key: str) -> Finish | None:
+    def _outcome(self, envelope: Envelope, result: Any, key: str) -> Finish | None:
         """What the job is told, if it is of one."""
         if envelope.job_id is None:
             return None

@@ -25,6 +25,7 @@ from groundplane.mesh.claims import COLLECT_AFTER_S, Claims, collect
 from groundplane.mesh.ends import End
 from groundplane.mesh.ledger import open_ledger
 from groundplane.mesh.ready import write_ready
+from groundplane.mesh.repeats import Repeats, Window, needs
 from groundplane.mesh.reporting import JobReporter, Reporter
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
@@ -145,6 +146,7 @@ class Ends:
         self._config = config
         self._log = get_logger("ends")
         self._stop = asyncio.Event()
+        self._repeats: Repeats | None = None
 
     def stop(self) -> None:
         """Begin to drain."""
@@ -171,6 +173,7 @@ class Ends:
             return EXIT_OK
         blobs = await self._store(stack, "blobs", lambda: Blobs.open(config.blobs, state=config.state))
         reporter = await self._reporter(stack, queues)
+        self._repeats = await self._dropping_repeats(stack, queues)
         loops: list[Loop] = []
         for name, failed in ((config.happy_end, False), (config.error_end, True)):
             loop, active = await self._end(stack, name, failed, queues, blobs, reporter, registry)
@@ -228,6 +231,7 @@ class Ends:
             log=self._log.bind(actor=name),
             reporter=reporter,
             joins=frozenset(config.joins),
+            repeats=self._repeats,
         )
         loop = Loop(
             consumer,
@@ -240,6 +244,15 @@ class Ends:
             log=self._log,
         )
         return loop, active
+
+    async def _dropping_repeats(self, stack: AsyncExitStack, queues: Queues) -> Repeats | None:
+        config = self._config
+        if not needs(queues):
+            return None
+        if not config.ledger:
+            return Repeats(Window())
+        options: dict[str, Any] = {"namespace": config.namespace, "state": config.state, "inline": True}
+        return Repeats(await self._store(stack, "ledger", lambda: open_ledger(config.ledger, **options)))
 
     async def _wait_for_queues(self, stack: AsyncExitStack) -> Queues | None:
         config = self._config

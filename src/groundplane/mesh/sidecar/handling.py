@@ -432,8 +432,9 @@ class Handling:
         A dead letter is written by the settlement, so the key comes after it: none must be missing.
         """
         if sends:
-            plain, doubtful = list(sends), marked(sends)
-            await self._persist(work, lambda again: staged.sender.send(doubtful if again or work.doubtful else plain))
+            await self._persist(
+                work, lambda again: staged.sender.send(marked(sends) if again or work.doubtful else sends)
+            )
             failpoints.hit("child_sent")
         key = work.key if handled else ""
         if key and isinstance(settlement, Ack):
