@@ -1,0 +1,121 @@
+"""Milvus, the standalone server with its own etcd and message store inside: the real one, not `milvus-lite`.
+
+The wheel `milvus` carries its programs; they run as they are, without its Python part. What this version cannot: listen
+on 127.0.0.1 alone (its gRPC ports are open on every address), end in reasonable time after SIGTERM (it is killed after
+some seconds, as its makers' own launcher does). A search right after an insert needs `consistency_level="Strong"`.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from groundplane.testing.servers import wire
+from groundplane.testing.servers.contract import NotReady, Place, Program, Report, Server, Source
+from groundplane.testing.servers.sources import PyPI
+
+VERSION = "2.3.5"
+_PORTS = (
+    "client", "metrics", "etcd", "etcd_peer", "root_coord", "proxy_internal", "query_coord", "query_node",
+    "index_coord", "index_node", "data_coord", "data_node",
+)  # fmt: skip
+_FIELD = re.compile(r"\{\{\s*(\w+)(?:\(\w+\))?\s*(?::\s*([^}]*?))?\s*\}\}")
+
+
+class Wheel(PyPI):
+    """The wheel, its programs unpacked."""
+
+    def install(self, folder: Path, report: Report) -> None:
+        super().install(folder, report)
+        packed = sorted((folder / "milvus" / "data" / "bin").glob("*.lzma"))
+        report(f"unpacking {len(packed)} files")
+        (folder / "bin").mkdir()
+        for one in packed:
+            target = folder / "bin" / one.stem
+            with lzma.open(one) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            target.chmod(0o755)
+            one.unlink()
+
+
+class Milvus(Server):
+    """See the module."""
+
+    name = "milvus"
+    title = "Milvus standalone"
+    ports = _PORTS
+    stop_timeout_s = 3.0
+
+    def sources(self) -> Sequence[Source]:
+        return [
+            Wheel(
+                f"milvus=={VERSION}",
+                version=VERSION,
+                programs={"milvus": "bin/milvus", "settings": "milvus/data"},
+                read=lambda _: VERSION,
+                size_mb=250,
+                seconds=15,
+            )
+        ]
+
+    def launch(self, place: Place) -> Sequence[Program]:
+        configuration = place.folder / "configuration"
+        configuration.mkdir(exist_ok=True)
+        shipped = Path(place.program("settings"))
+        (place.folder / "logs").mkdir(exist_ok=True)
+        shutil.copy(shipped / "glog.conf", configuration / "glog.conf")
+        (configuration / "etcd.yaml").write_text(_etcd(place), encoding="utf-8")
+        template = (shipped / "config.yaml.template").read_text(encoding="utf-8")
+        (configuration / "milvus.yaml").write_text(_filled(template, place, configuration), encoding="utf-8")
+        program = Path(place.program("milvus"))
+        env = {
+            "DEPLOY_MODE": "STANDALONE",
+            "MILVUSCONF": str(configuration),
+            "MILVUS_RUN_DIR": str(place.folder / "run"),
+            "METRICS_PORT": str(place.ports["metrics"]),
+            "LD_LIBRARY_PATH": str(program.parent),
+        }
+        return [Program(argv=[str(program), "run", "standalone"], env=env)]
+
+    def check(self, place: Place) -> None:
+        body = wire.expect(200, place.ports["metrics"], "/healthz")
+        if b"OK" not in body:
+            raise NotReady(f"/healthz: {body[:200]!r}")
+
+    def url(self, place: Place) -> str:
+        return f"http://127.0.0.1:{place.port}"
+
+
+def _etcd(place: Place) -> str:
+    client, peer = (f"http://127.0.0.1:{place.ports[name]}" for name in ("etcd", "etcd_peer"))
+    settings = {
+        "listen-client-urls": client,
+        "advertise-client-urls": client,
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "initial-cluster": f"default={peer}",
+    }
+    return "".join(f"{name}: {value}\n" for name, value in settings.items())
+
+
+def _filled(template: str, place: Place, configuration: Path) -> str:
+    """The shipped configuration with this instance's ports and folders in it."""
+    values: dict[str, str] = {f"{name}_port": str(port) for name, port in place.ports.items()}
+    values |= {
+        "proxy_port": str(place.port),
+        "etcd_log_path": "stdout",
+        "etcd_log_level": "warn",
+        "etcd_data_dir": str(place.data / "etcd"),
+        "local_storage_dir": str(place.data),
+        "rocksmq_data_dir": str(place.data / "rocksmq"),
+        "system_log_path": "",
+    }
+    text = _FIELD.sub(lambda found: values.get(found[1], found[2] or ""), template)
+    text = text.replace("  ip: # if not", "  ip: 127.0.0.1 # if not")
+    return text.replace("\netcd:\n", f"\netcd:\n  config:\n    path: {configuration / 'etcd.yaml'}\n", 1)
+
+
+SERVER = Milvus()

@@ -1,0 +1,72 @@
+"""A receiver of OpenTelemetry's protocol over HTTP, our own: `groundplane.testing.otlp_receiver` as a process.
+
+It runs with this interpreter; `opentelemetry-proto`, which decodes, is taken from its environment or put into the
+cache. `GET /received` tells what came. In memory alone, so a restart forgets it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import groundplane
+from groundplane.testing.servers import wire
+from groundplane.testing.servers.contract import Installation, Place, Program, Server, Source
+from groundplane.testing.servers.sources import PyPI
+
+VERSION = "1.45.2"
+
+
+class Decoder(PyPI):
+    """opentelemetry-proto: where the interpreter has it already, there; otherwise in the cache."""
+
+    def find(self, folder: Path) -> Installation | None:
+        try:
+            version = importlib.metadata.version("opentelemetry-proto")
+        except importlib.metadata.PackageNotFoundError:
+            return super().find(folder)
+        return Installation(origin="environment", version=version, programs={"libraries": Path(os.devnull)})
+
+
+class Otlp(Server):
+    """See the module."""
+
+    name = "otlp"
+    title = "OTLP receiver"
+    durable = False
+    stop_timeout_s = 5.0
+    customary = ("OTEL_EXPORTER_OTLP_ENDPOINT",)
+
+    def sources(self) -> Sequence[Source]:
+        return [
+            Decoder(
+                f"opentelemetry-proto=={VERSION}",
+                version=VERSION,
+                programs={"libraries": "opentelemetry"},
+                read=lambda _: VERSION,
+                size_mb=3,
+                seconds=5,
+                dependencies=True,
+            )
+        ]
+
+    def launch(self, place: Place) -> Sequence[Program]:
+        here = Path(groundplane.__file__).parent.parent
+        paths = [str(here), *([str(place.installation.folder)] if place.installation.folder else [])]
+        argv = [sys.executable, "-m", "groundplane.testing.otlp_receiver", "--port", str(place.port)]
+        return [Program(argv=argv, env={"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"})]
+
+    def check(self, place: Place) -> None:
+        wire.expect(200, place.port, "/healthz")
+
+    def url(self, place: Place) -> str:
+        return f"http://127.0.0.1:{place.port}"
+
+    def urls(self, place: Place) -> Mapping[str, str]:
+        return {**super().urls(place), "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+
+
+SERVER = Otlp()
