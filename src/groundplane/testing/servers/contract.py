@@ -60,6 +60,10 @@ class Source(ABC):
     """What a download or a build leaves on the disk."""
     seconds: int
     """About how long `install` takes on two cores."""
+    lacks: str = ""
+    """What the kit wants of this server and this source does not bring: used where it is there, not counted as
+    installed.
+    """
 
     @property
     @abstractmethod
@@ -184,6 +188,9 @@ class Server(ABC):
         """One try whether the server does what its clients need, bounded to about a second. Raises NotReady or OSError
         while it does not. Called again with growing pauses until the start-up limit.
         """
+
+    def forget(self, place: Place) -> None:  # noqa: B027  few leave anything
+        """After the last process is gone: remove what lives outside the folder (shared memory, mounts)."""
 
     @abstractmethod
     def url(self, place: Place) -> str:
