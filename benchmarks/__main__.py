@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import report
 
-SECTIONS = {"durable_hop": "durable_hop", "gateway": "gateway", "weight": "weight"}
+SECTIONS = {"durable_hop": "durable_hop", "hop_rabbitmq": "hop_rabbitmq", "gateway": "gateway", "weight": "weight"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -71,7 +71,7 @@ async def _ours(
         ActorSpec(name=name, handler="echo_handlers:async_echo", concurrency=64) for name in ("first", "second")
     )
     async with mesh([first, second], "out") as (queues, members):
-        full = [await _full_load(queues, int(2000 * scale)) for _ in range(rounds)]
+        full = [await full_load(queues, int(2000 * scale)) for _ in range(rounds)]
         paced = [await _hops(queues, members["first.sidecar"], seconds=3.0 * scale) for _ in range(rounds)]
         pickups = await _pickups(queues, 100)
         calls = await _calls(str(members["first.runtime"].socket), int(2000 * scale))
@@ -108,7 +108,7 @@ async def _calls(socket: str, count: int) -> list[float]:
     return spent[100:]
 
 
-async def _full_load(queues: Queues, count: int, passes: int = 10) -> float:
+async def full_load(queues: Queues, count: int, passes: int = 10) -> float:
     """Hops a second of `count` envelopes that go through both actors `passes` times."""
     route = ["first", "second"] * passes + ["out"]
     batch = [_message(route) for _ in range(count)]

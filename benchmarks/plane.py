@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from groundplane.core.secrets import Url
 from groundplane.mesh import launch
 from groundplane.mesh.routing import Outcome
 from groundplane.mesh.runtime_client import CallRequest, RuntimeClient, RuntimeSettings
@@ -34,14 +35,16 @@ class Member(NamedTuple):
 
 
 @asynccontextmanager
-async def mesh(actors: Sequence[ActorSpec], *extra_queues: str) -> AsyncIterator[tuple[Queues, dict[str, Member]]]:
-    """The queues of a running mesh, and its processes; every actor is ready."""
+async def mesh(
+    actors: Sequence[ActorSpec], *extra_queues: str, queues: str = "embedded://"
+) -> AsyncIterator[tuple[Queues, dict[str, Member]]]:
+    """The queues of a running mesh, and its processes; every actor is ready. Jobs, ledger and blobs are embedded."""
     with tempfile.TemporaryDirectory(prefix="groundplane-bench-") as folder:
-        place = launch.Place(state=Path(folder), log_level="warning")
+        place = launch.Place(state=Path(folder), queues=Url(queues), log_level="warning")
         place.run.mkdir(parents=True)
-        async with Queues.open(state=place.state) as queues:
+        async with Queues.open(queues, state=place.state) as opened:
             specs = [*queue_specs(actors), *(QueueSpec(name=name) for name in extra_queues)]
-            await queues.declare(*specs)
+            await opened.declare(*specs)
             commands = [make(spec, place) for spec in actors for make in (launch.runtime, launch.sidecar)]
             processes = {command.name: start(command) for command in commands}
             try:
@@ -51,7 +54,7 @@ async def mesh(actors: Sequence[ActorSpec], *extra_queues: str) -> AsyncIterator
                     members[command.name] = Member(
                         processes[command.name].pid, told.get("admin_port"), told.get("socket")
                     )
-                yield queues, members
+                yield opened, members
             finally:
                 stop(list(processes.values()))
 
