@@ -154,7 +154,7 @@ async def sidecar(
 ) -> AsyncIterator[Sidecar]:
     spec = spec or ActorSpec(name="a", handler="m:f")
     async with open_driver("embedded://", namespace="default", state=state, inline=False, upgrade=False) as driver:
-        queues = Queues(Forgetful(driver))  # type: ignore[arg-type]
+        queues = Queues(Forgetful(driver))
         await queues.declare(*queue_specs([spec]))
         async with queues.consume("a", max_in_flight=100) as consumer:
             yield Sidecar(queues, consumer, repeats or Repeats(ledger or Window()), spec, ledger)
@@ -169,7 +169,7 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 async def test_only_queues_that_forget_need_it(tmp_path: Path) -> None:
     async with Queues.open(state=tmp_path) as queues:
         assert not needs(queues)
-        assert needs(Queues(Forgetful(queues.driver)))  # type: ignore[arg-type]
+        assert needs(Queues(Forgetful(queues.driver)))
 
 
 async def test_a_copy_that_says_it_may_be_one_is_acked_and_not_run(tmp_path: Path, ledger: Ledger) -> None:
@@ -389,4 +389,4 @@ def test_whatever_was_handed_out_or_sent_before_may_be_a_repeat() -> None:
     first = Delivery(tag=0, queue="a", id="e", payload=b"", headers={}, attempt=1, enqueued_at=0)
     assert not may_repeat(first)
     for change in ({"attempt": 2}, {"redelivered": True}, {"headers": {MAY_REPEAT: "1"}}):
-        assert may_repeat(msgspec.structs.replace(first, **change))  # type: ignore[arg-type]
+        assert may_repeat(msgspec.structs.replace(first, **change))

@@ -12,7 +12,11 @@ from typing import cast
 from groundplane.core.drivers import load_driver
 from groundplane.mesh.ledger.port import Ledger
 
-DRIVERS: dict[str, str] = {"embedded": "groundplane.mesh.ledger.drivers.embedded:open_driver"}
+DRIVERS: dict[str, str] = {
+    "embedded": "groundplane.mesh.ledger.drivers.embedded:open_driver",
+    "postgresql": "groundplane.mesh.ledger.drivers.postgres:open_driver",
+    "postgres": "groundplane.mesh.ledger.drivers.postgres:open_driver",
+}
 
 
 async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, inline: bool) -> Ledger:
