@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 BODY = b"x" * 300
 PAYLOAD = BODY.decode()
 HEADERS: dict[str, Any] = {f"h{number}": "value" for number in range(5)}
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
-FIRST, SECOND = f"{Path(sys.argv[0]).stem}-first", f"{Path(sys.argv[0]).stem}-second"
+_PEER = sys.orig_argv[sys.orig_argv.index("-m") + 1].rpartition(".")[2]
+FIRST, SECOND = f"{_PEER}-first", f"{_PEER}-second"
 WINDOW = 200
 
 
