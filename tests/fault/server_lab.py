@@ -1,0 +1,110 @@
+"""The servers of a plane, each behind a proxy, and the faults that a round puts on one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import boto3
+
+from groundplane.testing.faults import Proxy
+from groundplane.testing.servers.instance import Instance
+from stacks import Stack, on_servers
+
+BUCKET = "plane"
+
+
+class Backstage(NamedTuple):
+    """One server and the proxy through which the plane speaks to it."""
+
+    server: Instance
+    proxy: Proxy
+
+    @property
+    def url(self) -> str:
+        return self.proxy.through(self.server.url)
+
+
+class Fault(NamedTuple):
+    """What is done to a server: at once (None), or for some seconds until it is undone."""
+
+    name: str
+    server: str
+    begin: Callable[[Backstage], object]
+    end: Callable[[Backstage], object] | None = None
+    hold_s: float = 0.0
+
+    @asynccontextmanager
+    async def on(self, backstage: Backstage) -> AsyncIterator[None]:
+        """The block runs while the fault lasts."""
+        await asyncio.to_thread(self.begin, backstage)
+        try:
+            yield
+            await asyncio.sleep(self.hold_s)
+        finally:
+            if self.end is not None:
+                await asyncio.to_thread(self.end, backstage)
+
+
+def _each(server: str, *, dead_after_s: float) -> list[Fault]:
+    def fault(
+        what: str, begin: Callable[[Backstage], object], end: Callable[[Backstage], object] | None, hold_s: float
+    ) -> Fault:  # noqa: E501
+        return Fault(f"{server} {what}", server, begin, end, hold_s)
+
+    return [
+        fault("cut", lambda one: one.proxy.cut(), None, 0),
+        fault("slow", lambda one: one.proxy.latency(0.02, jitter_s=0.02), lambda one: one.proxy.restore(), 1.0),
+        fault("silent", lambda one: one.proxy.half_open(), lambda one: one.proxy.restore(), dead_after_s),
+        fault("unreachable", lambda one: one.proxy.down(), lambda one: one.proxy.restore(), 1.0),
+        fault("killed", lambda one: one.server.kill(), lambda one: one.server.start(), 0.2),
+        fault("paused", lambda one: one.server.pause(), lambda one: one.server.resume(), dead_after_s),
+        fault("restarted", lambda one: one.server.restart(), None, 0),
+    ]
+
+
+FAULTS = [
+    fault
+    for together in zip(
+        _each("queues", dead_after_s=5.0), _each("jobs", dead_after_s=5.0), _each("blobs", dead_after_s=2.0),
+        strict=True,
+    )
+    for fault in together
+]  # fmt: skip
+"""Kinds in turn, servers in turn: the first few of any length touch every server."""
+
+
+@contextmanager
+def servers() -> Iterator[dict[str, Backstage]]:
+    """RabbitMQ, PostgreSQL and S3 of one's own, each behind a proxy, by the port of the plane that uses it."""
+    with ExitStack() as stack:
+        made: dict[str, Backstage] = {}
+        for port, name in (("queues", "rabbitmq"), ("jobs", "postgres"), ("blobs", "s3")):
+            server = stack.enter_context(Instance.open(name))
+            made[port] = Backstage(server, stack.enter_context(Proxy.to("127.0.0.1", server.port)))
+        _make_bucket(made["blobs"].server)
+        yield made
+
+
+def stack_of(made: dict[str, Backstage], state: Path, plane: str) -> Stack:
+    """The stack of the plane `plane` on these servers, through their proxies."""
+    blobs = made["blobs"]
+    key, secret = blobs.server.urls["AWS_ACCESS_KEY_ID"], blobs.server.urls["AWS_SECRET_ACCESS_KEY"]
+    s3 = f"s3://{key}:{secret}@{BUCKET}/{plane}?endpoint=http://127.0.0.1:{blobs.proxy.port}"
+    whole = on_servers(state, rabbitmq=made["queues"].url, postgres=made["jobs"].url, s3=s3)
+    return Stack(whole.name, state, plane=plane, urls=whole.urls)
+
+
+def _make_bucket(server: Instance) -> None:
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{server.port}",
+        region_name="us-east-1",
+        aws_access_key_id=server.urls["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=server.urls["AWS_SECRET_ACCESS_KEY"],
+    )
+    client.create_bucket(Bucket=BUCKET)
+    client.close()
