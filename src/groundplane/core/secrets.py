@@ -95,10 +95,13 @@ def mask_urls(text: str) -> str:
 
 
 def check_url(field: str, text: str) -> Url:
-    """`text` as a `Url`. `InvalidArgument` that names `field` where it has no scheme or cannot be read."""
+    """`text` as a `Url`. `InvalidArgument` that names `field` where it has no scheme or cannot be read. Some drivers
+    take several hosts, separated by commas.
+    """
     scheme, separator, _ = text.partition("://")
     try:
-        _ = urlsplit(text).port
+        for host in urlsplit(text).netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port
     except ValueError:
         raise InvalidArgument(f"{field}: {mask_url(text)!r} is not a URL: its host or port cannot be read") from None
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or any(c.isspace() for c in text):

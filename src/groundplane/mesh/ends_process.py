@@ -29,7 +29,7 @@ from groundplane.mesh.repeats import Repeats, Window, needs
 from groundplane.mesh.reporting import JobReporter, Reporter
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
-from groundplane.mesh.sidecar.config import first_of
+from groundplane.mesh.sidecar.config import first_of, with_exchange
 from groundplane.mesh.sidecar.loop import Loop, flow_check
 from groundplane.mesh.sidecar.process import EXIT_STORE, Opener, draining, open_patiently, starting
 from groundplane.mesh.signals import drained_by_signals
@@ -54,6 +54,7 @@ class EndsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     jobs: str = "embedded://"
     blobs: str = "embedded://"
     ledger: str = "embedded://"
+    exchange: str | None = None
     happy_end: str = HAPPY_END
     error_end: str = ERROR_END
     results_prefix: str = RESULTS_PREFIX
@@ -75,9 +76,10 @@ _TEXT_FLAGS = {
     "namespace": ("GROUNDPLANE_NAME",),
     "state": ("GROUNDPLANE_STATE",),
     "queues": ("GROUNDPLANE_QUEUES_URL", "ASYA_RABBITMQ_URL", "RABBITMQ_URL"),
-    "jobs": ("GROUNDPLANE_JOBS_URL",),
+    "jobs": ("GROUNDPLANE_JOBS_URL", "DATABASE_URL"),
     "blobs": ("GROUNDPLANE_BLOBS_URL",),
-    "ledger": ("GROUNDPLANE_LEDGER_URL",),
+    "ledger": ("GROUNDPLANE_LEDGER_URL", "DATABASE_URL"),
+    "exchange": ("GROUNDPLANE_EXCHANGE", "ASYA_RABBITMQ_EXCHANGE"),
     "happy_end": ("GROUNDPLANE_HAPPY_END", "ASYA_STEP_HAPPY_END"),
     "error_end": ("GROUNDPLANE_ERROR_END", "ASYA_STEP_ERROR_END"),
     "gateway_url": ("GROUNDPLANE_GATEWAY_URL", "ASYA_GATEWAY_URL"),
@@ -122,9 +124,10 @@ def load(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     if given.declare:
         document["declare"] = True
     try:
-        return msgspec.convert(document, EndsConfig, strict=False)
+        config = msgspec.convert(document, EndsConfig, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"config: {error}") from error
+    return msgspec.structs.replace(config, queues=with_exchange(config.queues, config.exchange))
 
 
 def _document(text: str | None) -> dict[str, Any]:

@@ -73,3 +73,9 @@ def test_secrets_compare_by_value_and_kind() -> None:
 def test_a_checked_url_has_a_scheme() -> None:
     assert check_url("jobs", "Embedded://").scheme == "embedded"
     assert check_url("jobs", "redis://h/5").query() == {}
+
+
+def test_a_url_may_name_several_hosts_each_with_a_port_that_is_one() -> None:
+    assert check_url("queues", "amqp://u:p@h1:5672,h2:5673,[::1]:5674/v").scheme == "amqp"
+    with pytest.raises(InvalidArgument, match="port"):
+        check_url("queues", "amqp://u:p@h1:5672,h2:many/v")

@@ -47,7 +47,7 @@ def test_the_names_of_asya_are_read() -> None:
         },
     )
     assert (config.actor.name, config.actor.handler, config.socket) == ("q", "m.f", "/tmp/s")
-    assert (config.queues, config.exchange, config.actor.timeout_s) == ("amqp://h/", "x", 120.0)
+    assert (config.queues, config.exchange, config.actor.timeout_s) == ("amqp://h/?exchange=x", "x", 120.0)
     assert (config.happy_end, config.error_end, config.gateway_url) == ("good", "bad", "http://g:1")
     assert config.log_level == "DEBUG"
 
@@ -132,3 +132,39 @@ def test_the_ends_take_flags_and_environment_too() -> None:
     assert (config.joins, config.limits.grace_s, config.happy_end, config.state) == (["a", "b"], 5.0, "good", "/st")
     with pytest.raises(InvalidArgument, match="config"):
         load_ends(["--config", '{"hapy_end": "x"}'], {})
+
+
+@pytest.mark.req("MESH-23.1", "CORE-01")
+@pytest.mark.parametrize(
+    ("queues", "exchange", "effective"),
+    [
+        ("amqp://h/v?guard=0", "a b", "amqp://h/v?guard=0&exchange=a%20b"),
+        ("amqps://h/?exchange=mine", "other", "amqps://h/?exchange=mine"),
+        ("amqp://h/", None, "amqp://h/"),
+        ("embedded://", "x", "embedded://"),
+    ],
+)
+def test_the_exchange_goes_into_the_url_of_a_broker_that_names_none(
+    queues: str, exchange: str | None, effective: str
+) -> None:
+    flags = ["--queue", "a", "--socket", "/s", "--queues", queues, *(["--exchange", exchange] if exchange else [])]
+    assert load(flags, {}).queues == effective
+    environment = {"GROUNDPLANE_QUEUES_URL": queues, **({"GROUNDPLANE_EXCHANGE": exchange} if exchange else {})}
+    assert load_ends([], environment).queues == effective
+
+
+@pytest.mark.req("CORE-01")
+def test_customary_variables_are_taken_where_a_driver_has_their_scheme_and_are_below_our_own() -> None:
+    flags = ["--queue", "a", "--socket", "/s"]
+    theirs = {"DATABASE_URL": "postgresql://u@h/db", "RABBITMQ_URL": "amqp://h/"}
+    for config in (load(flags, theirs), load_ends([], theirs)):
+        assert (config.jobs, config.ledger, config.queues) == (
+            theirs["DATABASE_URL"],
+            theirs["DATABASE_URL"],
+            "amqp://h/",
+        )
+    others = {"DATABASE_URL": "mysql://u@h/db", "RABBITMQ_URL": "http://h/"}
+    for config in (load(flags, others), load_ends([], others)):
+        assert (config.jobs, config.ledger, config.queues) == ("embedded://", "embedded://", "embedded://")
+    own = {**theirs, "GROUNDPLANE_JOBS_URL": "postgres://mine/db"}
+    assert (load(flags, own).jobs, load(flags, own).ledger) == ("postgres://mine/db", theirs["DATABASE_URL"])

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import msgspec
 
@@ -15,7 +16,7 @@ from groundplane.core.envelope import ERROR_END, HAPPY_END
 from groundplane.core.environment import EnvironmentView
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import check_name, did_you_mean
-from groundplane.core.secrets import mask_url
+from groundplane.core.secrets import Url, mask_url
 from groundplane.mesh.spec import ActorSpec, Limits
 
 START_TIMEOUT_S = 30.0
@@ -24,6 +25,7 @@ START_TIMEOUT_S = 30.0
 class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a sidecar needs to know. An empty URL means: without that part (jobs, blobs, ledger).
 
+    `exchange` is that of the broker, where `queues` does not name it; other queues have none and take no notice.
     With `gateway_url` reports go there instead of to the job store. `window` deliveries are held at once (None: as
     many as keep the handler busy). `start_timeout_s` is how long it waits for socket and queue.
     """
@@ -37,7 +39,7 @@ class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     jobs: str = "embedded://"
     blobs: str = "embedded://"
     ledger: str = "embedded://"
-    exchange: str = "groundplane"
+    exchange: str | None = None
     protocol: Literal["auto", "0", "1"] = "auto"
     window: int | None = None
     happy_end: str = HAPPY_END
@@ -76,9 +78,13 @@ OPTIONS = (
         secret=True,
     ),
     _Option("exchange", ("exchange",), ("GROUNDPLANE_EXCHANGE", "ASYA_RABBITMQ_EXCHANGE"), "exchange of the broker"),
-    _Option("jobs", ("jobs",), ("GROUNDPLANE_JOBS_URL",), "URL of the job store, '' for none", secret=True),
+    _Option(
+        "jobs", ("jobs",), ("GROUNDPLANE_JOBS_URL", "DATABASE_URL"), "URL of the job store, '' for none", secret=True
+    ),
     _Option("blobs", ("blobs",), ("GROUNDPLANE_BLOBS_URL",), "URL of the blobs, '' for none", secret=True),
-    _Option("ledger", ("ledger",), ("GROUNDPLANE_LEDGER_URL",), "URL of the ledger, '' for none", secret=True),
+    _Option(
+        "ledger", ("ledger",), ("GROUNDPLANE_LEDGER_URL", "DATABASE_URL"), "URL of the ledger, '' for none", secret=True
+    ),
     _Option(
         "gateway-url",
         ("gateway_url",),
@@ -116,6 +122,7 @@ OPTIONS = (
     _Option("log-level", ("log_level",), ("GROUNDPLANE_LOG_LEVEL", "ASYA_LOG_LEVEL", "LOG_LEVEL"), "least level shown"),
 )
 
+_CUSTOMARY = {"RABBITMQ_URL": ("amqp", "amqps"), "DATABASE_URL": ("postgresql", "postgres")}
 _PLAIN_ACTOR = {"handler": ""}
 
 
@@ -139,10 +146,12 @@ def load(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
 
 
 def first_of(environment: EnvironmentView, names: Sequence[str], *, secret: bool) -> tuple[str, str | None]:
-    """The first of these variables that is set, and its text; a secret's may lie in the file that `NAME_FILE` names."""
+    """The first of these variables that is set, and its text; a secret's may lie in the file that `NAME_FILE` names.
+    One with a name that other programs use too is passed over where no driver of ours has its scheme.
+    """
     for name in names:
         found = environment.get(name, secret=secret)
-        if found is not None:
+        if found is not None and Url(found.value).scheme in _CUSTOMARY.get(name, (Url(found.value).scheme,)):
             return name, found.value
     return "", None
 
@@ -166,7 +175,15 @@ def _checked(document: dict[str, Any]) -> SidecarConfig:
         raise InvalidArgument(f"timeout_s: {config.actor.timeout_s!r} must be more than 0 seconds")
     if config.gateway_url is not None and not config.gateway_url.startswith(("http://", "https://")):
         raise InvalidArgument(f"gateway_url: {mask_url(config.gateway_url)!r} does not begin with http:// or https://")
-    return config
+    return msgspec.structs.replace(config, queues=with_exchange(config.queues, config.exchange))
+
+
+def with_exchange(queues: str, exchange: str | None) -> str:
+    """The URL of the queues with the name of the broker's exchange, where it is a broker's and does not name one."""
+    url = Url(queues)
+    if exchange is None or url.scheme not in ("amqp", "amqps") or "exchange" in url.query():
+        return queues
+    return f"{queues}{'&' if '?' in queues else '?'}exchange={quote(exchange, safe='')}"
 
 
 def _parser() -> argparse.ArgumentParser:
