@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from groundplane.core.errors import InvalidArgument
 from groundplane.core.secrets import Secret, Url, check_url, mask_url, mask_urls
 from groundplane.core.settings import Settings
 
