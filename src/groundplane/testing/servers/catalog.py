@@ -1,4 +1,4 @@
-"""Which servers the kit knows: names and modules as strings, so that nothing is imported before it is asked for."""
+"""From a name to the server that it means, imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -7,26 +7,9 @@ import importlib
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import did_you_mean
 from groundplane.testing.servers.contract import Server, Source
+from groundplane.testing.servers.names import LIGHT, MODULES
 
-MODULES: dict[str, str] = {
-    "postgres": "postgres",
-    "redis": "redis",
-    "rabbitmq": "rabbitmq",
-    "nats": "nats",
-    "s3": "s3",
-    "smtp": "smtp",
-    "etcd": "etcd",
-    "kafka": "kafka",
-    "milvus": "milvus",
-    "prometheus": "prometheus",
-    "pushgateway": "pushgateway",
-    "alertmanager": "alertmanager",
-    "kubernetes": "kubernetes",
-    "nginx": "nginx",
-    "otlp": "otlp",
-}
-LIGHT = ("postgres", "redis", "rabbitmq", "nats", "s3", "smtp", "etcd")
-"""What `groundplane servers up` without names starts."""
+__all__ = ["LIGHT", "MODULES", "chosen", "server"]
 
 
 def server(name: str) -> Server:

@@ -1,6 +1,6 @@
 """What one server of the kit declares, and what a test holds of one that runs.
 
-A server is one small module with one object `SERVER`, listed in `groundplane.testing.servers.catalog.MODULES`. It says
+A server is one small module with one object `SERVER`, listed in `groundplane.testing.servers.names.MODULES`. It says
 where its programs come from (`sources`), how they are started (`prepare`, `launch`), when they answer (`check`), how
 they are told to end, and which URLs its clients use. Everything else is the kit's, once for all: ports, folders, users,
 deadlines, process groups, faults, logs.

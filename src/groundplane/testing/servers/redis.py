@@ -48,7 +48,7 @@ class RedisServer(Server):
         return [Program(argv=[place.program("redis-server"), *words])]
 
     def check(self, place: Place) -> None:
-        if wire.redis(place.port, "PING") != b"+PONG":
+        if wire.redis(place.port, ["PING"]) != b"+PONG":
             raise NotReady("PING: no PONG")
 
     def url(self, place: Place) -> str:

@@ -7,10 +7,10 @@ import hmac
 import socket
 import struct
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from groundplane.core.errors import Unavailable
 from groundplane.testing.servers.contract import NotReady
@@ -108,15 +108,22 @@ class Postgres:
             raise NotReady(error) if fields.get(b"C") == "57P03" else Unavailable(error)
 
 
-def redis(port: int, *words: str, host: str = HOST) -> bytes:
-    """One command of Redis; the first line of its answer."""
-    with dial(port, host) as connection:
-        parts = [f"*{len(words)}\r\n", *(f"${len(w.encode())}\r\n{w}\r\n" for w in words)]
-        connection.sendall("".join(parts).encode())
-        line = connection.makefile("rb").readline()
-    if not line or line.startswith(b"-"):
-        raise NotReady(f"{words[0]}: {line!r}")
-    return line.strip()
+def redis(port: int, *commands: Sequence[str], url: str = "") -> bytes:
+    """Commands of Redis on one connection, with host and password of `url`; the first line of the last answer, which
+    must be a simple one. NotReady where one is refused.
+    """
+    parts = urlsplit(url)
+    login = [word for word in ("AUTH", parts.username, unquote(parts.password)) if word] if parts.password else []
+    line = b""
+    with dial(port, parts.hostname or HOST) as connection, connection.makefile("rb") as stream:
+        for words in (login, *commands):
+            if words:
+                sent = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
+                connection.sendall(f"*{len(words)}\r\n{sent}".encode())
+                line = stream.readline().strip()
+                if not line or line.startswith(b"-"):
+                    raise NotReady(f"{words[0]}: {line!r}")
+    return line
 
 
 def s3(
