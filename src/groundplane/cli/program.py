@@ -33,6 +33,7 @@ _GROUPS = {
     "dead": "Dead letters: messages that are not tried again.",
     "config": "The effective settings.",
     "db": "The schema of the stored data.",
+    "deploy": "Manifests of an app, for containers.",
 }
 _COMMANDS: dict[str, tuple[str, str]] = {
     "dev": ("dev:dev", "Run an app on this machine: gateway, sidecars, runtimes, with reload."),
@@ -55,6 +56,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "dead purge": ("dead:purge", "Delete dead letters for good."),
     "config show": ("config:show", "Print every setting with its value and its origin."),
     "db upgrade": ("db:upgrade", "Bring the stored data to the schema of this version."),
+    "deploy compose": ("deploy:compose", "Render a Compose file, and a Dockerfile, of an app."),
+    "deploy kubernetes": ("deploy:kubernetes", "Render the manifests of an app for Kubernetes and KEDA."),
     "db check": ("db:check", "Say whether the stored data has the schema of this version."),
 }
 _PASSED_ON = {

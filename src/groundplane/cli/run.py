@@ -48,8 +48,7 @@ def run(
     if actor and "actors" not in role:
         raise InvalidArgument(f"actor: {actor!r} needs --role actors")
     settings = common.settings(host=host, port=port)
-    if settings.queues.scheme == "embedded":
-        state_folder.make(settings.state)
+    state_folder.make(settings.state)  # sockets and ready files lie there, whatever stores the rest
     description = describe_apart(app)
     for name in actor or []:
         if name not in description.actors:

@@ -1,0 +1,124 @@
+"""What is to be deployed, checked: the value that every renderer starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from groundplane.core.errors import InvalidArgument
+from groundplane.core.options import OPTIONS
+from groundplane.core.settings import Settings
+from groundplane.deploy.names import check_image
+from groundplane.mesh.spec import ActorSpec, Limits
+
+PROXY_IMAGE = "nginxinc/nginx-unprivileged:1.29-alpine"
+USER = 10001
+ADMIN_PORT, GATEWAY_PORT, PROXY_PORT = 9090, 8080, 8081
+STATE = "/tmp/groundplane"
+STOP_MARGIN_S = 15
+"""What a stop takes beside the grace: handing back, closing (10 s at most)."""
+_PORTS = ("queues", "jobs", "ledger", "blobs")
+_EXAMPLES = {
+    "queues": "amqp://user:password@broker/",
+    "jobs": "postgresql://user:password@database/acme",
+    "ledger": "postgresql://user:password@database/acme",
+    "blobs": "s3://bucket/prefix?endpoint=https://s3.example.com",
+}
+_NOT_SHARED = frozenset(
+    {"name", "state", "host", "port", "allowed_hosts", "admin_host", "admin_port", "routes", "log_format"}
+)
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """An App on images. Made by `plan_of`, which checks it.
+
+    `app` is the App's address in the image, and `folder` the folder of the image that it is imported from. An actor
+    has `replicas_min` to `replicas_max` pods, one for each `backlog` messages per call at once. `memory` and `cpu` are
+    a runtime's. `routes` are the texts of files with tools.
+    """
+
+    name: str
+    app: str
+    image: str
+    folder: str = "/app"
+    actors: tuple[ActorSpec, ...]
+    settings: Settings = Settings()
+    proxy_image: str | None = PROXY_IMAGE
+    gateway_replicas: int = 1
+    replicas_min: int = 1
+    replicas_max: int = 10
+    backlog: int = 10
+    memory: str = "512Mi"
+    cpu: str = "100m"
+    routes: dict[str, str] = {}
+
+    @property
+    def stop_s(self) -> int:
+        """How long a stop may take before the container is killed: more than the grace."""
+        return math.ceil(self.settings.grace_s) + STOP_MARGIN_S
+
+    @property
+    def limits(self) -> Limits:
+        """The mesh's limits, as the settings have them."""
+        chosen = self.settings
+        return Limits(
+            payload_inline_bytes_max=chosen.payload_inline_bytes_max,
+            payload_bytes_max=chosen.payload_bytes_max,
+            hops_max=chosen.hops_max,
+            grace_s=chosen.grace_s,
+        )
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The variables that hold URLs, each with the port that it is for."""
+        return {option.variable: option.field for option in OPTIONS if option.secret}
+
+    def environment(self) -> dict[str, str]:
+        """The settings that are no secrets, where they differ from the defaults; the same for every role."""
+        plain = Settings()
+        found = {"GROUNDPLANE_NAME": self.name, "GROUNDPLANE_STATE": STATE, "GROUNDPLANE_LOG_FORMAT": "json"}
+        for option in OPTIONS:
+            value = getattr(self.settings, option.field)
+            if not option.secret and option.field not in _NOT_SHARED and value != getattr(plain, option.field):
+                found[option.variable] = f"{value:.15g}" if isinstance(value, float) else str(value)
+        return found
+
+
+def plan_of(
+    *, app: str, image: str, actors: Iterable[ActorSpec], settings: Settings, routes: Mapping[str, str], **more: object
+) -> Plan:
+    """The plan, checked. `invalid_argument` for an App without actors, storage that containers cannot share, and
+    numbers out of range.
+    """
+    chosen = tuple(sorted(actors, key=lambda actor: actor.name))
+    if not chosen:
+        raise InvalidArgument(f"app: {app!r} declares no actors, so there is nothing to deploy; add @app.actor")
+    _refuse_embedded(settings)
+    plan = msgspec.convert(
+        {"name": settings.name, "app": app, "image": check_image("image", image), **more,
+         "actors": chosen, "settings": settings, "routes": dict(sorted(routes.items()))},
+        Plan, dec_hook=lambda kind, value: value,
+    )  # fmt: skip
+    if plan.proxy_image is not None:
+        check_image("proxy_image", plan.proxy_image)
+    for field, least, most in (
+        ("gateway_replicas", 1, 100), ("replicas_min", 0, 1000), ("replicas_max", max(1, plan.replicas_min), 1000),
+        ("backlog", 1, 1_000_000),
+    ):  # fmt: skip
+        value = getattr(plan, field)
+        if not least <= value <= most:
+            raise InvalidArgument(f"{field}: {value!r} is not from {least} to {most}")
+    return plan
+
+
+def _refuse_embedded(settings: Settings) -> None:
+    wrong = [port for port in _PORTS if getattr(settings, port).scheme == "embedded"]
+    if wrong:
+        variables = {option.field: option.variable for option in OPTIONS}
+        wanted = ", ".join(f"{variables[port]}={_EXAMPLES[port]}" for port in wrong)
+        raise InvalidArgument(
+            f"{wrong[0]}: {getattr(settings, wrong[0]).masked()!r} is a folder of one machine, which containers do not "
+            f"share; set {wanted} (also in groundplane.toml; only what kind it is, is used here)"
+        )
