@@ -1,0 +1,205 @@
+"""What was published on one channel and not confirmed yet, and who waits for it.
+
+A message that comes back (`basic.return`) carries no number. RabbitMQ sends its confirm after it, but other confirms
+may come between the two, so the order alone does not tell which message it was. It is found by what came back:
+exchange, routing key, properties and body. Messages alike in all of these are interchangeable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from groundplane.backends.amqp.content import Returned
+from groundplane.backends.amqp.errors import again, refused, unroutable
+from groundplane.backends.amqp.tables import EMPTY, Properties, WireError, decode_properties
+from groundplane.core.errors import GroundplaneError, Unavailable
+
+PENDING_MAX = 100_000
+
+
+class Message(NamedTuple):
+    """One message to publish. `properties` are those of `encode_properties`."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: bytes = EMPTY
+
+
+class Waiter(Protocol):
+    """Whoever waits for the confirm of one message or of many."""
+
+    def settle(self, index: int, error: GroundplaneError | None) -> None:
+        """The broker has it, or the error says why not (or that nobody knows)."""
+        ...
+
+
+class One:
+    """Waits for a single message."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+
+    def settle(self, index: int, error: GroundplaneError | None) -> None:
+        """Resolve the future, unless its owner has given it up."""
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+            self.future.exception()  # its owner may be gone: that is no fault to be reported by the loop
+
+
+class Many:
+    """Waits for a batch; each message has an outcome of its own."""
+
+    __slots__ = ("_missing", "_outcomes", "future")
+
+    def __init__(self, future: asyncio.Future[list[GroundplaneError | None]], size: int) -> None:
+        self.future = future
+        self._outcomes: list[GroundplaneError | None] = [None] * size
+        self._missing = size
+
+    def settle(self, index: int, error: GroundplaneError | None) -> None:
+        """Note one outcome; the last one resolves the future."""
+        self._outcomes[index] = error
+        self._missing -= 1
+        if not self._missing and not self.future.done():
+            self.future.set_result(self._outcomes)
+
+
+class _Pending:
+    __slots__ = ("index", "message", "returned", "waiter")
+
+    def __init__(self, waiter: Waiter, index: int, message: Message) -> None:
+        self.waiter = waiter
+        self.index = index
+        self.message = message
+        self.returned: Returned | None = None
+
+
+class Confirms:
+    """Numbers messages as the broker does (from 1, per channel) and settles their waiters."""
+
+    __slots__ = ("_last", "_pending", "_proven", "confirmed", "refused", "returned")
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._pending: dict[int, _Pending] = {}  # ascending: that is the order of publishing
+        self._proven: set[str] = {""}
+        self.confirmed = 0
+        self.returned = 0
+        self.refused = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def published(self) -> int:
+        """How many messages have been numbered."""
+        return self._last
+
+    def add(self, waiter: Waiter, index: int, message: Message) -> None:
+        """A message goes out now: it gets the next number."""
+        self._last += 1
+        self._pending[self._last] = _Pending(waiter, index, message)
+
+    def acknowledge(self, tag: int, multiple: bool) -> None:
+        """`basic.ack`: the broker is responsible for them now, or has returned them before."""
+        for pending in self._take(tag, multiple):
+            back = pending.returned
+            if back is None:
+                self.confirmed += 1
+                self._proven.add(pending.message.exchange)
+                pending.waiter.settle(pending.index, None)
+            else:
+                error = unroutable(back.exchange, back.routing_key, back.code, back.text)
+                pending.waiter.settle(pending.index, error)
+
+    def refuse(self, tag: int, multiple: bool) -> None:
+        """`basic.nack`: the broker did not take them."""
+        for pending in self._take(tag, multiple):
+            self.refused += 1
+            message = pending.message
+            pending.waiter.settle(pending.index, refused(message.exchange, message.routing_key))
+
+    def give_back(self, back: Returned) -> None:
+        """`basic.return`: mark the message that came back; its confirm is still to come."""
+        found = self._find(back)
+        if found is not None:
+            found.returned = back
+            self.returned += 1
+
+    def fail(self, error: GroundplaneError) -> None:
+        """Nobody will confirm the rest: each waiter gets the error, or that of an innocent neighbour."""
+        pending, self._pending = list(self._pending.values()), {}
+        guilty = self._suspects(pending, error)
+        for one in pending:
+            innocent = guilty is not None and one.message.exchange not in guilty
+            one.waiter.settle(one.index, _neighbour(one.message, error) if innocent else again(error))
+
+    def _take(self, tag: int, multiple: bool) -> Iterator[_Pending]:
+        if tag > self._last:
+            raise WireError(f"a confirm of message {tag}; only {self._last} were published")
+        if not multiple:
+            one = self._pending.pop(tag, None)  # None: its waiters were told of a failure before
+            if one is not None:
+                yield one
+            return
+        for number in list(self._until(tag or self._last)):
+            yield self._pending.pop(number)
+
+    def _until(self, tag: int) -> Iterator[int]:
+        for number in self._pending:
+            if number > tag:
+                return
+            yield number
+
+    def _find(self, back: Returned) -> _Pending | None:
+        alike: _Pending | None = None
+        properties: Properties | None = None
+        for one in self._pending.values():
+            message = one.message
+            if (
+                one.returned is not None
+                or message.routing_key != back.routing_key
+                or message.exchange != back.exchange
+                or message.body != back.body
+            ):
+                continue
+            if message.properties == back.raw_properties:
+                return one
+            properties = properties or _decoded(back.raw_properties)
+            if properties is not None and _decoded(message.properties) == properties:
+                return one  # the broker wrote the same values in other bytes
+            alike = alike or one
+        return alike
+
+    def _suspects(self, pending: list[_Pending], error: GroundplaneError) -> set[str] | None:
+        """Which exchanges may be the missing one; None when the error concerns all."""
+        if error.reason != "exchange_not_found":
+            return None
+        unproven = {one.message.exchange for one in pending} - self._proven
+        named = {name for name in unproven if f"'{name}'" in str(error.details.get("reply_text", ""))}
+        return named or unproven
+
+
+def _decoded(properties: bytes) -> Properties | None:
+    try:
+        return decode_properties(properties)
+    except WireError:
+        return None
+
+
+def _neighbour(message: Message, error: GroundplaneError) -> Unavailable:
+    lost = Unavailable(
+        f"queue: {message.routing_key!r}: another message closed the channel; whether this one was taken is unknown",
+        reason="connection_lost",
+    )
+    lost.__cause__ = error
+    return lost
