@@ -11,8 +11,21 @@ import pytest
 from groundplane.jobs.conformance.subjects import message, new_job, report
 from groundplane.jobs.drivers import changes, expiry, log, outbox, records
 from groundplane.jobs.drivers.embedded import MIGRATIONS
-from groundplane.jobs.drivers.unit import Scope, Unit
-from groundplane.jobs.port import Control, Finish, JobQuery, JobState, Joined, Note, Park, Retention, Split
+from groundplane.jobs.drivers.file_unit import FileUnit
+from groundplane.jobs.drivers.unit import Scope
+from groundplane.jobs.port import (
+    Change,
+    Control,
+    Finish,
+    JobQuery,
+    JobState,
+    Joined,
+    Note,
+    Outcome,
+    Park,
+    Retention,
+    Split,
+)
 
 _SCOPE = Scope(1, "plans")
 _NOW = 1_000
@@ -61,18 +74,22 @@ def tx() -> Iterator[_Explaining]:
 
 
 @pytest.fixture
-def unit(tx: _Explaining) -> Unit:
-    return Unit(tx, _SCOPE, _NOW)  # type: ignore[arg-type]
+def unit(tx: _Explaining) -> FileUnit:
+    return FileUnit(tx, _SCOPE, _NOW)  # type: ignore[arg-type]
 
 
-def test_the_life_of_a_job_is_looked_up(tx: _Explaining, unit: Unit) -> None:
+def apply(unit: FileUnit, work: list[Change]) -> list[Outcome]:
+    return unit.run(changes.apply(unit, work))
+
+
+def test_the_life_of_a_job_is_looked_up(tx: _Explaining, unit: FileUnit) -> None:
     job = new_job(idempotency_key="k", deadline_at=_NOW + 1)
     records.create(unit, job, [message("e")])
     records.create(unit, job, [])
     (taken,) = outbox.take(unit, 10, 10)
     outbox.done(unit, [taken[0]])
     one = job.job_id
-    changes.apply(
+    apply(
         unit,
         [
             report(one, 0, 50),
@@ -91,11 +108,11 @@ def test_the_life_of_a_job_is_looked_up(tx: _Explaining, unit: Unit) -> None:
     assert tx.bad() == {}
 
 
-def test_a_fan_out_is_looked_up_and_only_its_end_sorts_its_branches(tx: _Explaining, unit: Unit) -> None:
+def test_a_fan_out_is_looked_up_and_only_its_end_sorts_its_branches(tx: _Explaining, unit: FileUnit) -> None:
     job = new_job()
     records.create(unit, job, [])
     one = job.job_id
-    changes.apply(
+    apply(
         unit,
         [
             Split(job_id=one, envelope_id="root", children=["a", "b"]),
@@ -106,7 +123,7 @@ def test_a_fan_out_is_looked_up_and_only_its_end_sorts_its_branches(tx: _Explain
         ],
     )
     assert tx.bad() == {}
-    changes.apply(unit, [Finish(job_id=one, envelope_id="j")])
+    apply(unit, [Finish(job_id=one, envelope_id="j")])
     assert [sql.partition(" FROM ")[2].split()[0] for sql in tx.bad()] == ["job_branches"]
 
 
@@ -129,12 +146,12 @@ def test_the_jobs_of_all_are_walked_from_the_newest_without_sorting(tx: _Explain
     assert plan == "SCAN jobs"
 
 
-def test_what_passes_with_time_is_looked_up(tx: _Explaining, unit: Unit) -> None:
+def test_what_passes_with_time_is_looked_up(tx: _Explaining, unit: FileUnit) -> None:
     retention = Retention(jobs_s=0.0, events_s=0.0)
     records.create(unit, new_job(deadline_at=1), [])
-    late = Unit(unit.tx, _SCOPE, _NOW + 10)
+    late = FileUnit(unit.tx, _SCOPE, _NOW + 10)
     expiry.look(late.tx, _SCOPE, retention, late.now)
     assert len(expiry.end_overdue(late)) == 1
-    assert expiry.trim_events(Unit(unit.tx, _SCOPE, _NOW + 20), retention) == 1
-    assert expiry.delete_finished(Unit(unit.tx, _SCOPE, _NOW + 20), retention) == (1, 1)
+    assert expiry.trim_events(FileUnit(unit.tx, _SCOPE, _NOW + 20), retention) == 1
+    assert expiry.delete_finished(FileUnit(unit.tx, _SCOPE, _NOW + 20), retention) == (1, 1)
     assert tx.bad() == {}

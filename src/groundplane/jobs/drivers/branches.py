@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from groundplane.core.errors import ErrorRecord
-from groundplane.jobs.drivers.unit import Unit, pack
+from groundplane.jobs.drivers.unit import Steps, Unit, one, pack
 from groundplane.jobs.port import Finish, Joined, Split
 from groundplane.jobs.progress import mean_after
 
@@ -50,9 +50,9 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(first, details=details)
 
 
-def find(unit: Unit, seq: int, envelope_id: str) -> Branch | None:
+def find(seq: int, envelope_id: str) -> Steps[Branch | None]:
     """The branch of an envelope."""
-    row = unit.one(
+    row = yield from one(
         "SELECT envelope_id, parent, position, total, state, progress FROM job_branches "
         "WHERE job = ? AND envelope_id = ?",
         seq,
@@ -66,30 +66,28 @@ def plant(unit: Unit, seq: int, envelope_id: str, progress: float) -> Branch:
     return _insert(unit, seq, Branch(envelope_id, None, 0, 1, "live", progress))
 
 
-def advance(unit: Unit, seq: int, branch: Branch, progress: float) -> float:
+def advance(unit: Unit, seq: int, branch: Branch, progress: float) -> Steps[float]:
     """A branch has come as far as `progress`; never back. Returns the progress of the root."""
     after = max(branch.progress, progress)
-    unit.tx.execute(
-        "UPDATE job_branches SET progress = ?, heard = 1 WHERE job = ? AND envelope_id = ?",
+    unit.tell(
+        "UPDATE job_branches SET progress = ?, heard = TRUE WHERE job = ? AND envelope_id = ?",
         (after, seq, branch.envelope_id),
     )
-    return _climb(unit, seq, branch, after)
+    return (yield from _climb(unit, seq, branch, after))
 
 
-def split(unit: Unit, seq: int, branch: Branch, change: Split) -> str:
+def split(unit: Unit, seq: int, branch: Branch, change: Split) -> Steps[str]:
     """Replace a branch by its children; they begin where it stands. Returns '' or why nothing changed."""
     if branch.state == "split":
-        if _children(unit, seq, branch) == change.children:
+        if (yield from _children(seq, branch)) == change.children:
             return "repeated"
-        if not withdraw(unit, seq, branch):
+        if not (yield from withdraw(unit, seq, branch)):
             return "late"
     elif branch.state != "live":
         return "late"
-    unit.tx.execute(
-        "UPDATE job_branches SET state = 'split' WHERE job = ? AND envelope_id = ?", (seq, branch.envelope_id)
-    )
+    unit.tell("UPDATE job_branches SET state = 'split' WHERE job = ? AND envelope_id = ?", (seq, branch.envelope_id))
     total = len(change.children)
-    unit.tx.executemany(
+    unit.tell_each(
         "INSERT INTO job_branches (job, envelope_id, parent, position, total, state, progress) "
         "VALUES (?, ?, ?, ?, ?, 'live', ?)",
         [(seq, child, branch.envelope_id, at, total, branch.progress) for at, child in enumerate(change.children)],
@@ -97,40 +95,36 @@ def split(unit: Unit, seq: int, branch: Branch, change: Split) -> str:
     return ""
 
 
-def withdraw(unit: Unit, seq: int, branch: Branch) -> bool:
+def withdraw(unit: Unit, seq: int, branch: Branch) -> Steps[bool]:
     """Take a split back, unless one of the children was heard of: the handler crashed before it sent them, ran again,
     and came to something else."""
-    heard = unit.one(
+    heard = yield from one(
         "SELECT 1 FROM job_branches WHERE job = ? AND parent = ? AND (heard OR state <> 'live') LIMIT 1",
         seq,
         branch.envelope_id,
     )
     if heard is not None:
         return False
-    unit.tx.execute("DELETE FROM job_branches WHERE job = ? AND parent = ?", (seq, branch.envelope_id))
-    unit.tx.execute(
-        "UPDATE job_branches SET state = 'live' WHERE job = ? AND envelope_id = ?", (seq, branch.envelope_id)
-    )
+    unit.tell("DELETE FROM job_branches WHERE job = ? AND parent = ?", (seq, branch.envelope_id))
+    unit.tell("UPDATE job_branches SET state = 'live' WHERE job = ? AND envelope_id = ?", (seq, branch.envelope_id))
     return True
 
 
-def join(unit: Unit, seq: int, parent: Branch, change: Joined) -> str:
+def join(unit: Unit, seq: int, parent: Branch, change: Joined) -> Steps[str]:
     """Replace a split branch and all below it by the joined envelope. Returns '' or why nothing changed."""
     if parent.state != "split":
-        return "repeated" if find(unit, seq, change.envelope_id) is not None else "late"
-    unit.tx.execute(
+        return "repeated" if (yield from find(seq, change.envelope_id)) is not None else "late"
+    unit.tell(
         """WITH RECURSIVE below (id) AS (
              SELECT envelope_id FROM job_branches WHERE job = :job AND parent = :parent
              UNION ALL
              SELECT one.envelope_id FROM below CROSS JOIN job_branches AS one
-             ON one.job = :job AND one.parent = below.id)
+             WHERE one.job = :job AND one.parent = below.id)
            UPDATE job_branches SET state = 'joined', result = NULL
            WHERE job = :job AND envelope_id IN (SELECT id FROM below) AND state IN ('live', 'split', 'done', 'held')""",
         {"job": seq, "parent": parent.envelope_id},
     )
-    unit.tx.execute(
-        "UPDATE job_branches SET state = 'joined' WHERE job = ? AND envelope_id = ?", (seq, parent.envelope_id)
-    )
+    unit.tell("UPDATE job_branches SET state = 'joined' WHERE job = ? AND envelope_id = ?", (seq, parent.envelope_id))
     _insert(unit, seq, msgspec.structs.replace(parent, envelope_id=change.envelope_id, state="live"))
     return ""
 
@@ -138,7 +132,7 @@ def join(unit: Unit, seq: int, parent: Branch, change: Joined) -> str:
 def finish(unit: Unit, seq: int, branch: Branch, change: Finish) -> str:
     """Record how a branch ended; its state afterwards."""
     state = "done" if change.error is None else "held" if change.holds else "failed"
-    unit.tx.execute(
+    unit.tell(
         "UPDATE job_branches SET state = ?, result = ?, error = ?, aborted = ? "
         "WHERE job = ? AND envelope_id = ? AND state = 'live'",
         (
@@ -153,14 +147,14 @@ def finish(unit: Unit, seq: int, branch: Branch, change: Finish) -> str:
     return state
 
 
-def any_live(unit: Unit, seq: int) -> bool:
+def any_live(seq: int) -> Steps[bool]:
     """Whether the job still waits for a branch."""
-    return unit.one("SELECT 1 FROM job_branches WHERE job = ? AND state = 'live' LIMIT 1", seq) is not None
+    return (yield from one("SELECT 1 FROM job_branches WHERE job = ? AND state = 'live' LIMIT 1", seq)) is not None
 
 
-def ending(unit: Unit, seq: int) -> Ending:
+def ending(seq: int) -> Steps[Ending]:
     """What the tree amounts to as it stands; the failures by index."""
-    rows = unit.tx.execute(
+    rows = yield (
         "SELECT envelope_id, parent, state, result, error FROM job_branches "
         "WHERE job = ? AND state <> 'joined' ORDER BY position, envelope_id",
         (seq,),
@@ -183,7 +177,7 @@ def ending(unit: Unit, seq: int) -> Ending:
 
 
 def _insert(unit: Unit, seq: int, branch: Branch) -> Branch:
-    unit.tx.execute(
+    unit.tell(
         "INSERT INTO job_branches (job, envelope_id, parent, position, total, state, progress) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
         (seq, branch.envelope_id, branch.parent, branch.position, branch.total, branch.state, branch.progress),
@@ -191,18 +185,18 @@ def _insert(unit: Unit, seq: int, branch: Branch) -> Branch:
     return branch
 
 
-def _children(unit: Unit, seq: int, branch: Branch) -> list[str]:
-    rows = unit.tx.execute(
+def _children(seq: int, branch: Branch) -> Steps[list[str]]:
+    rows = yield (
         "SELECT envelope_id FROM job_branches WHERE job = ? AND parent = ? ORDER BY position",
         (seq, branch.envelope_id),
     )
     return [row[0] for row in rows]
 
 
-def _climb(unit: Unit, seq: int, branch: Branch, after: float) -> float:
+def _climb(unit: Unit, seq: int, branch: Branch, after: float) -> Steps[float]:
     before, total, parent = branch.progress, branch.total, branch.parent
     while parent is not None:
-        above = find(unit, seq, parent)
+        above = yield from find(seq, parent)
         if above is None:  # a join took its place: the branch is no part of the tree any more
             break
         mean = mean_after(above.progress, before, after, total)
@@ -212,6 +206,4 @@ def _climb(unit: Unit, seq: int, branch: Branch, after: float) -> float:
 
 
 def _set_progress(unit: Unit, seq: int, envelope_id: str, progress: float) -> None:
-    unit.tx.execute(
-        "UPDATE job_branches SET progress = ? WHERE job = ? AND envelope_id = ?", (progress, seq, envelope_id)
-    )
+    unit.tell("UPDATE job_branches SET progress = ? WHERE job = ? AND envelope_id = ?", (progress, seq, envelope_id))

@@ -6,11 +6,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from groundplane.backends.sqlite import Row
 from groundplane.core.errors import ErrorRecord, FailedPrecondition
 from groundplane.jobs import progress
-from groundplane.jobs.drivers import branches, outbox
-from groundplane.jobs.drivers.unit import LIVE, SHOWN, Unit, end, error_shown, pack, shown
+from groundplane.jobs.drivers import branches, parking
+from groundplane.jobs.drivers.unit import LIVE, SHOWN, Row, Steps, Unit, end, error_shown, pack, shown
 from groundplane.jobs.port import (
     Change,
     Control,
@@ -27,12 +26,16 @@ from groundplane.jobs.port import (
 _CHILDREN_SHOWN = 256
 
 
-def apply(unit: Unit, changes: Sequence[Change]) -> list[Outcome]:
+def apply(unit: Unit, changes: Sequence[Change]) -> Steps[list[Outcome]]:
     """All of them, in order."""
     outcomes: list[Outcome] = []
     for kind, group in itertools.groupby(changes, key=_run_of):
         run = list(group)
-        outcomes += _progress(unit, run) if isinstance(kind, str) else [_APPLY[kind](unit, change) for change in run]
+        if isinstance(kind, str):
+            outcomes += yield from _progress(unit, run)
+            continue
+        for change in run:
+            outcomes.append((yield from _APPLY[kind](unit, change)))
     return outcomes
 
 
@@ -41,9 +44,10 @@ def _run_of(change: Change) -> type | str:
     return change.job_id if isinstance(change, Progress) else type(change)
 
 
-def apply_to_live(unit: Unit, changes: Sequence[Change]) -> None:
+def apply_to_live(unit: Unit, changes: Sequence[Change]) -> Steps[None]:
     """All of them, or `failed_precondition` where their job had ended before."""
-    for change, outcome in zip(changes, apply(unit, changes), strict=True):
+    outcomes = yield from apply(unit, changes)
+    for change, outcome in zip(changes, outcomes, strict=True):
         ended_now = outcome.applied and isinstance(change, Finish)
         if outcome.state is not None and outcome.state.terminal and not ended_now:
             raise FailedPrecondition(
@@ -53,18 +57,14 @@ def apply_to_live(unit: Unit, changes: Sequence[Change]) -> None:
             )
 
 
-def _progress(unit: Unit, run: Sequence[Any]) -> list[Outcome]:
+def _progress(unit: Unit, run: Sequence[Any]) -> Steps[list[Outcome]]:
     """Each is an event; the row is written once."""
-    rows = unit.tx.execute(
-        f"SELECT {SHOWN}, fan_out FROM jobs WHERE namespace = ? AND job_id = ? AND state IN {LIVE}",
-        (unit.scope.number, run[0].job_id),
-    )
-    if not rows:
-        return [_refused(_find(unit, run[0].job_id))] * len(run)
-    before, fan_out = rows[0][:-1], rows[0][-1]
-    row, outcomes = before, []
+    job = yield from _find(unit, run[0].job_id)
+    if job is None or job.state.terminal:
+        return [_refused(job)] * len(run)
+    before, row, outcomes = job.shown, job.shown, []
     for change in run:
-        after = _after_in_branch(unit, row, change) if fan_out else _after_alone(row, change)
+        after = (yield from _after_in_branch(unit, row, change)) if job.fan_out else _after_alone(row, change)
         if isinstance(after, str):
             outcomes.append(Outcome(applied=False, state=JobState(row[1]), detail=after))
             continue
@@ -75,7 +75,7 @@ def _progress(unit: Unit, run: Sequence[Any]) -> list[Outcome]:
         unit.event(row[0], "progress", data)
         outcomes.append(Outcome(applied=True, state=JobState(row[1])))
     if row is not before:
-        unit.tx.execute(
+        unit.tell(
             "UPDATE jobs SET state = ?, progress = ?, message = ?, actor = ?, steps_completed = ?, total_steps = ?, "
             f"updated_at = ? WHERE seq = ? AND state IN {LIVE}",
             (*row[1:], unit.now, row[0]),
@@ -89,13 +89,13 @@ def _after_alone(row: Row, change: Progress) -> Row:
     return _after(row, change, percent, progress.steps(change.hop, change.hops, change.weight))
 
 
-def _after_in_branch(unit: Unit, row: Row, change: Progress) -> Row | str:
+def _after_in_branch(unit: Unit, row: Row, change: Progress) -> Steps[Row | str]:
     """The row, or why the branch has nothing to report."""
-    branch = branches.find(unit, row[0], change.envelope_id)
+    branch = yield from branches.find(row[0], change.envelope_id)
     if branch is None or branch.state != "live":
         return "late" if branch is not None else "unknown_branch"
     percent = progress.of_branch(change.hop, change.hops, change.weight)
-    root = min(progress.REPORTED_MAX, branches.advance(unit, row[0], branch, percent))
+    root = min(progress.REPORTED_MAX, (yield from branches.advance(unit, row[0], branch, percent)))
     return _after(row, change, root, progress.steps_of_mean(root, change.hops))
 
 
@@ -108,20 +108,21 @@ def _after(row: Row, change: Progress, percent: float, steps: int) -> Row:
     return (seq, state, max(before, percent), change.message or message, change.actor or actor, behind, total)
 
 
-def _split(unit: Unit, change: Split) -> Outcome:
-    job = _find(unit, change.job_id)
+def _split(unit: Unit, change: Split) -> Steps[Outcome]:
+    job = yield from _find(unit, change.job_id)
     if job is None or job.state.terminal:
         return _refused(job)
-    branch = branches.find(unit, job.seq, change.envelope_id)
+    branch = yield from branches.find(job.seq, change.envelope_id)
     if branch is None and job.fan_out:
         return _refused(job, "unknown_branch")
     if branch is None:
         branch = branches.plant(unit, job.seq, change.envelope_id, job.progress)
-    refused = branches.split(unit, job.seq, branch, change)
+    refused = yield from branches.split(unit, job.seq, branch, change)
     if refused:
         return _refused(job, refused)
-    rows = unit.tx.execute(
-        f"UPDATE jobs SET fan_out = 1, updated_at = ?, state = CASE state WHEN 'pending' THEN 'running' ELSE state END "
+    rows = yield (
+        "UPDATE jobs SET fan_out = TRUE, updated_at = ?, "
+        "state = CASE state WHEN 'pending' THEN 'running' ELSE state END "
         f"WHERE seq = ? AND state IN {LIVE} RETURNING {SHOWN}",
         (unit.now, job.seq),
     )
@@ -130,63 +131,63 @@ def _split(unit: Unit, change: Split) -> Outcome:
     return Outcome(applied=True, state=JobState(rows[0][1]))
 
 
-def _joined(unit: Unit, change: Joined) -> Outcome:
-    job = _find(unit, change.job_id)
+def _joined(unit: Unit, change: Joined) -> Steps[Outcome]:
+    job = yield from _find(unit, change.job_id)
     if job is None or job.state.terminal:
         return _refused(job)
-    parent = branches.find(unit, job.seq, change.parent_id)
+    parent = yield from branches.find(job.seq, change.parent_id)
     if parent is None:
         return _refused(job, "unknown_branch")
-    refused = branches.join(unit, job.seq, parent, change)
+    refused = yield from branches.join(unit, job.seq, parent, change)
     if refused:
         return _refused(job, refused)
-    row = _touch(unit, job.seq)
+    row = yield from _touch(unit, job.seq)
     data = {**shown(row), "envelope_id": change.envelope_id, "parent_id": change.parent_id}
     unit.event(job.seq, "joined", data)
     return Outcome(applied=True, state=job.state)
 
 
-def _finish(unit: Unit, change: Finish) -> Outcome:
-    job = _find(unit, change.job_id)
+def _finish(unit: Unit, change: Finish) -> Steps[Outcome]:
+    job = yield from _find(unit, change.job_id)
     if job is None:
         return _refused(job)
     if job.fan_out:
-        return _finish_of_a_branch(unit, job, change)
+        return (yield from _finish_of_a_branch(unit, job, change))
     if job.state.terminal:
         own = job.finished_by == change.envelope_id
         if own:
             _filed(unit, job, change)
-        return _late(unit, job, change, repeated=own)
+        return (yield from _late(unit, job, change, repeated=own))
     state = JobState.SUCCEEDED if change.error is None else JobState.FAILED
-    return _ended(unit, job, state, change, pack(change.result), change.error)
+    return (yield from _ended(unit, job, state, change, pack(change.result), change.error))
 
 
-def _finish_of_a_branch(unit: Unit, job: _Job, change: Finish) -> Outcome:
-    branch = branches.find(unit, job.seq, change.envelope_id)
+def _finish_of_a_branch(unit: Unit, job: _Job, change: Finish) -> Steps[Outcome]:
+    branch = yield from branches.find(job.seq, change.envelope_id)
     split = branch is not None and branch.state == "split" and not job.state.terminal
-    if branch is not None and split and branches.withdraw(unit, job.seq, branch):
+    if branch is not None and split and (yield from branches.withdraw(unit, job.seq, branch)):
         # it split, crashed before it sent its children, ran again, and ended
-        branch = branches.find(unit, job.seq, change.envelope_id)
+        branch = yield from branches.find(job.seq, change.envelope_id)
     if job.state.terminal or branch is None or branch.state != "live":
         known = branch is not None and branch.state in ("done", "failed", "held")
-        if job.finished_by == change.envelope_id and branches.ending(unit, job.seq).single:
+        if job.finished_by == change.envelope_id and (yield from branches.ending(job.seq)).single:
             _filed(unit, job, change)
-        return _late(unit, job, change, repeated=known)
+        return (yield from _late(unit, job, change, repeated=known))
     state = branches.finish(unit, job.seq, branch, change)
     if state == "done":
-        branches.advance(unit, job.seq, branch, 100.0)
-    row = _touch(unit, job.seq)
+        yield from branches.advance(unit, job.seq, branch, 100.0)
+    row = yield from _touch(unit, job.seq)
     data: dict[str, Any] = {**shown(row), "envelope_id": branch.envelope_id, "parent_id": branch.parent}
     data |= {"index": branch.position, "total": branch.total, "outcome": state, "aborted": change.aborted}
     if change.error is not None:
         data["error"] = error_shown(change.error)
     unit.event(job.seq, "branch", data)
-    if branches.any_live(unit, job.seq):
+    if (yield from branches.any_live(job.seq)):
         return Outcome(applied=True, state=job.state)
-    tree = branches.ending(unit, job.seq)
+    tree = yield from branches.ending(job.seq)
     if tree.failures:
-        return _ended(unit, job, JobState.FAILED, change, None, tree.error(tree.failures[0]))
-    return _ended(unit, job, JobState.SUCCEEDED, change, pack(tree.results), None, single=tree.single)
+        return (yield from _ended(unit, job, JobState.FAILED, change, None, tree.error(tree.failures[0])))
+    return (yield from _ended(unit, job, JobState.SUCCEEDED, change, pack(tree.results), None, single=tree.single))
 
 
 def _ended(
@@ -198,8 +199,8 @@ def _ended(
     error: ErrorRecord | None,
     *,
     single: bool = True,
-) -> Outcome:
-    end(
+) -> Steps[Outcome]:
+    yield from end(
         unit,
         job.seq,
         state,
@@ -216,22 +217,12 @@ def _ended(
 def _filed(unit: Unit, job: _Job, change: Finish) -> None:
     """The outcome was told before it was persisted; now it is."""
     if change.result_key is not None:
-        unit.tx.execute(
-            "UPDATE jobs SET result_key = ? WHERE seq = ? AND result_key IS NULL", (change.result_key, job.seq)
-        )
+        unit.tell("UPDATE jobs SET result_key = ? WHERE seq = ? AND result_key IS NULL", (change.result_key, job.seq))
 
 
-def _late(unit: Unit, job: _Job, change: Finish, *, repeated: bool) -> Outcome:
+def _late(unit: Unit, job: _Job, change: Finish, *, repeated: bool) -> Steps[Outcome]:
     """The loser of a race: one event, however often it is delivered."""
-    repeated = (
-        repeated
-        or unit.one(
-            "SELECT 1 FROM job_events WHERE job = ? AND kind = 'late' AND data ->> '$.envelope_id' = ? LIMIT 1",
-            job.seq,
-            change.envelope_id,
-        )
-        is not None
-    )
+    repeated = repeated or (yield from unit.told_late(job.seq, change.envelope_id))
     if not repeated:
         outcome = "succeeded" if change.error is None else "failed"
         data: dict[str, Any] = {"state": job.state, "envelope_id": change.envelope_id, "outcome": outcome}
@@ -241,31 +232,33 @@ def _late(unit: Unit, job: _Job, change: Finish, *, repeated: bool) -> Outcome:
     return _refused(job, "repeated" if repeated else "late")
 
 
-def _control(unit: Unit, change: Control) -> Outcome:
-    job = _find(unit, change.job_id)
+def _control(unit: Unit, change: Control) -> Steps[Outcome]:
+    job = yield from _find(unit, change.job_id)
     if job is None or job.state.terminal:
         return _refused(job)
-    return {"cancel": _cancel, "pause": _pause, "resume": _resume}[change.action](unit, job, change)
+    return (yield from {"cancel": _cancel, "pause": _pause, "resume": _resume}[change.action](unit, job, change))
 
 
-def _cancel(unit: Unit, job: _Job, change: Control) -> Outcome:
-    end(unit, job.seq, JobState.CANCELLED, message=change.reason)
+def _cancel(unit: Unit, job: _Job, change: Control) -> Steps[Outcome]:
+    yield from end(unit, job.seq, JobState.CANCELLED, message=change.reason)
     return Outcome(applied=True, state=JobState.CANCELLED)
 
 
-def _pause(unit: Unit, job: _Job, change: Control) -> Outcome:
-    return _moved(
-        unit,
-        job,
-        change,
-        "paused",
-        "state = 'paused', paused_at = :now, pauses = pauses + 1",
-        "state IN ('pending', 'running')",
+def _pause(unit: Unit, job: _Job, change: Control) -> Steps[Outcome]:
+    return (
+        yield from _moved(
+            unit,
+            job,
+            change,
+            "paused",
+            "state = 'paused', paused_at = :now, pauses = pauses + 1",
+            "state IN ('pending', 'running')",
+        )
     )
 
 
-def _resume(unit: Unit, job: _Job, change: Control) -> Outcome:
-    outcome = _moved(
+def _resume(unit: Unit, job: _Job, change: Control) -> Steps[Outcome]:
+    outcome = yield from _moved(
         unit,
         job,
         change,
@@ -275,12 +268,12 @@ def _resume(unit: Unit, job: _Job, change: Control) -> Outcome:
         "state = 'paused'",
     )
     if outcome.applied:
-        outbox.release(unit, job.seq)
+        parking.release(unit, job.seq)
     return outcome
 
 
-def _moved(unit: Unit, job: _Job, change: Control, kind: str, changed: str, guard: str) -> Outcome:
-    rows = unit.tx.execute(
+def _moved(unit: Unit, job: _Job, change: Control, kind: str, changed: str, guard: str) -> Steps[Outcome]:
+    rows = yield (
         f"UPDATE jobs SET {changed}, updated_at = :now WHERE seq = :seq AND {guard} RETURNING {SHOWN}, deadline_at",
         {"now": unit.now, "seq": job.seq},
     )
@@ -293,16 +286,16 @@ def _moved(unit: Unit, job: _Job, change: Control, kind: str, changed: str, guar
     return Outcome(applied=True, state=JobState(rows[0][1]))
 
 
-def _park(unit: Unit, change: Park) -> Outcome:
-    job = _find(unit, change.job_id)
+def _park(unit: Unit, change: Park) -> Steps[Outcome]:
+    job = yield from _find(unit, change.job_id)
     if job is None or job.state.terminal:
         return _refused(job)
-    fresh = outbox.park(unit, change.message, job.seq, job.pauses, held=job.state is JobState.PAUSED)
+    fresh = yield from parking.park(unit, change.message, job.seq, job.pauses, held=job.state is JobState.PAUSED)
     return Outcome(applied=fresh, state=job.state, detail="" if fresh else "repeated")
 
 
-def _note(unit: Unit, change: Note) -> Outcome:
-    job = _find(unit, change.job_id)
+def _note(unit: Unit, change: Note) -> Steps[Outcome]:
+    job = yield from _find(unit, change.job_id)
     if job is None:
         return _refused(job)
     unit.event(job.seq, change.kind, {"state": job.state, **change.data})
@@ -312,23 +305,20 @@ def _note(unit: Unit, change: Note) -> Outcome:
 class _Job:
     """What a change needs to know of its job."""
 
-    __slots__ = ("fan_out", "finished_by", "pauses", "progress", "seq", "state")
+    __slots__ = ("fan_out", "finished_by", "pauses", "progress", "seq", "shown", "state")
 
     def __init__(self, row: Row) -> None:
+        self.shown = row[:7]
         self.seq: int = row[0]
         self.state = JobState(row[1])
         self.progress: float = row[2]
-        self.fan_out = bool(row[3])
-        self.finished_by: str | None = row[4]
-        self.pauses: int = row[5]
+        self.fan_out = bool(row[7])
+        self.finished_by: str | None = row[8]
+        self.pauses: int = row[9]
 
 
-def _find(unit: Unit, job_id: str) -> _Job | None:
-    row = unit.one(
-        "SELECT seq, state, progress, fan_out, finished_by, pauses FROM jobs WHERE namespace = ? AND job_id = ?",
-        unit.scope.number,
-        job_id,
-    )
+def _find(unit: Unit, job_id: str) -> Steps[_Job | None]:
+    row = yield from unit.find(job_id)
     return None if row is None else _Job(row)
 
 
@@ -338,17 +328,18 @@ def _refused(job: _Job | None, detail: str = "") -> Outcome:
     return Outcome(applied=False, state=job.state, detail=detail or "job_terminal")
 
 
-def _touch(unit: Unit, seq: int) -> Row:
+def _touch(unit: Unit, seq: int) -> Steps[Row]:
     """The job's progress becomes that of its root (never back, never 100), and it was heard of now."""
-    return unit.tx.execute(
+    rows = yield (
         f"""UPDATE jobs SET updated_at = :now, progress = max(progress, min(:most, coalesce(
               (SELECT max(progress) FROM job_branches WHERE job = :seq AND parent IS NULL AND state <> 'joined'), 0)))
             WHERE seq = :seq RETURNING {SHOWN}""",
         {"now": unit.now, "seq": seq, "most": progress.REPORTED_MAX},
-    )[0]
+    )
+    return rows[0]
 
 
-_APPLY: dict[type, Callable[[Unit, Any], Outcome]] = {
+_APPLY: dict[type, Callable[[Unit, Any], Steps[Outcome]]] = {
     Split: _split,
     Joined: _joined,
     Finish: _finish,

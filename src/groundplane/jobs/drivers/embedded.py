@@ -23,7 +23,8 @@ from groundplane.core.clock import SYSTEM_CLOCK, Clock, boot_id
 from groundplane.core.errors import GroundplaneError, InvalidArgument
 from groundplane.core.secrets import mask_url
 from groundplane.jobs.drivers import changes, expiry, log, outbox, records
-from groundplane.jobs.drivers.unit import Scope, Unit
+from groundplane.jobs.drivers.file_unit import FileUnit
+from groundplane.jobs.drivers.unit import Scope
 from groundplane.jobs.port import (
     Change,
     Created,
@@ -103,7 +104,7 @@ class EmbeddedJobs:
     async def apply(self, changes_: Sequence[Change]) -> list[Outcome]:
         """See the port. Progress is synced with whatever is synced next: a loss of power may take the last of it."""
         durable = any(type(one) is not Progress for one in changes_)
-        return await self.write(lambda unit: changes.apply(unit, changes_), durable=durable)
+        return await self.write(lambda unit: unit.run(changes.apply(unit, changes_)), durable=durable)
 
     async def events(self, *, after: int, job_id: str | None = None, limit: int = 500, final: bool = False) -> Events:
         """See the port."""
@@ -154,10 +155,10 @@ class EmbeddedJobs:
         now = self._clock.now_ms()
         return await self.native.read(lambda tx: expiry.look(tx, self.scope, retention, now))
 
-    async def write(self, work: Callable[[Unit], T], *, durable: bool = True, essential: bool = False) -> T:
+    async def write(self, work: Callable[[FileUnit], T], *, durable: bool = True, essential: bool = False) -> T:
         """`work` in the next commit."""
         return await self.native.write(
-            lambda tx: work(Unit(tx, self.scope, self._clock.now_ms())), durable=durable, essential=essential
+            lambda tx: work(FileUnit(tx, self.scope, self._clock.now_ms())), durable=durable, essential=essential
         )
 
     def now_ms(self) -> int:
@@ -209,8 +210,13 @@ class _Hops:
 
     def carried(self, changes_: Sequence[Change], *, of_live: bool = True) -> Callable[[Transaction], object]:
         """See the port."""
-        store, make = self._store, changes.apply_to_live if of_live else changes.apply
-        return lambda tx: make(Unit(tx, store.scope, store.now_ms()), changes_)
+        store = self._store
+
+        def carry(tx: Transaction) -> None:
+            unit = FileUnit(tx, store.scope, store.now_ms())
+            unit.run(changes.apply_to_live(unit, changes_) if of_live else changes.apply(unit, changes_))
+
+        return carry
 
 
 async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, inline: bool) -> EmbeddedJobs:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from groundplane.backends.sqlite import Transaction
-from groundplane.core.clock import iso_z
-from groundplane.core.errors import ErrorRecord
-from groundplane.jobs.drivers import branches
-from groundplane.jobs.drivers.unit import Scope, Unit, end
-from groundplane.jobs.port import JobState, Retention
+from groundplane.jobs.drivers.deadlines import end_overdue_job
+from groundplane.jobs.drivers.file_unit import FileUnit
+from groundplane.jobs.drivers.unit import Scope
+from groundplane.jobs.port import Retention
 
 BATCH = 500
 _EVENTS_BATCH = 5_000
@@ -57,7 +56,7 @@ def look(tx: Transaction, scope: Scope, retention: Retention, now: int) -> Due:
     )
 
 
-def end_overdue(unit: Unit) -> list[str]:
+def end_overdue(unit: FileUnit) -> list[str]:
     """End jobs past their deadline: at most `BATCH`, their ids. A paused job's deadline stands still."""
     rows = unit.tx.execute(
         "SELECT seq, job_id, fan_out, deadline_at FROM jobs WHERE namespace = ? AND deadline_at <= ? "
@@ -65,15 +64,11 @@ def end_overdue(unit: Unit) -> list[str]:
         (unit.scope.number, unit.now, BATCH),
     )
     for seq, _, fan_out, deadline_at in rows:
-        message = f"The job did not end by its deadline, {iso_z(deadline_at)}."
-        error = ErrorRecord("deadline_exceeded", message, "deadline_exceeded")
-        if fan_out:
-            error = branches.ending(unit, seq).error(error)
-        end(unit, seq, JobState.TIMED_OUT, error=error, message=message)
+        unit.run(end_overdue_job(unit, seq, deadline_at, fan_out=bool(fan_out)))
     return [row[1] for row in rows]
 
 
-def delete_finished(unit: Unit, retention: Retention) -> tuple[int, int]:
+def delete_finished(unit: FileUnit, retention: Retention) -> tuple[int, int]:
     """Delete jobs that ended long ago with all that is theirs: at most `BATCH`; how many, and how many events."""
     doomed = unit.tx.execute(
         "SELECT seq FROM jobs WHERE namespace = ? AND finished_at IS NOT NULL AND finished_at < ? "
@@ -90,7 +85,7 @@ def delete_finished(unit: Unit, retention: Retention) -> tuple[int, int]:
     return len(doomed), events
 
 
-def trim_events(unit: Unit, retention: Retention) -> int:
+def trim_events(unit: FileUnit, retention: Retention) -> int:
     """Delete old events but final ones, from the oldest on; remember how far, for readers who come with an older id."""
     cutoff = _cutoff(unit.now, retention.events_s)
     rows = unit.tx.execute(

@@ -1,4 +1,4 @@
-"""The outbox: messages written with the change that causes them, and those parked for paused jobs."""
+"""The outbox of the embedded store: messages written with the job that causes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from groundplane.backends.sqlite import Database, Transaction
-from groundplane.jobs.drivers.unit import Scope, Unit, pack
+from groundplane.jobs.drivers.file_unit import FileUnit
+from groundplane.jobs.drivers.unit import Scope, pack
 from groundplane.jobs.port import OutboxMessage
 
 _unpack_headers = msgspec.msgpack.Decoder(dict[str, str]).decode
@@ -25,7 +26,7 @@ class FileQueues(Protocol):
         ...
 
 
-def insert(unit: Unit, messages: Iterable[OutboxMessage], lease_ms: int = 0) -> list[int]:
+def insert(unit: FileUnit, messages: Iterable[OutboxMessage], lease_ms: int = 0) -> list[int]:
     """Write messages that are due at once, and ring; or that are leased, without. Their numbers."""
     until = unit.now + lease_ms if lease_ms else 0
     numbers = []
@@ -51,7 +52,7 @@ def any_due(tx: Transaction, scope: Scope, now: int) -> bool:
     )
 
 
-def take(unit: Unit, limit: int, lease_ms: int) -> list[tuple[int, OutboxMessage]]:
+def take(unit: FileUnit, limit: int, lease_ms: int) -> list[tuple[int, OutboxMessage]]:
     """Due messages, oldest first, leased."""
     rows = unit.tx.execute(
         "SELECT id, queue, message_id, payload, headers, dedup_key, leased_until FROM job_outbox "
@@ -77,42 +78,8 @@ def take(unit: Unit, limit: int, lease_ms: int) -> list[tuple[int, OutboxMessage
     ]
 
 
-def done(unit: Unit, ids: Sequence[int]) -> None:
+def done(unit: FileUnit, ids: Sequence[int]) -> None:
     """Delete what was sent."""
     unit.tx.executemany(
         "DELETE FROM job_outbox WHERE id = ? AND namespace = ?", [(one, unit.scope.number) for one in ids]
     )
-
-
-def park(unit: Unit, one: OutboxMessage, seq: int, pauses: int, *, held: bool) -> bool:
-    """Hold an envelope for a paused job; for one that goes on, send it at once. Whether it was not parked before.
-
-    It was sent to its queue before, so its key is one of the pause's own: the queue would drop a repeat of the first.
-    Parking it twice in one pause (a redelivery) keeps one.
-    """
-    unit.tx.execute(
-        "INSERT OR IGNORE INTO job_outbox (namespace, parked_for, held, queue, message_id, payload, headers, dedup_key)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            unit.scope.number,
-            seq,
-            held,
-            one.queue,
-            one.id,
-            one.payload,
-            pack(one.headers),
-            f"{one.dedup_key}:resume-{pauses}",
-        ),
-    )
-    fresh = unit.tx.changes() > 0
-    if fresh and held:
-        unit.event(seq, "parked", {"state": "paused", "envelope_id": one.id, "actor": one.queue})
-    if not held:
-        unit.tx.wake(unit.scope.topic("outbox"))
-    return fresh
-
-
-def release(unit: Unit, seq: int) -> None:
-    """The job was resumed: what was parked is due."""
-    unit.tx.execute("UPDATE job_outbox SET held = 0 WHERE parked_for = ? AND held = 1", (seq,))
-    unit.tx.wake(unit.scope.topic("outbox"))

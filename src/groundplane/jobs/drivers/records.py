@@ -8,8 +8,9 @@ import msgspec
 
 from groundplane.backends.sqlite import Row, Transaction
 from groundplane.core.errors import AlreadyExists, Conflict, ErrorRecord, InvalidArgument, NotFound
+from groundplane.jobs.drivers.file_unit import FileUnit
 from groundplane.jobs.drivers.outbox import FileQueues, insert
-from groundplane.jobs.drivers.unit import Scope, Unit, pack
+from groundplane.jobs.drivers.unit import Scope, pack
 from groundplane.jobs.port import Created, Job, JobPage, JobQuery, JobState, NewJob, OutboxMessage
 
 _LAST_EVENT = "max(trimmed_to, coalesce((SELECT max(id) FROM job_events WHERE job = jobs.seq), 0))"
@@ -23,7 +24,7 @@ _unpack_route = msgspec.msgpack.Decoder(list[str]).decode
 
 
 def create(
-    unit: Unit, new: NewJob, messages: Sequence[OutboxMessage], lease_ms: int = 0, queues: FileQueues | None = None
+    unit: FileUnit, new: NewJob, messages: Sequence[OutboxMessage], lease_ms: int = 0, queues: FileQueues | None = None
 ) -> Created:
     """The job, its first event, its first messages (in the outbox, or in their queues); or the job that has the
     idempotency key.
@@ -105,7 +106,7 @@ def list_jobs(tx: Transaction, scope: Scope, query: JobQuery) -> JobPage:
     return JobPage(items=[_record(row) for row in items], cursor=str(items[-1][0]) if len(rows) > query.limit else None)
 
 
-def _new(unit: Unit, new: NewJob, steps: int, event_id: int) -> Job:
+def _new(unit: FileUnit, new: NewJob, steps: int, event_id: int) -> Job:
     """The record of a job that was created just now."""
     return Job(
         job_id=new.job_id,
@@ -128,7 +129,7 @@ def _new(unit: Unit, new: NewJob, steps: int, event_id: int) -> Job:
     )
 
 
-def _known(unit: Unit, new: NewJob) -> Job | None:
+def _known(unit: FileUnit, new: NewJob) -> Job | None:
     if new.idempotency_key is None:
         return None
     row = unit.one(

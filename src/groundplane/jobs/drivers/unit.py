@@ -1,13 +1,17 @@
-"""One transaction of the embedded job store: the rows, the log, the bells, one moment."""
+"""What the decisions of every store in SQL are written in: steps of one transaction, one moment.
+
+A decision is a generator: it yields a statement whose rows it needs and is sent them (`Steps`), and tells the unit what
+is to be written without an answer. It does no input or output itself: the embedded store runs each step in its
+transaction, PostgreSQL those of many jobs together. Statements are written once for both, with `?` or `:name`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from groundplane.backends.sqlite import Row, Transaction
 from groundplane.core.errors import ErrorRecord, InvalidArgument
 from groundplane.jobs.port import JobState, Topic
 
@@ -16,6 +20,14 @@ LIVE = "('pending', 'running', 'paused')"
 
 SHOWN = "seq, state, progress, message, actor, steps_completed, total_steps"
 """The columns that an event tells, after `seq`."""
+
+FOUND = f"{SHOWN}, fan_out, finished_by, pauses"
+"""The columns that a change needs to know of its job."""
+
+T = TypeVar("T")
+Row: TypeAlias = tuple[Any, ...]
+Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any]
+Steps: TypeAlias = Generator[tuple[str, Bindings], list[Row], T]
 
 _to_json = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
@@ -32,32 +44,45 @@ class Scope(msgspec.Struct, frozen=True):
         return f"job-{name}/{self.name}"
 
 
-class Unit:
-    """What a work of the store needs. `now` is the store's clock, Unix milliseconds."""
+class Unit(Protocol):
+    """One transaction of a store. `now` is the store's clock, Unix milliseconds."""
 
-    __slots__ = ("now", "scope", "tx")
+    scope: Scope
 
-    def __init__(self, tx: Transaction, scope: Scope, now: int) -> None:
-        self.tx = tx
-        self.scope = scope
-        self.now = now
+    @property
+    def now(self) -> int:
+        """The moment of the transaction."""
+        ...
 
-    def event(self, seq: int, kind: str, data: Mapping[str, Any], *, final: bool = False) -> int:
-        """Append to the log, and ring; its id."""
-        rows = self.tx.execute(
-            "INSERT INTO job_events (job, kind, final, data, created_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
-            (seq, kind, final, _json(kind, data), self.now),
-        )
-        if final:
-            self.tx.wake(self.scope.topic("ends"))
-        self.tx.wake(self.scope.topic("events"))
-        event_id: int = rows[0][0]
-        return event_id
+    def tell(self, sql: str, bindings: Bindings = ()) -> None:
+        """Write, before the next step."""
+        ...
 
-    def one(self, sql: str, *bindings: Any) -> Row | None:
-        """The first row, or None."""
-        rows = self.tx.execute(sql, bindings)
-        return rows[0] if rows else None
+    def tell_each(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Write with each of these bindings, before the next step."""
+        ...
+
+    def event(self, seq: int, kind: str, data: Mapping[str, Any], *, final: bool = False) -> int | None:
+        """Append to the log of a job, and ring; the event's id where it is known before the commit."""
+        ...
+
+    def ring_outbox(self) -> None:
+        """Ring the bell of the outbox."""
+        ...
+
+    def find(self, job_id: str) -> Steps[Row | None]:
+        """The columns `FOUND` of a job as they are now, or None."""
+        ...
+
+    def told_late(self, seq: int, envelope_id: str) -> Steps[bool]:
+        """Whether the log has an event `late` of this envelope."""
+        ...
+
+
+def one(sql: str, *bindings: Any) -> Steps[Row | None]:
+    """The first row, or None."""
+    rows = yield sql, bindings
+    return rows[0] if rows else None
 
 
 def pack(value: Any) -> bytes:
@@ -68,7 +93,8 @@ def pack(value: Any) -> bytes:
         raise InvalidArgument(f"value: it cannot be stored as MessagePack: {error}") from error
 
 
-def _json(kind: str, data: Mapping[str, Any]) -> str:
+def as_json(kind: str, data: Mapping[str, Any]) -> str:
+    """The data of an event at rest. `invalid_argument` for what it cannot carry."""
     try:
         return _to_json(data).decode()
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -103,10 +129,10 @@ def end(
     aborted: bool = False,
     result_key: str | None = None,
     finished_by: str | None = None,
-) -> bool:
+) -> Steps[bool]:
     """The one way into a terminal state, guarded in SQL. False where the job has ended before (or, for `timed_out`,
     is paused: its deadline stands still)."""
-    rows = unit.tx.execute(
+    rows = yield (
         f"""UPDATE jobs SET state = :state, finished_at = :now, updated_at = :now, paused_at = NULL,
               progress = CASE :state WHEN 'succeeded' THEN 100 ELSE progress END,
               steps_completed = CASE WHEN :state = 'succeeded' AND NOT :aborted THEN total_steps
@@ -138,7 +164,7 @@ def end(
     unit.event(seq, state.value, data, final=True)
     pauses, fan_out = rows[0][7:]
     if pauses:
-        unit.tx.execute("DELETE FROM job_outbox WHERE parked_for = ? AND held = 1", (seq,))
+        unit.tell("DELETE FROM job_outbox WHERE parked_for = ? AND held = TRUE", (seq,))
     if fan_out:
-        unit.tx.execute("UPDATE job_branches SET result = NULL WHERE job = ? AND result IS NOT NULL", (seq,))
+        unit.tell("UPDATE job_branches SET result = NULL WHERE job = ? AND result IS NOT NULL", (seq,))
     return True
