@@ -308,6 +308,43 @@ REASONS: dict[str, Reason] = {
         "The database was opened before a fork.",
         "Open it in the child process.",
     ),
+    # the object store
+    "bucket_not_found": Reason(
+        "not_found",
+        False,
+        "The bucket does not exist.",
+        "Create it (`aws s3 mb s3://BUCKET`, or `create=true` in the URL), or mend the URL.",
+    ),
+    "store_unreachable": Reason(
+        "unavailable",
+        True,
+        "The object store takes no connection, broke one, or does not answer.",
+        "Start it; mend `endpoint` in the URL.",
+    ),
+    "store_error": Reason(
+        "unavailable", True, "The object store failed inside (HTTP 5xx).", "Read the store's log; try again later."
+    ),
+    "store_busy": Reason(
+        "resource_exhausted", True, "The object store asks for fewer requests.", "Try again later, with fewer at once."
+    ),
+    "store_keys_refused": Reason(
+        "permission_denied",
+        False,
+        "The object store does not know the access key, or the secret is wrong or expired.",
+        "Mend them in the URL, or in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+    ),
+    "store_access_refused": Reason(
+        "permission_denied",
+        False,
+        "The credentials may not do this in the bucket.",
+        "Allow it in the bucket's or the user's policy.",
+    ),
+    "clock_skew": Reason(
+        "failed_precondition",
+        False,
+        "This machine's clock and the server's are too far apart.",
+        "Set the clock (NTP) of the machine that is wrong.",
+    ),
     # gateway and configuration
     "unknown_setting": Reason("invalid_argument", False, "No setting has this name.", "See the suggestion."),
     "missing_extra": Reason(
