@@ -34,6 +34,7 @@ _GROUPS = {
     "config": "The effective settings.",
     "db": "The schema of the stored data.",
     "deploy": "Manifests of an app, for containers.",
+    "servers": "Real servers on this machine, without containers: for tests and for trying things.",
 }
 _COMMANDS: dict[str, tuple[str, str]] = {
     "dev": ("dev:dev", "Run an app on this machine: gateway, sidecars, runtimes, with reload."),
@@ -58,6 +59,13 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "db upgrade": ("db:upgrade", "Bring the stored data to the schema of this version."),
     "deploy compose": ("deploy:compose", "Render a Compose file, and a Dockerfile, of an app."),
     "deploy kubernetes": ("deploy:kubernetes", "Render the manifests of an app for Kubernetes and KEDA."),
+    "servers list": ("servers:list_", "List the servers that the kit knows, and what runs."),
+    "servers install": ("servers:install", "Install servers; what is there is left alone."),
+    "servers up": ("servers:up", "Start servers in the background."),
+    "servers down": ("servers:down", "End servers that were started."),
+    "servers run": ("servers:run", "Start servers, run a command with their variables, end them."),
+    "servers logs": ("servers:logs", "Print what a running server wrote last."),
+    "servers env": ("servers:env", "Print variables that name the running servers."),
     "db check": ("db:check", "Say whether the stored data has the schema of this version."),
 }
 _PASSED_ON = {
@@ -88,6 +96,7 @@ def build(argv: Sequence[str] = ()) -> App:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; the exit code. Errors are printed here and nowhere else."""
+    argv = _command_apart(argv)
     json = "--json" in argv
     unknown = _unknown_command(argv)
     if unknown:
@@ -106,6 +115,14 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return outcome if isinstance(outcome, int) else EXIT_OK
+
+
+def _command_apart(argv: Sequence[str]) -> Sequence[str]:
+    """`servers run NAMES -- COMMAND`: what follows `--` is another program's line, and none of it an option of ours."""
+    if tuple(argv[:2]) != ("servers", "run") or "--" not in argv:
+        return argv
+    end = list(argv).index("--")
+    return [*argv[:end], *(f"--command={word}" for word in argv[end + 1 :])]
 
 
 def _unknown_command(argv: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ class Namespaces:
         yield url
         if keep():
             return
-        if server.pid:
+        if server.origin != "url":
             self._sql(url, _EMPTY)
             spare.append(name)
         else:  # somebody else's server: leave nothing
@@ -129,14 +129,14 @@ class Namespaces:
     @contextmanager
     def _redis(self, server: Running, keep: Keep) -> Iterator[str]:
         parts = urlsplit(server.url)
-        number = self._ticket("redis") % (DATABASES - 1) + 1 if server.pid else _empty_database(server.url)
+        number = self._ticket("redis") % (DATABASES - 1) + 1 if server.origin != "url" else _empty_database(server.url)
         yield urlunsplit(parts._replace(path=f"/{number}"))
         if not keep():
             wire.redis(parts.port or 6379, ["SELECT", str(number)], ["FLUSHDB"], url=server.url)
 
     @contextmanager
     def _nats(self, server: Running, keep: Keep) -> Iterator[str]:
-        if not server.pid:
+        if server.origin == "url":
             yield server.url
             return
         number = self._ticket("nats")
@@ -159,7 +159,7 @@ def etcd_prefix(server: Running, word: str, keep: Keep) -> Iterator[str]:
 
 
 def _management(server: Running) -> Management:
-    if server.pid:
+    if server.origin != "url":
         return Management(server.ports["management"])
     given = urlsplit(os.environ.get("GROUNDPLANE_TEST_RABBITMQ_MANAGEMENT_URL", ""))
     if given.hostname is None:
