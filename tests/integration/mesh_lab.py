@@ -1,4 +1,4 @@
-"""A mesh of real processes on a temporary state folder, for tests: start, send, wait, look, stop."""
+"""A mesh of real processes for tests, embedded in a temporary folder or on servers: start, send, wait, look, stop."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -23,38 +23,53 @@ from groundplane.jobs.store import Jobs
 from groundplane.mesh import launch
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.spec import ActorSpec, Limits, ToolSpec
-from groundplane.mesh.start import queue_specs, start_job, transport_headers
+from groundplane.mesh.start import queue_specs, relayed, start_job, transport_headers
+from groundplane.plane import Plane
 from groundplane.queues.client import Queues
 from groundplane.queues.port import OutgoingMessage
+from stacks import Stack
 
 T = TypeVar("T")
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "mesh"
 TIMEOUT_S = 20.0
 
 
+class Ports(Protocol):
+    """What a lab needs of an opened plane."""
+
+    @property
+    def queues(self) -> Queues: ...
+    @property
+    def jobs(self) -> Jobs: ...
+    @property
+    def blobs(self) -> Blobs: ...
+
+
 class Lab:
     """The opened plane of a test and the processes that it started."""
 
-    def __init__(self, state: Path, queues: Queues, jobs: Jobs, blobs: Blobs, limits: Limits) -> None:
-        self.place = launch.Place(state=state, limits=limits)
-        self.state = state
-        self.queues = queues
-        self.jobs = jobs
-        self.blobs = blobs
-        self.claims = Claims(blobs, limits)
+    def __init__(self, stack: Stack, plane: Ports, limits: Limits) -> None:
+        settings = stack.settings()
+        self.place = msgspec.structs.replace(launch.Place.of(settings), limits=limits, log_level=None)
+        self.stack = stack
+        self.state = stack.state
+        self.queues = plane.queues
+        self.jobs = plane.jobs
+        self.blobs = plane.blobs
+        self.claims = Claims(plane.blobs, limits)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, state: Path, limits: Limits | None = None) -> AsyncIterator[Lab]:
-        async with AsyncExitStack() as stack:
-            queues = await stack.enter_async_context(Queues.open(state=state))
-            jobs = await stack.enter_async_context(Jobs.open(state=state))
-            blobs = await stack.enter_async_context(Blobs.open(state=state))
-            lab = cls(state, queues, jobs, blobs, limits or Limits())
-            (state / "run").mkdir(parents=True, exist_ok=True)
-            relay = asyncio.create_task(jobs.run_relay(lab._relay))
-            sweeper = asyncio.create_task(jobs.run_sweeper(0.2))
+    async def open(cls, stack: Stack | Path, limits: Limits | None = None) -> AsyncIterator[Lab]:
+        """A mesh on this stack; a folder alone is an embedded one."""
+        if isinstance(stack, Path):
+            stack = Stack("embedded", stack)
+        (stack.state / "run").mkdir(parents=True, exist_ok=True)
+        async with Plane.open(stack.settings(), ports=("queues", "jobs", "blobs"), upgrade=True) as plane:
+            lab = cls(stack, plane, limits or Limits())
+            relay = asyncio.create_task(plane.jobs.run_relay(lab._relay))
+            sweeper = asyncio.create_task(plane.jobs.run_sweeper(0.2))
             try:
                 yield lab
             finally:
@@ -64,12 +79,7 @@ class Lab:
                 lab.end()
 
     async def _relay(self, messages: list[OutboxMessage]) -> None:
-        await self.queues.send(
-            *(
-                OutgoingMessage(queue=m.queue, payload=m.payload, id=m.id, headers=m.headers, dedup_key=m.dedup_key)
-                for m in messages
-            )
-        )
+        await self.queues.send(*map(relayed, messages))
 
     async def declare(self, *specs: ActorSpec) -> None:
         await self.queues.declare(*queue_specs(specs))

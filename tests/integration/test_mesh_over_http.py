@@ -14,6 +14,7 @@ from groundplane.mesh.spec import ActorSpec, Limits
 from groundplane.mesh.start import queue_specs, start_job
 from integration.mesh_lab import Lab, lines
 from served_gateway import House, house, tool
+from stacks import Stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -26,7 +27,7 @@ WAITS = ActorSpec(name="waits", handler="handlers:append")
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[tuple[House, Lab]]:
     async with house(tmp_path, tool("t", "double", "five")) as one:
-        lab = Lab(tmp_path, one.queues, one.jobs, one.blobs, Limits())
+        lab = Lab(Stack("embedded", tmp_path), one, Limits())
         lab.place = launch.Place(state=tmp_path, jobs=Secret(""), gateway_url=one.url)
         (tmp_path / "run").mkdir(exist_ok=True)
         try:
