@@ -15,7 +15,10 @@ OBJECT_MAX = 52
 """Leaves room for what controllers append to the name of a Deployment or Job within the 63 characters of a label."""
 _LABEL = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_IMAGE = re.compile(r"[a-z0-9][a-z0-9._:/-]*(?::[A-Za-z0-9_][A-Za-z0-9._-]*)?(?:@sha256:[0-9a-f]{64})?")
+_PART = r"[a-z0-9][a-z0-9._-]*"
+_IMAGE = re.compile(
+    rf"{_PART}(?::[0-9]+(?=/))?(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9._-]*)?(?:@sha256:[0-9a-f]{{64}})?"
+)
 
 
 def object_name(*parts: str) -> str:

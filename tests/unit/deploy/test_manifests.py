@@ -1,0 +1,229 @@
+"""What every manifest keeps to: order, stops, probes, rights, references, and no secret in clear."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from deployed import PASSWORD, SETTINGS, objects, plan
+from groundplane.core.settings import load
+from groundplane.deploy import compose, kubernetes
+from groundplane.deploy.dockerfile import dockerfile
+from groundplane.deploy.plan import ADMIN_PORT
+from groundplane.mesh.sidecar.config import load as load_sidecar
+
+
+def _kubernetes(**more: Any) -> list[dict[str, Any]]:
+    return objects(kubernetes.render(kubernetes.place_of(plan(**more), namespace="prod")))
+
+
+def _compose(**more: Any) -> dict[str, Any]:
+    return objects({"compose.yaml": compose.render(plan(**more))["compose.yaml"]})[0]
+
+
+def _kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one for one in found if one["kind"] == kind}
+
+
+def _pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    owners = {**_kind(found, "Deployment"), **_kind(found, "Job")}
+    return {name: one["spec"]["template"]["spec"] for name, one in owners.items()}
+
+
+def test_no_secret_is_rendered_anywhere() -> None:
+    texts = [*compose.render(plan()).values(), *kubernetes.render(kubernetes.place_of(plan())).values()]
+    for text in texts:
+        assert PASSWORD not in text
+        assert not re.search(r"(amqp|postgresql|s3)://", text)
+
+
+class TestKubernetes:
+    @pytest.mark.req("CORE-08.2")
+    def test_each_role_waits_for_the_migration_and_one_job_does_it(self) -> None:
+        pods = _pods(_kubernetes())
+        (job,) = _kind(_kubernetes(), "Job")
+        assert pods[job]["restartPolicy"] == "Never"
+        assert pods[job]["containers"][0]["command"][:3] == ["groundplane", "db", "upgrade"]
+        for name, pod in pods.items():
+            if name != job:
+                assert [one["command"][:3] for one in pod["initContainers"]] == [["groundplane", "db", "check"]], name
+
+    def test_the_migrations_name_changes_with_what_it_does_and_not_otherwise(self) -> None:
+        names = [*_kind(_kubernetes(), "Job"), *_kind(_kubernetes(), "Job")]
+        names += _kind(_kubernetes(image="acme:2.0"), "Job")
+        assert names[0] == names[1] != names[2]
+
+    @pytest.mark.req("CORE-08.1")
+    def test_no_container_has_rights_or_writes_its_file_system(self) -> None:
+        for name, pod in _pods(_kubernetes()).items():
+            assert pod["securityContext"]["runAsNonRoot"] is True, name
+            assert pod["securityContext"]["runAsUser"] > 0
+            assert pod["automountServiceAccountToken"] is False
+            for one in [*pod["containers"], *pod.get("initContainers", [])]:
+                context = one["securityContext"]
+                assert context["allowPrivilegeEscalation"] is False
+                assert context["readOnlyRootFilesystem"] is True
+                assert context["capabilities"] == {"drop": ["ALL"]}
+                assert set(one["resources"]) == {"requests", "limits"}
+
+    @pytest.mark.req("MESH-18")
+    def test_a_stop_outlasts_the_grace(self) -> None:
+        for name in _kind(_kubernetes(), "Deployment"):
+            assert _pods(_kubernetes())[name]["terminationGracePeriodSeconds"] > SETTINGS.grace_s
+
+    def test_every_container_that_stays_is_probed(self) -> None:
+        found = _kubernetes()
+        for name in _kind(found, "Deployment"):
+            for one in _pods(found)[name]["containers"]:
+                assert {"livenessProbe", "readinessProbe"} <= set(one), (name, one["name"])
+
+    def test_sidecar_and_runtime_share_a_socket_and_the_runtime_knows_no_url(self) -> None:
+        pod = _pods(_kubernetes())["acme-actor-double"]
+        sidecar, runtime = pod["containers"]
+        assert (sidecar["name"], runtime["name"]) == ("sidecar", "runtime")
+        shared = {"name": "run", "mountPath": "/run/groundplane"}
+        assert all(shared in one["volumeMounts"] for one in (sidecar, runtime))
+        assert not any("URL" in variable["name"] for variable in runtime["env"])
+        assert "envFrom" not in runtime
+        refs = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in sidecar["env"] if one["name"].endswith("_URL")}
+        assert set(refs) == {f"GROUNDPLANE_{port}_URL" for port in ("QUEUES", "JOBS", "LEDGER", "BLOBS")}
+        assert all(ref == {"name": "acme-urls", "key": name} for name, ref in refs.items())
+
+    def test_the_sidecars_document_is_what_a_sidecar_reads(self) -> None:
+        config = _kind(_kubernetes(), "ConfigMap")["acme-actor-double"]
+        read = load_sidecar(["--config", config["data"]["sidecar.json"]], {"GROUNDPLANE_QUEUES_URL": "amqp://broker/"})
+        (spec,) = [actor for actor in plan().actors if actor.name == "double"]
+        assert read.actor == spec
+        assert (read.limits.grace_s, read.namespace, read.queues) == (20.0, "acme", "amqp://broker/")
+
+    def test_the_shared_settings_are_what_a_role_reads(self) -> None:
+        data = _kind(_kubernetes(), "ConfigMap")["acme-settings"]["data"]
+        assert load(environ=data).settings.grace_s == SETTINGS.grace_s
+        assert load(environ=data).settings.name == "acme"
+
+    def test_an_actor_is_scaled_by_one_number(self) -> None:
+        scaled = _kind(_kubernetes(replicas_min=0, backlog=5), "ScaledObject")
+        assert len(scaled) == len(plan().actors)
+        spec = scaled["acme-actor-double"]["spec"]
+        (trigger,) = spec["triggers"]
+        assert trigger["metadata"]["url"] == f"http://acme-admin.prod.svc:{ADMIN_PORT}/depth/double"
+        assert (trigger["metadata"]["valueLocation"], trigger["metadata"]["targetValue"]) == ("depth", "5")
+        assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, 10)
+        assert spec["scaleTargetRef"]["name"] in _kind(_kubernetes(), "Deployment")
+
+    def test_what_is_scaled_has_no_number_of_its_own_and_the_rest_has(self) -> None:
+        deployments = _kind(_kubernetes(), "Deployment")
+        assert "replicas" not in deployments["acme-actor-double"]["spec"]
+        place = kubernetes.place_of(plan(replicas_min=3), keda=False)
+        found = objects(kubernetes.render(place))
+        assert _kind(found, "Deployment")["acme-actor-double"]["spec"]["replicas"] == 3
+        assert not _kind(found, "ScaledObject")
+
+    def test_more_than_one_pod_has_a_disruption_budget(self) -> None:
+        assert "acme-gateway" not in _kind(_kubernetes(), "PodDisruptionBudget")
+        budgets = _kind(_kubernetes(gateway_replicas=2), "PodDisruptionBudget")
+        assert {"acme-gateway", "acme-actor-double"} <= set(budgets)
+        found = objects(kubernetes.render(kubernetes.place_of(plan(), keda=False)))
+        assert not _kind(found, "PodDisruptionBudget")
+
+    def test_each_selector_selects_the_pods_of_one_deployment(self) -> None:
+        found = _kubernetes(gateway_replicas=2)
+        labels = {
+            name: one["spec"]["template"]["metadata"]["labels"] for name, one in _kind(found, "Deployment").items()
+        }
+        for name, one in _kind(found, "Deployment").items():
+            selector = one["spec"]["selector"]["matchLabels"]
+            assert [other for other in labels if selector.items() <= labels[other].items()] == [name]
+        for name, one in _kind(found, "PodDisruptionBudget").items():
+            selector = one["spec"]["selector"]["matchLabels"]
+            assert [other for other in labels if selector.items() <= labels[other].items()] == [name]
+
+    def test_an_actors_own_name_can_be_read_back(self) -> None:
+        found = {
+            one["metadata"]["annotations"]["groundplane/actor"]
+            for one in _kubernetes() if one["kind"] == "Deployment" and "annotations" in one["metadata"]
+        }  # fmt: skip
+        assert found == {actor.name for actor in plan().actors}
+
+    def test_the_gateway_is_behind_a_proxy_that_needs_its_passwords(self) -> None:
+        found = _kubernetes()
+        pod = _pods(found)["acme-gateway"]
+        gateway, proxy = pod["containers"]
+        assert gateway["command"][gateway["command"].index("--host") + 1] == "127.0.0.1"
+        assert proxy["ports"][0]["containerPort"] not in (8080, ADMIN_PORT)
+        (passwords,) = [one["secret"] for one in pod["volumes"] if "secret" in one]
+        assert passwords == {"secretName": "acme-passwords"}, "not optional: without it the pod does not start"
+        assert set(_kind(found, "Service")) == {"acme-gateway", "acme-admin"}
+
+    def test_without_a_proxy_nothing_reaches_the_gateway_but_depths_are_told(self) -> None:
+        found = _kubernetes(proxy_image=None)
+        assert set(_kind(found, "Service")) == {"acme-admin"}
+        assert len(_pods(found)["acme-gateway"]["containers"]) == 1
+
+    def test_pods_are_replaced_when_their_settings_change(self) -> None:
+        def marks(**more: Any) -> dict[str, str]:
+            deployments = _kind(_kubernetes(**more), "Deployment")
+            return {
+                name: one["spec"]["template"]["metadata"]["annotations"]["groundplane/settings"]
+                for name, one in deployments.items()
+            }
+
+        before, after = marks(), marks(settings=msgspec.structs.replace(SETTINGS, hops_max=65))
+        assert before.keys() == after.keys()
+        assert not set(before.values()) & set(after.values())
+
+
+class TestCompose:
+    @pytest.mark.req("CORE-08.2")
+    def test_the_migration_is_done_before_the_others_start(self) -> None:
+        services = _compose()["services"]
+        assert services["migration"]["restart"] == "no"
+        for name, one in services.items():
+            if name != "migration" and not name.endswith("-runtime") and name != "proxy":
+                assert one["depends_on"]["migration"] == {"condition": "service_completed_successfully"}, name
+
+    @pytest.mark.req("CORE-08.1")
+    def test_no_service_has_rights_or_writes_its_file_system(self) -> None:
+        for name, one in _compose()["services"].items():
+            assert one["read_only"] is True, name
+            assert one["cap_drop"] == ["ALL"]
+            assert one.get("user") == "10001:10001" or name == "proxy"
+
+    def test_urls_are_files_of_secrets(self) -> None:
+        document = _compose()
+        for name, one in document["services"].items():
+            files = {k: v for k, v in one.get("environment", {}).items() if k.endswith("_URL_FILE")}
+            knows = not name.endswith("-runtime") and name != "proxy"
+            assert len(files) == (4 if knows else 0), name
+            assert {value.removeprefix("/run/secrets/") for value in files.values()} <= set(document["secrets"])
+        assert all(set(one) == {"file"} for one in document["secrets"].values())
+
+    @pytest.mark.req("MESH-18")
+    def test_a_sidecar_stops_before_its_runtime_and_within_the_time(self) -> None:
+        services = _compose()["services"]
+        for actor in plan().actors:
+            assert f"{actor.name}-runtime" in services[f"{actor.name}-sidecar"]["depends_on"]
+            assert int(services[f"{actor.name}-sidecar"]["stop_grace_period"].removesuffix("s")) > SETTINGS.grace_s
+
+    def test_dollars_are_not_taken_for_variables(self) -> None:
+        found = compose.document(plan(routes={"t.yaml": "a: ${HOME} $5"}), publish="127.0.0.1:8080")
+        assert found["configs"]["routes-t.yaml"]["content"] == "a: $${HOME} $$5"
+
+    def test_the_sidecars_document_is_what_a_sidecar_reads(self) -> None:
+        content = _compose()["configs"]["lookUp-sidecar"]["content"].replace("$$", "$")
+        assert load_sidecar(["--config", content], {}).actor.key == "customer"
+        assert json.loads(content)["admin_port"] == ADMIN_PORT
+
+
+@pytest.mark.req("CORE-08.1")
+def test_the_image_runs_as_a_user_without_rights_and_copies_what_it_names() -> None:
+    lines = [line for line in dockerfile(plan(folder="/srv/app")).splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]
+    assert lines.index("USER 10001:10001") < lines.index('ENTRYPOINT ["groundplane"]')
+    assert "WORKDIR /srv/app" in lines
+    assert not any(line.startswith("ADD ") or "latest" in line or "sudo" in line for line in lines)
+    assert all("--no-cache-dir" in line for line in lines if "pip install" in line)
