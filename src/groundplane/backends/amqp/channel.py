@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pamqp import base, commands
-
 from groundplane.backends.amqp import methods
 from groundplane.backends.amqp.confirms import PENDING_MAX, Confirms, Many, Message, One, Waiter
 from groundplane.backends.amqp.content import (
@@ -37,7 +35,7 @@ from groundplane.backends.amqp.frames import (
     publish_method,
     settle_method,
 )
-from groundplane.backends.amqp.methods import build, decode_method, encode_method, method_index
+from groundplane.backends.amqp.methods import base, build, commands, decode_method, encode_method, method_index
 from groundplane.backends.amqp.tables import EMPTY, WireError
 from groundplane.backends.amqp.topology import Topology
 from groundplane.backends.amqp.wire import Wire

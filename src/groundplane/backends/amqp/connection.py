@@ -181,6 +181,7 @@ class Connection:
     # -- opening and closing
 
     async def _reach(self, host: str, port: int, context: ssl.SSLContext | None, share_s: float) -> None:
+        provocation = self._loop.call_later(share_s * 0.9, self._control.provoke)
         try:
             async with asyncio.timeout(share_s):
                 await self._loop.create_connection(
@@ -194,6 +195,8 @@ class Connection:
             if failure is None or failure is error:
                 raise
             raise failure from error
+        finally:
+            provocation.cancel()
         self._wire.agree(self._agreed.frame_max, self._agreed.heartbeat_s)
 
     def _opening_error(self, error: BaseException, share_s: float) -> GroundplaneError | None:

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-from pamqp import base, commands
 
 from groundplane._version import __version__
 from groundplane.backends.amqp.address import FRAME_SIZE_MIN, Address
 from groundplane.backends.amqp.errors import from_reply, malformed
 from groundplane.backends.amqp.frames import METHOD, PROTOCOL_HEADER
-from groundplane.backends.amqp.methods import build, decode_method, encode_method
+from groundplane.backends.amqp.methods import base, build, commands, decode_method, encode_method
 from groundplane.backends.amqp.tables import WireError
 from groundplane.backends.amqp.wire import Wire
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, PermissionDenied
@@ -86,6 +85,12 @@ class Control:
         await self._converse(encode_method(0, tune_ok) + encode_method(0, opening), commands.Connection.OpenOk)
         self.phase = "open"
         return agreed
+
+    def provoke(self) -> None:
+        """The peer has said nothing and its time is nearly up: a web server answers an empty line, and is found out."""
+        if self.phase == "greeting" and self.wire is not None and not self.wire.bytes_received:
+            self.wire.send((b"\r\n\r\n",), 4)
+            self.wire.flush()
 
     def begin_close(self) -> asyncio.Future[Any]:
         """Tell the broker that this side is done; resolves with its answer."""

@@ -5,11 +5,31 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from pamqp import base, commands
-
 from groundplane.backends.amqp.frames import method_frame
 from groundplane.backends.amqp.tables import WireError
-from groundplane.core.errors import InvalidArgument
+from groundplane.core.errors import FailedPrecondition, InvalidArgument
+
+try:
+    from pamqp import base, commands
+except ModuleNotFoundError as error:
+    raise FailedPrecondition(
+        "queues: amqp:// needs the package of the extra rabbitmq; pip install 'groundplane[rabbitmq]'",
+        reason="missing_extra",
+    ) from error
+
+__all__ = [
+    "ACK",
+    "DELIVER",
+    "GET_OK",
+    "NACK",
+    "RETURN",
+    "base",
+    "build",
+    "commands",
+    "decode_method",
+    "encode_method",
+    "method_index",
+]
 
 _INDEX = struct.Struct(">I")
 

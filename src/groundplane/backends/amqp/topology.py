@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from pamqp import base, commands
-
-from groundplane.backends.amqp.methods import build
+from groundplane.backends.amqp.methods import base, build, commands
 
 
 class QueueState(NamedTuple):
