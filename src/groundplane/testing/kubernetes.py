@@ -191,7 +191,7 @@ class Cluster:
         served = [one["name"] for one in spec["versions"] if one.get("served")]
         while True:
             state = self.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
-            conditions = {c["type"]: c["status"] for c in (state.get("status") or {}).get("conditions", ())}
+            conditions = {c["type"]: c["status"] for c in (state.get("status") or {}).get("conditions") or ()}
             if conditions.get("Established") == "True" and all(self._serves(spec, one) for one in served):
                 return
             if time.monotonic() > deadline:
