@@ -81,7 +81,9 @@ class End:
         try:
             await self._handle(delivery)
             self._metrics.processed.inc()
+            self._active.at_ease()
         except GroundplaneError as error:
+            self._active.troubled(error)
             self._metrics.failed(error.reason or error.code)
             self._log.warning("end_not_finished", message_id=delivery.id, error=str(error))
             await self._again(delivery, error.to_record())

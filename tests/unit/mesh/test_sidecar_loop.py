@@ -12,6 +12,7 @@ import pytest
 
 from groundplane.core.errors import GroundplaneError, Internal, ResourceExhausted, Unavailable
 from groundplane.mesh.settling import Settler
+from groundplane.mesh.sidecar import calls
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.sidecar.loop import Loop, flow_check
 from groundplane.queues.client import Queues
@@ -123,3 +124,18 @@ async def test_a_fault_that_stays_ends_the_loop_and_is_told(tmp_path: Path) -> N
             await sidecar.running
         assert sidecar.loop.failure is sidecar.consumer.fault
         assert sidecar.consumer.raised == 1
+
+
+async def test_a_store_that_is_away_is_told_until_a_delivery_is_handled_or_some_seconds_have_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _sidecar(tmp_path) as sidecar:
+        sidecar.active.troubled(ResourceExhausted("queue: full"))
+        assert await sidecar.fine()
+        sidecar.active.troubled(Unavailable("jobs: away"))
+        assert "jobs: away" in str(await sidecar.trouble())
+        sidecar.active.at_ease()
+        assert await sidecar.fine()
+        sidecar.active.troubled(Unavailable("jobs: away"))
+        monkeypatch.setattr(calls, "TROUBLE_S", 0.0)
+        assert await sidecar.fine()

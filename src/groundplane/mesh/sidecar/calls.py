@@ -25,6 +25,7 @@ PROGRESS_EVERY_S = 0.02
 HEARTBEAT_EVERY_S = 1.0
 LOOK_EVERY_S = 0.1
 LOOK_AT_MOST = 64
+TROUBLE_S = 5.0
 _SPENT_WEIGHT = 0.1
 
 
@@ -161,6 +162,7 @@ class Active:
         self.draining = False
         self.calls: dict[int, tuple[Delivery, CallWatch]] = {}
         self.last_progress = time.monotonic()
+        self._trouble = ("", 0.0)
         self._begun = asyncio.Event()
         self.runtime_s = 0.0
         """Smoothed time of a call, in seconds."""
@@ -181,6 +183,22 @@ class Active:
     def progressed(self) -> None:
         """Something was received or settled."""
         self.last_progress = time.monotonic()
+
+    def troubled(self, error: GroundplaneError) -> None:
+        """Something could not be done as a store, or the broker, was away."""
+        if error.code == "unavailable":
+            self._trouble = (str(error), time.monotonic())
+
+    def trouble(self) -> str:
+        """What was in the way within the last seconds, empty for nothing. It is tried again and again, so what is
+        older has passed.
+        """
+        text, at = self._trouble
+        return text if time.monotonic() - at < TROUBLE_S else ""
+
+    def at_ease(self) -> None:
+        """A delivery was handled to its end."""
+        self._trouble = ("", 0.0)
 
     def spent(self, seconds: float) -> None:
         """One call took so long."""

@@ -158,7 +158,9 @@ class Handling:
         self._p.metrics.active.inc()
         try:
             await steps()
+            self._p.active.at_ease()
         except GroundplaneError as error:
+            self._p.active.troubled(error)
             lost = error.reason in ("delivery_lost", "delivery_settled")
             self._p.log.warning("delivery_not_finished", message_id=delivery.id, error=str(error), lost=lost)
             if not lost:
@@ -452,6 +454,7 @@ class Handling:
             except GroundplaneError as error:
                 if not error.retryable or isinstance(error, FailedPrecondition) or self._p.active.draining:
                     raise
+                self._p.active.troubled(error)
                 self._p.log.warning("settle_failed", message_id=work.delivery.id, error=str(error))
                 await asyncio.sleep(_SETTLE_BACKOFF_S[min(tries, len(_SETTLE_BACKOFF_S) - 1)])
 

@@ -175,6 +175,8 @@ def flow_check(queues: Queues, queue: str, loop: Loop, active: Active) -> Callab
     async def check() -> str | None:
         if loop.failure is not None:
             return f"receiving failed: {loop.failure}"
+        if trouble := active.trouble():
+            return f"handling failed: {trouble}"
         try:
             depth = await queues.depth(queue)
         except GroundplaneError as error:
