@@ -12,7 +12,10 @@ from typing import cast
 from groundplane.blobs.port import BlobDriver
 from groundplane.core.drivers import load_driver
 
-DRIVERS: dict[str, str] = {"embedded": "groundplane.blobs.drivers.embedded:open_driver"}
+DRIVERS: dict[str, str] = {
+    "embedded": "groundplane.blobs.drivers.embedded:open_driver",
+    "s3": "groundplane.blobs.drivers.s3:open_driver",
+}
 
 
 async def open_driver(url: str, state: Path) -> BlobDriver:
