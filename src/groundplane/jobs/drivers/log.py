@@ -5,18 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import msgspec
-
-from groundplane.backends.sqlite import Row, Transaction
-from groundplane.core.errors import NotFound
+from groundplane.backends.sqlite import Transaction
+from groundplane.jobs.drivers.rows import no_job, page_of_events
 from groundplane.jobs.drivers.unit import Scope
-from groundplane.jobs.port import Events, JobEvent
+from groundplane.jobs.port import Events
 
 _IDS_LEFT_OUT = 100_000
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def boot(tx: Transaction) -> str | None:
@@ -49,14 +43,14 @@ def of_all(tx: Transaction, scope: Scope, after: int, limit: int, *, final: bool
         "SELECT trimmed_to, (SELECT coalesce(max(id), 0) FROM job_events) FROM job_namespaces WHERE id = ?",
         (scope.number,),
     )[0]
-    return _page(rows, after, limit, newest, truncated=after < trimmed_to)
+    return page_of_events(rows, after, limit, newest, truncated=after < trimmed_to)
 
 
 def of_job(tx: Transaction, scope: Scope, job_id: str, after: int, limit: int, *, final: bool) -> Events:
     """Events of one job after an id; `not_found` for an unknown one."""
     found = tx.execute("SELECT seq, trimmed_to FROM jobs WHERE namespace = ? AND job_id = ?", (scope.number, job_id))
     if not found:
-        raise NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
+        raise no_job(job_id)
     seq, trimmed_to = found[0]
     rows = tx.execute(
         "SELECT id, ?, kind, data, created_at FROM job_events WHERE job = ? AND id > ? AND final >= ? "
@@ -64,11 +58,4 @@ def of_job(tx: Transaction, scope: Scope, job_id: str, after: int, limit: int, *
         (job_id, seq, after, final, limit),
     )
     newest = tx.execute("SELECT coalesce(max(id), 0) FROM job_events WHERE job = ?", (seq,))[0][0]
-    return _page(rows, after, limit, newest, truncated=after < trimmed_to)
-
-
-def _page(rows: Sequence[Row], after: int, limit: int, newest: int, *, truncated: bool) -> Events:
-    items = [JobEvent(id=row[0], job_id=row[1], kind=row[2], data=_decode(row[3]), created_at=row[4]) for row in rows]
-    # an incomplete page has seen all that was committed: the next one begins after the newest id of the snapshot
-    last = items[-1].id if items and len(items) == limit else max(after, newest)
-    return Events(items=items, last_id=last, truncated=truncated)
+    return page_of_events(rows, after, limit, newest, truncated=after < trimmed_to)

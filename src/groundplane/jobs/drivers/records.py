@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
-from groundplane.backends.sqlite import Row, Transaction
-from groundplane.core.errors import AlreadyExists, Conflict, ErrorRecord, InvalidArgument, NotFound
+from groundplane.backends.sqlite import Transaction
 from groundplane.jobs.drivers.file_unit import FileUnit
 from groundplane.jobs.drivers.outbox import FileQueues, insert
+from groundplane.jobs.drivers.rows import (
+    WHOLE,
+    check_same_work,
+    created_shown,
+    fresh,
+    id_taken,
+    listing,
+    no_job,
+    record,
+    steps_of,
+)
 from groundplane.jobs.drivers.unit import Scope, pack
 from groundplane.jobs.port import Created, Job, JobPage, JobQuery, JobState, NewJob, OutboxMessage
-
-_LAST_EVENT = "max(trimmed_to, coalesce((SELECT max(id) FROM job_events WHERE job = jobs.seq), 0))"
-_HEAD = f"""seq, job_id, tool, state, progress, message, actor, steps_completed, total_steps, created_at, updated_at,
-  finished_at, deadline_at, paused_at, route, owner, token_hash, trace, aborted, result_key, error, {_LAST_EVENT}"""
-_WHOLE = f"{_HEAD}, result, arguments"
-
-_unpack = msgspec.msgpack.Decoder().decode
-_unpack_error = msgspec.msgpack.Decoder(ErrorRecord).decode
-_unpack_route = msgspec.msgpack.Decoder(list[str]).decode
 
 
 def create(
@@ -44,7 +43,7 @@ def create(
             new.owner,
             new.idempotency_key,
             new.arguments_hash,
-            max(1, len(new.route)),
+            steps_of(new),
             pack(new.route),
             pack(new.arguments),
             unit.now,
@@ -55,20 +54,14 @@ def create(
         ),
     )
     if not rows:
-        raise AlreadyExists(f"job_id: {new.job_id!r} is taken; use a new id for a new job")
-    seq: int = rows[0][0]
-    steps = max(1, len(new.route))
-    event_id = unit.event(
-        seq,
-        "created",
-        {"state": "pending", "progress": 0.0, "steps_completed": 0, "total_steps": steps, "tool": new.tool},
-    )
+        raise id_taken(new)
+    event_id = unit.event(rows[0][0], "created", created_shown(new))
     numbers: list[int] = []
     if queues is not None:
         queues.send_within(unit.tx, messages)
     else:
         numbers = insert(unit, messages, lease_ms)
-    return Created(_new(unit, new, steps, event_id), True, numbers if lease_ms else [], queues is not None)
+    return Created(fresh(new, unit.now, event_id), True, numbers if lease_ms else [], queues is not None)
 
 
 def get(tx: Transaction, scope: Scope, job_id: str) -> Job:
@@ -83,50 +76,11 @@ def state(tx: Transaction, scope: Scope, job_id: str) -> JobState | None:
 
 
 def list_jobs(tx: Transaction, scope: Scope, query: JobQuery) -> JobPage:
-    """Newest first. The cursor is the `seq` of the last job of the page before."""
-    wanted = ["namespace = ?" if query.owner is not None else "+namespace = ?"]  # "+": by seq, not by an index to sort
-    values: list[int | str] = [scope.number]
-    for column, value in (("owner", query.owner), ("tool", query.tool)):
-        if value is not None:
-            wanted.append(f"{column} = ?")
-            values.append(value)
-    if query.states:
-        wanted.append(f"state IN ({', '.join('?' * len(query.states))})")
-        values += [state.value for state in query.states]
-        if not any(state.terminal for state in query.states):
-            wanted.append("finished_at IS NULL")  # the index of what is live
-    if query.cursor is not None:
-        wanted.append("seq < ?")
-        values.append(_position(query.cursor))
-    rows = tx.execute(
-        f"SELECT {_HEAD} FROM jobs WHERE {' AND '.join(wanted)} ORDER BY seq DESC LIMIT ?",
-        (*values, query.limit + 1),
-    )
+    """Newest first."""
+    sql, values = listing(query, scope.number, "+namespace = ?")  # "+": by seq, not by an index to sort
+    rows = tx.execute(sql, values)
     items = rows[: query.limit]
-    return JobPage(items=[_record(row) for row in items], cursor=str(items[-1][0]) if len(rows) > query.limit else None)
-
-
-def _new(unit: FileUnit, new: NewJob, steps: int, event_id: int) -> Job:
-    """The record of a job that was created just now."""
-    return Job(
-        job_id=new.job_id,
-        tool=new.tool,
-        state=JobState.PENDING,
-        progress=0.0,
-        message="",
-        actor="",
-        steps_completed=0,
-        total_steps=steps,
-        created_at=unit.now,
-        updated_at=unit.now,
-        deadline_at=new.deadline_at,
-        route=list(new.route),
-        arguments=_unpack(pack(new.arguments)),
-        owner=new.owner,
-        token_hash=new.token_hash,
-        trace=new.trace,
-        last_event_id=event_id,
-    )
+    return JobPage(items=[record(row) for row in items], cursor=str(items[-1][0]) if len(rows) > query.limit else None)
 
 
 def _known(unit: FileUnit, new: NewJob) -> Job | None:
@@ -140,52 +94,12 @@ def _known(unit: FileUnit, new: NewJob) -> Job | None:
     )
     if row is None:
         return None
-    if (row[1], row[2]) != (new.tool, new.arguments_hash):
-        raise Conflict(
-            f"idempotency_key: {new.idempotency_key!r} was used for other work; use a new key, or the same arguments",
-            reason="idempotency_mismatch",
-            details={"tool": row[1]},
-        )
+    check_same_work(new, row[1], row[2])
     return _job(unit.tx, "seq = ?", (row[0],))
 
 
 def _job(tx: Transaction, where: str, bindings: tuple[int | str, ...], job_id: str = "") -> Job:
-    rows = tx.execute(f"SELECT {_WHOLE} FROM jobs WHERE {where}", bindings)
+    rows = tx.execute(f"SELECT {WHOLE} FROM jobs WHERE {where}", bindings)
     if not rows:
-        raise NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
-    return _record(rows[0])
-
-
-def _record(row: Row) -> Job:
-    whole = row[22:]
-    return Job(
-        job_id=row[1],
-        tool=row[2],
-        state=JobState(row[3]),
-        progress=row[4],
-        message=row[5],
-        actor=row[6],
-        steps_completed=row[7],
-        total_steps=row[8],
-        created_at=row[9],
-        updated_at=row[10],
-        finished_at=row[11],
-        deadline_at=row[12],
-        paused_at=row[13],
-        route=_unpack_route(row[14]),
-        owner=row[15],
-        token_hash=row[16],
-        trace=row[17],
-        aborted=bool(row[18]),
-        result_key=row[19],
-        error=_unpack_error(row[20]) if row[20] is not None else None,
-        last_event_id=row[21],
-        result=_unpack(whole[0]) if whole and whole[0] is not None else None,
-        arguments=_unpack(whole[1]) if whole else None,
-    )
-
-
-def _position(cursor: str) -> int:
-    if not cursor.isascii() or not cursor.isdecimal() or len(cursor) > 18:
-        raise InvalidArgument(f"cursor: {cursor!r} is not a cursor of this store; take it from the page before")
-    return int(cursor)
+        raise no_job(job_id)
+    return record(rows[0])
