@@ -17,6 +17,7 @@ from mcp.client.client import Client as McpClient
 
 from groundplane.gateway import Client
 from integration import dev_plane
+from stacks import Stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -24,10 +25,13 @@ APP = Path(__file__).resolve().parent.parent / "apps" / "scenarios_app.py"
 
 
 @pytest.fixture(scope="module", params=["dev", "roles"])
-def plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a plane that runs the scenarios' app."""
-    folder = tmp_path_factory.mktemp(request.param)
+def plane(request: pytest.FixtureRequest, module_stack: Stack) -> Iterator[str]:
+    """The URL of a plane that runs the scenarios' app, on each stack: `dev`, or a process per role."""
+    folder = module_stack.state.parent / request.param
+    folder.mkdir()
     shutil.copy(APP, folder / "app.py")
+    lines = [f'name = "{request.param}"', *(f'{port} = "{url}"' for port, url in module_stack.urls.items())]
+    (folder / "groundplane.toml").write_text("\n".join(["[plane]", *lines, ""]))
     with contextlib.ExitStack() as stack:
         if request.param == "dev":
             options = ("dev", "app:app", "--port", "0", "--state", folder / "state", "--json")
@@ -37,11 +41,15 @@ def plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             return
         upgraded = dev_plane.groundplane("db", "upgrade", "--state", folder / "state", folder=folder)
         assert upgraded.returncode == 0, upgraded.stderr
-        run = ("run", "app:app", "--state", folder / "state", "--json", "--role")
-        actors = stack.enter_context(dev_plane.serving(*run, "actors", folder=folder))
-        gateway = stack.enter_context(dev_plane.serving(*run, "gateway", "--port", "0", folder=folder))
-        yield gateway.url
-        assert (gateway.stop(), actors.stop()) == (0, 0)
+        run = ("run", "app:app", "--json", "--role")
+        own = {role: folder / role for role in ("actors", "gateway")}  # of each role, as on two machines
+        if module_stack.embedded:
+            own = dict.fromkeys(own, folder / "state")
+        actors = stack.enter_context(dev_plane.serving(*run, "actors", "--state", own["actors"], folder=folder))
+        gateway = ("gateway", "--port", "0", "--state", own["gateway"])
+        served = stack.enter_context(dev_plane.serving(*run, *gateway, folder=folder))
+        yield served.url
+        assert (served.stop(), actors.stop()) == (0, 0)
 
 
 async def followed(client: Client, tool: str, arguments: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -12,6 +12,7 @@ from groundplane.core.retry import RetryPolicy
 from groundplane.jobs.port import JobState
 from groundplane.mesh.spec import ActorSpec
 from integration.mesh_lab import Lab
+from stacks import Stack
 
 pytestmark = [
     pytest.mark.anyio,
@@ -38,8 +39,8 @@ ACTORS = [
 
 
 @pytest.fixture(scope="module")
-async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
-    async with Lab.open(tmp_path_factory.mktemp("fan-in")) as lab:
+async def lab(module_stack: Stack) -> AsyncIterator[Lab]:
+    async with Lab.open(module_stack) as lab:
         await lab.start(*ACTORS)
         yield lab
 

@@ -13,13 +13,14 @@ from groundplane.jobs.port import JobState
 from groundplane.mesh import launch
 from groundplane.mesh.spec import ActorSpec, Limits
 from integration.mesh_lab import FIXTURES, Lab, eventually
+from stacks import Stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 
 @pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    async with Lab.open(tmp_path / "plane") as lab:
+async def lab(stack: Stack) -> AsyncIterator[Lab]:
+    async with Lab.open(stack) as lab:
         yield lab
 
 

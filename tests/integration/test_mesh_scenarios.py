@@ -10,6 +10,7 @@ import pytest
 
 from groundplane.mesh.spec import ActorSpec
 from integration.mesh_lab import Lab, eventually
+from stacks import Stack
 
 pytestmark = [
     pytest.mark.anyio,
@@ -41,11 +42,10 @@ ACTORS = [
 
 
 @pytest.fixture(scope="module")
-async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
-    folder = tmp_path_factory.mktemp("mesh")
-    async with Lab.open(folder) as lab:
+async def lab(module_stack: Stack) -> AsyncIterator[Lab]:
+    async with Lab.open(module_stack) as lab:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MESH_TEST_CLEANED", str(folder / CLEANED))
+            patch.setenv("MESH_TEST_CLEANED", str(lab.state / CLEANED))
             patch.setenv("GROUNDPLANE_CUDA_CLEANUP", "handlers:cuda_cleanup")
             await lab.start(*ACTORS)
         yield lab

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +11,7 @@ from groundplane.jobs.port import JobState
 from groundplane.mesh import launch
 from groundplane.mesh.spec import ActorSpec
 from integration.mesh_lab import Lab
+from stacks import Stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.fault]
 
@@ -21,8 +21,8 @@ SUM = ActorSpec(name="sum", handler="handlers:add_up", join=True)
 
 
 @pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    async with Lab.open(tmp_path / "plane") as lab:
+async def lab(stack: Stack) -> AsyncIterator[Lab]:
+    async with Lab.open(stack) as lab:
         await lab.declare(FAN, PART, SUM)
         yield lab
 
