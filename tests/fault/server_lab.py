@@ -8,8 +8,6 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import boto3
-
 from groundplane.testing.faults import Proxy
 from groundplane.testing.servers.instance import Instance
 from stacks import Stack, on_servers
@@ -52,7 +50,7 @@ class Fault(NamedTuple):
 def _each(server: str, *, dead_after_s: float) -> list[Fault]:
     def fault(
         what: str, begin: Callable[[Backstage], object], end: Callable[[Backstage], object] | None, hold_s: float
-    ) -> Fault:  # noqa: E501
+    ) -> Fault:
         return Fault(f"{server} {what}", server, begin, end, hold_s)
 
     return [
@@ -85,7 +83,6 @@ def servers() -> Iterator[dict[str, Backstage]]:
         for port, name in (("queues", "rabbitmq"), ("jobs", "postgres"), ("blobs", "s3")):
             server = stack.enter_context(Instance.open(name))
             made[port] = Backstage(server, stack.enter_context(Proxy.to("127.0.0.1", server.port)))
-        _make_bucket(made["blobs"].server)
         yield made
 
 
@@ -93,18 +90,6 @@ def stack_of(made: dict[str, Backstage], state: Path, plane: str) -> Stack:
     """The stack of the plane `plane` on these servers, through their proxies."""
     blobs = made["blobs"]
     key, secret = blobs.server.urls["AWS_ACCESS_KEY_ID"], blobs.server.urls["AWS_SECRET_ACCESS_KEY"]
-    s3 = f"s3://{key}:{secret}@{BUCKET}/{plane}?endpoint=http://127.0.0.1:{blobs.proxy.port}"
+    s3 = f"s3://{key}:{secret}@{BUCKET}/{plane}?endpoint=http://127.0.0.1:{blobs.proxy.port}&create=true"
     whole = on_servers(state, rabbitmq=made["queues"].url, postgres=made["jobs"].url, s3=s3)
     return Stack(whole.name, state, plane=plane, urls=whole.urls)
-
-
-def _make_bucket(server: Instance) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://127.0.0.1:{server.port}",
-        region_name="us-east-1",
-        aws_access_key_id=server.urls["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=server.urls["AWS_SECRET_ACCESS_KEY"],
-    )
-    client.create_bucket(Bucket=BUCKET)
-    client.close()

@@ -87,7 +87,7 @@ async def test_whatever_happens_to_a_server_in_a_window_nothing_is_lost_and_no_e
         assert set((await lab.stop()).values()) == {0}
         assert lab.left_behind() == []
     slowest_s, numbers = max(rounds.recoveries_s), audit.numbers()
-    victims = ", ".join(rounds.done) if ROUNDS < len(FAULTS) else f"each of {len(FAULTS)} faults in turn"
+    victims = ", ".join(rounds.done) if len(FAULTS) > ROUNDS else f"each of {len(FAULTS)} faults in turn"
     record(
         stack="servers", window=f"{window}, servers", hits=ROUNDS, seed=first, victims=victims, slowest_s=slowest_s,
         jobs=len(audit.jobs), again=numbers["again"],
