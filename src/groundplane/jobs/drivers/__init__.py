@@ -12,7 +12,11 @@ from typing import cast
 from groundplane.core.drivers import load_driver
 from groundplane.jobs.port import JobStore
 
-DRIVERS: dict[str, str] = {"embedded": "groundplane.jobs.drivers.embedded:open_driver"}
+DRIVERS: dict[str, str] = {
+    "embedded": "groundplane.jobs.drivers.embedded:open_driver",
+    "postgresql": "groundplane.jobs.drivers.postgres:open_driver",
+    "postgres": "groundplane.jobs.drivers.postgres:open_driver",
+}
 
 
 async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, inline: bool) -> JobStore:

@@ -1,0 +1,192 @@
+"""Creating jobs: all that wait, with their first events and messages, in one statement."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from groundplane.backends.postgres import Database
+from groundplane.core.errors import GroundplaneError
+from groundplane.jobs.drivers.postgres import sequence
+from groundplane.jobs.drivers.postgres.applying import CLOCK
+from groundplane.jobs.drivers.postgres.dialect import text, translated
+from groundplane.jobs.drivers.rows import (
+    WHOLE,
+    check_same_work,
+    created_shown,
+    fresh,
+    id_taken,
+    record,
+    steps_of,
+)
+from groundplane.jobs.drivers.unit import Scope, as_json, pack
+from groundplane.jobs.port import Created, NewJob, OutboxMessage
+
+GROUP_MAX = 200
+BYTES_MAX = 4 * 1024 * 1024
+
+
+class Creation(msgspec.Struct, frozen=True):
+    """A call, encoded where its own caller gets the error."""
+
+    job: NewJob
+    messages: Sequence[OutboxMessage]
+    lease_ms: int
+    route: bytes
+    arguments: bytes
+    data: str
+    headers: list[bytes]
+
+    @classmethod
+    def of(cls, job: NewJob, messages: Sequence[OutboxMessage], lease_s: float) -> Creation:
+        """Encode it. `invalid_argument` for what cannot be stored."""
+        return cls(
+            job,
+            messages,
+            round(lease_s * 1000),
+            pack(job.route),
+            pack(job.arguments),
+            as_json("created", created_shown(job)),
+            [pack(one.headers) for one in messages],
+        )
+
+    @property
+    def weight(self) -> int:
+        """Its bytes, about."""
+        return len(self.arguments) + sum(len(one.payload) for one in self.messages)
+
+
+def pick(calls: Sequence[Creation]) -> int:
+    """How many calls go together: no id twice, not too many bytes."""
+    ids: set[str] = set()
+    weight = 0
+    for one in calls[:GROUP_MAX]:
+        weight += one.weight
+        if one.job.job_id in ids or weight > BYTES_MAX:
+            break
+        ids.add(one.job.job_id)
+    return len(ids)
+
+
+async def create_together(
+    database: Database, scope: Scope, now: int | None, calls: Sequence[Creation]
+) -> list[Created | GroundplaneError | None]:
+    """What became of each: made, known by its key, refused; None where it must be tried once more."""
+    messages = [(call, at, one) for call in calls for at, one in enumerate(call.messages)]
+    made = (
+        await database.query_all(
+            [
+                sequence.lock(database.schema, scope.number),
+                (_create(database.schema), _bindings(scope, now, calls, messages)),
+            ]
+        )
+    )[1]
+    database.ring(scope.topic("events"))
+    rows = {row[0]: row for row in made}
+    numbers = iter(made[0][4] or [] if made else [])
+    sent: dict[str, list[int]] = {}
+    for call, _, _ in messages:
+        if call.job.job_id in rows:
+            sent.setdefault(call.job.job_id, []).append(next(numbers))
+    if any(not call.lease_ms for call in calls if call.job.job_id in sent):
+        database.ring(scope.topic("outbox"))
+    return [
+        Created(
+            fresh(call.job, rows[call.job.job_id][2], rows[call.job.job_id][3]),
+            True,
+            sent.get(call.job.job_id, []) if call.lease_ms else [],
+        )
+        if call.job.job_id in rows
+        else await _known(database, scope, call.job)
+        for call in calls
+    ]
+
+
+async def _known(database: Database, scope: Scope, new: NewJob) -> Created | GroundplaneError | None:
+    """The job that has the idempotency key or the id."""
+    if new.idempotency_key is not None:
+        rows = await database.query(
+            translated(
+                f"SELECT {WHOLE}, tool, arguments_hash FROM jobs "
+                "WHERE namespace = ? AND owner = ? AND idempotency_key = ?",
+                database.schema,
+            ),
+            (scope.number, new.owner, new.idempotency_key),
+        )
+        if rows:
+            try:
+                check_same_work(new, *rows[0][-2:])
+            except GroundplaneError as error:
+                return error
+            return Created(record(rows[0][:-2]), False)
+    rows = await database.query(
+        translated("SELECT 1 FROM jobs WHERE namespace = ? AND job_id = ?", database.schema),
+        (scope.number, new.job_id),
+    )
+    return id_taken(new) if rows else None
+
+
+def _bindings(
+    scope: Scope, now: int | None, calls: Sequence[Creation], messages: Sequence[tuple[Creation, int, OutboxMessage]]
+) -> dict[str, Any]:
+    jobs = [call.job for call in calls]
+    return {
+        "namespace": scope.number,
+        "now": now,
+        "ids": [one.job_id for one in jobs],
+        "tools": [one.tool for one in jobs],
+        "owners": [one.owner for one in jobs],
+        "keys": [one.idempotency_key for one in jobs],
+        "hashes": [text(one.arguments_hash) for one in jobs],
+        "steps": [steps_of(one) for one in jobs],
+        "routes": [call.route for call in calls],
+        "arguments": [call.arguments for call in calls],
+        "deadlines": [one.deadline_at for one in jobs],
+        "tokens": [text(one.token_hash) for one in jobs],
+        "traces": [text(one.trace) for one in jobs],
+        "datas": [call.data for call in calls],
+        "of": [call.job.job_id for call, _, _ in messages],
+        "leases": [call.lease_ms for call, _, _ in messages],
+        "queues": [text(one.queue) for _, _, one in messages],
+        "message_ids": [text(one.id) for _, _, one in messages],
+        "payloads": [one.payload for _, _, one in messages],
+        "headers": [call.headers[at] for call, at, _ in messages],
+        "dedup_keys": [text(one.dedup_key) for _, _, one in messages],
+    }
+
+
+@functools.cache
+def _create(schema: str) -> str:
+    count = "(SELECT count(*) FROM made)"
+    return f"""
+        WITH clock AS (SELECT coalesce(%(now)s::bigint, {CLOCK}) AS now),
+        given AS (
+          SELECT * FROM unnest(%(ids)s::text[], %(tools)s::text[], %(owners)s::text[], %(keys)s::text[],
+            %(hashes)s::text[], %(steps)s::bigint[], %(routes)s::bytea[], %(arguments)s::bytea[],
+            %(deadlines)s::bigint[], %(tokens)s::text[], %(traces)s::text[], %(datas)s::text[]) WITH ORDINALITY
+          AS job (job_id, tool, owner, key, hash, steps, route, arguments, deadline_at, token, trace, data, n)),
+        made AS (
+          INSERT INTO {schema}.jobs (namespace, job_id, tool, owner, idempotency_key, arguments_hash, total_steps,
+            route, arguments, created_at, updated_at, deadline_at, token_hash, trace)
+          SELECT %(namespace)s, job_id, tool, owner, key, hash, steps, route, arguments, now, now, deadline_at, token,
+            trace
+          FROM given, clock ORDER BY n ON CONFLICT DO NOTHING RETURNING seq, job_id, created_at),
+        {sequence.numbered(schema, count)},
+        logged AS (
+          INSERT INTO {schema}.job_events (namespace, id, job, kind, data, created_at)
+          SELECT %(namespace)s, ids.base + row_number() OVER (ORDER BY given.n), made.seq, 'created', given.data,
+            made.created_at
+          FROM ids, made JOIN given USING (job_id) RETURNING id, job),
+        sent AS (
+          INSERT INTO {schema}.job_outbox (namespace, leased_until, queue, message_id, payload, headers, dedup_key)
+          SELECT %(namespace)s, CASE WHEN one.lease > 0 THEN made.created_at + one.lease ELSE 0 END, one.queue,
+            one.message_id, one.payload, one.headers, one.dedup_key
+          FROM unnest(%(of)s::text[], %(leases)s::bigint[], %(queues)s::text[], %(message_ids)s::text[],
+            %(payloads)s::bytea[], %(headers)s::bytea[], %(dedup_keys)s::text[]) WITH ORDINALITY
+            AS one (job_id, lease, queue, message_id, payload, headers, dedup_key, n)
+          JOIN made USING (job_id) ORDER BY one.n RETURNING id)
+        SELECT made.job_id, made.seq, made.created_at, logged.id, (SELECT array_agg(id ORDER BY id) FROM sent)
+        FROM made JOIN logged ON logged.job = made.seq"""

@@ -1,0 +1,89 @@
+"""Looks at jobs and at the log: each one statement, and so one snapshot."""
+
+from __future__ import annotations
+
+import functools
+
+from groundplane.backends.postgres import Database
+from groundplane.jobs.drivers.postgres.dialect import translated
+from groundplane.jobs.drivers.rows import WHOLE, listing, no_job, page_of_events, record
+from groundplane.jobs.drivers.unit import Scope
+from groundplane.jobs.port import Events, Job, JobPage, JobQuery, JobState
+
+
+async def get(database: Database, scope: Scope, job_id: str) -> Job:
+    """The job, or `not_found`."""
+    rows = await database.query(
+        translated(f"SELECT {WHOLE} FROM jobs WHERE namespace = ? AND job_id = ?", database.schema),
+        (scope.number, job_id),
+    )
+    if not rows:
+        raise no_job(job_id)
+    return record(rows[0])
+
+
+async def state(database: Database, scope: Scope, job_id: str) -> JobState | None:
+    """The job's state, or None."""
+    rows = await database.query(
+        f"SELECT state FROM {database.schema}.jobs WHERE namespace = %s AND job_id = %s", (scope.number, job_id)
+    )
+    return JobState(rows[0][0]) if rows else None
+
+
+async def list_jobs(database: Database, scope: Scope, query: JobQuery) -> JobPage:
+    """Newest first."""
+    sql, values = listing(query, scope.number, "namespace = ?")
+    rows = await database.query(translated(sql, database.schema), values)
+    items = rows[: query.limit]
+    return JobPage(items=[record(row) for row in items], cursor=str(items[-1][0]) if len(rows) > query.limit else None)
+
+
+async def events_of_all(database: Database, scope: Scope, after: int, limit: int, *, final: bool) -> Events:
+    """Events of every job of the namespace after an id."""
+    rows = await database.query(
+        _of_all(database.schema, final), {"namespace": scope.number, "after": after, "limit": limit}
+    )
+    newest, trimmed_to = rows[0][5:]
+    return page_of_events(
+        [row for row in rows if row[0] is not None], after, limit, newest, truncated=after < trimmed_to
+    )
+
+
+async def events_of_job(
+    database: Database, scope: Scope, job_id: str, after: int, limit: int, *, final: bool
+) -> Events:
+    """Events of one job after an id; `not_found` for an unknown one."""
+    rows = await database.query(
+        _of_job(database.schema, final), {"namespace": scope.number, "job": job_id, "after": after, "limit": limit}
+    )
+    if not rows:
+        raise no_job(job_id)
+    newest, trimmed_to = rows[0][5:]
+    return page_of_events(
+        [row for row in rows if row[0] is not None], after, limit, newest, truncated=after < trimmed_to
+    )
+
+
+@functools.cache
+def _of_all(schema: str, final: bool) -> str:
+    return f"""
+        SELECT line.*, own.last_event, own.trimmed_to FROM {schema}.job_namespaces AS own
+        LEFT JOIN LATERAL (
+          SELECT one.id, jobs.job_id, one.kind, one.data, one.created_at
+          FROM {schema}.job_events AS one JOIN {schema}.jobs ON jobs.seq = one.job
+          WHERE one.namespace = own.id AND one.id > %(after)s {"AND one.final" if final else ""}
+          ORDER BY one.id LIMIT %(limit)s) AS line ON TRUE
+        WHERE own.id = %(namespace)s ORDER BY line.id"""
+
+
+@functools.cache
+def _of_job(schema: str, final: bool) -> str:
+    return f"""
+        SELECT line.id, own.job_id, line.kind, line.data, line.created_at,
+          coalesce((SELECT max(id) FROM {schema}.job_events WHERE job = own.seq), 0), own.trimmed_to
+        FROM {schema}.jobs AS own
+        LEFT JOIN LATERAL (
+          SELECT one.id, one.kind, one.data, one.created_at FROM {schema}.job_events AS one
+          WHERE one.job = own.seq AND one.id > %(after)s {"AND one.final" if final else ""}
+          ORDER BY one.id LIMIT %(limit)s) AS line ON TRUE
+        WHERE own.namespace = %(namespace)s AND own.job_id = %(job)s ORDER BY line.id"""
