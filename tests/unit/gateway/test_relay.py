@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from groundplane.core.envelope import ERROR_END, HAPPY_END
@@ -11,7 +12,7 @@ from groundplane.gateway.metrics import GatewayMetrics
 from groundplane.gateway.relay import Relay, declare_missing
 from groundplane.jobs.port import OutboxMessage
 from groundplane.queues import Queues
-from groundplane.queues.port import QueueSpec
+from groundplane.queues.port import MAY_REPEAT, QueueSpec
 from groundplane.telemetry.metrics import new_registry
 
 pytestmark = pytest.mark.anyio
@@ -40,3 +41,17 @@ async def test_queues_that_are_there_keep_their_limits(tmp_path: Path) -> None:
     assert declared["there"] == 9
     assert set(declared) == {"there", "new", HAPPY_END, ERROR_END}
     assert declared[HAPPY_END] == declared[ERROR_END] >= 1000  # an end is tried until it is persisted
+
+
+@pytest.mark.req("MESH-12")
+async def test_what_may_have_been_sent_before_says_so_in_its_queue_and_nothing_else_does(tmp_path: Path) -> None:
+    async with Queues.open(state=tmp_path, upgrade=True) as queues:
+        await queues.declare(QueueSpec(name="there"))
+        relay = Relay(queues, GatewayMetrics(new_registry()))
+        await relay.send(
+            [message("there", "first"), msgspec.structs.replace(message("there", "second"), taken_before=True)]
+        )
+        await relay.send([message("there", "third"), message("missing", "fourth")])  # sent again once it is declared
+        async with queues.consume("there") as consumer:
+            found = await consumer.receive(10, 5)
+    assert {one.id: MAY_REPEAT in one.headers for one in found} == {"first": False, "second": True, "third": True}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from groundplane.core.errors import InvalidArgument, Unavailable
+from groundplane.core.errors import GroundplaneError, InvalidArgument, Unavailable
 from groundplane.jobs import Jobs
 from groundplane.jobs.conformance.subjects import eventually, message, new_job
 from groundplane.jobs.port import OutboxMessage
@@ -23,8 +23,10 @@ class Sent:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
+        self.marked: list[str] = []
         self.calls = 0
         self.refusals = 0
+        self.refusal: GroundplaneError = InvalidArgument("payload: no")
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -33,8 +35,9 @@ class Sent:
         await self.gate.wait()
         if self.refusals:
             self.refusals -= 1
-            raise InvalidArgument("payload: no")
+            raise self.refusal
         self.ids += [one.id for one in messages]
+        self.marked += [one.id for one in messages if one.taken_before]
 
     async def has(self, *ids: str) -> bool:
         return sorted(self.ids) == sorted(ids)
@@ -133,3 +136,17 @@ async def test_what_was_sent_and_could_not_be_ticked_off_is_sent_again_under_its
         await eventually(lambda: _empty(jobs))
         await jobs.create(new_job(), [message("e2")])
         await eventually(lambda: sent.has("first", "e1", "e1", "e2"))
+
+
+@pytest.mark.req("MESH-12", "JOB-02.2")
+@pytest.mark.parametrize("error", [InvalidArgument("payload: no"), Unavailable("queue: away")])
+async def test_what_is_sent_again_after_a_failure_says_that_it_may_be_a_repeat(
+    tmp_path: Path, error: GroundplaneError
+) -> None:
+    sent = Sent()
+    async with relayed(tmp_path, sent) as jobs:
+        assert sent.marked == []
+        sent.refusals, sent.refusal = 1, error
+        await jobs.create(new_job(), [message("one"), message("two")])
+        await eventually(lambda: sent.has("first", "one", "two"))
+        assert sorted(sent.marked) == ["one", "two"]
