@@ -1,4 +1,6 @@
-"""What the processes of the queues' tests do: `python queue_child.py ROLE STATE NAMESPACE QUEUE …`.
+"""What the processes of the queues' tests do: `python queue_child.py ROLE PLACE NAMESPACE QUEUE …`.
+
+PLACE is the state folder of embedded queues, or the URL of others.
 
 Each line on stdout is one JSON value, written at once. A role that holds something ends by being killed.
 """
@@ -91,8 +93,9 @@ async def echo_times(queues: Queues, queue: str, count: str) -> None:
             say(at)
 
 
-async def main(role: str, state: str, namespace: str, *rest: str) -> None:
-    async with Queues.open(state=state, namespace=namespace) as queues:
+async def main(role: str, place: str, namespace: str, *rest: str) -> None:
+    where = {"url": place} if "://" in place else {"state": place}
+    async with Queues.open(**where, namespace=namespace) as queues:
         await ROLES[role](queues, *rest)
 
 

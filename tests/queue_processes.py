@@ -49,9 +49,9 @@ class Child:
 
 
 @asynccontextmanager
-async def child(role: str, state: Path, namespace: str, *rest: object) -> AsyncIterator[Child]:
+async def child(role: str, place: Path | str, namespace: str, *rest: object) -> AsyncIterator[Child]:
     """A process in the role; killed when the block ends, if it still runs."""
-    command = [sys.executable, str(_CHILD), role, str(state), namespace, *map(str, rest)]
+    command = [sys.executable, str(_CHILD), role, str(place), namespace, *map(str, rest)]
     pipe = asyncio.subprocess.PIPE
     started = Child(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 22))
     try:

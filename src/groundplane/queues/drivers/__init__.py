@@ -13,7 +13,11 @@ from typing import Any
 from groundplane.core.drivers import load_driver
 from groundplane.queues.port import QueueDriver
 
-DRIVERS: dict[str, str] = {"embedded": "groundplane.queues.drivers.embedded:EmbeddedQueues"}
+DRIVERS: dict[str, str] = {
+    "embedded": "groundplane.queues.drivers.embedded:EmbeddedQueues",
+    "amqp": "groundplane.queues.drivers.rabbitmq:RabbitQueues",
+    "amqps": "groundplane.queues.drivers.rabbitmq:RabbitQueues",
+}
 
 
 def open_driver(url: str, **options: Any) -> AbstractAsyncContextManager[QueueDriver]:

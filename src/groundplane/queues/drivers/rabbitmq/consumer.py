@@ -1,0 +1,539 @@
+"""A consumer: receives, settles, hands back; lives through every restart of the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from groundplane.core.clock import Clock
+from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, NotFound, Unsupported
+from groundplane.queues.drivers.rabbitmq import asking, settling
+from groundplane.queues.drivers.rabbitmq.asking import Share
+from groundplane.queues.drivers.rabbitmq.delays import Delays
+from groundplane.queues.drivers.rabbitmq.intake import RUN_QUIET_S, Intake, Taken
+from groundplane.queues.drivers.rabbitmq.link import Link, Session
+from groundplane.queues.drivers.rabbitmq.names import Names
+from groundplane.queues.drivers.rabbitmq.registry import Registry
+from groundplane.queues.drivers.rabbitmq.returns import Returns
+from groundplane.queues.drivers.rabbitmq.sending import Sender, missing
+from groundplane.queues.port import Carried, Delivery, OutgoingMessage, QueueConsumer, Settlement
+
+IDLE_S = 0.25
+"""How long messages lie in the buffer while nobody receives, before they go back to others."""
+
+_CLOSE_S = 4.0
+_DEAF_S = 3.0
+_VISIBLE_S = 0.5
+_LOST_REMEMBERED = 10_000
+_RATE_S = 1.0
+_ADJUSTMENTS_MAX = 3
+_AGAIN_S = 0.2
+
+
+class Parts:
+    """What all consumers of a driver share."""
+
+    def __init__(
+        self, link: Link, names: Names, registry: Registry, returns: Returns, sender: Sender, clock: Clock
+    ) -> None:
+        self.link = link
+        self.names = names
+        self.registry = registry
+        self.returns = returns
+        self.sender = sender
+        self.clock = clock
+
+
+class RabbitConsumer:
+    """One consumer of one queue. `tag` of its deliveries is a number of its own."""
+
+    def __init__(self, parts: Parts, queue: str, max_in_flight: int) -> None:
+        self._parts = parts
+        self._queue = queue
+        self._max_in_flight = max_in_flight
+        self._who = os.urandom(12)
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._held: dict[int, Taken] = {}
+        self._being_settled: set[int] = set()
+        self._lost: dict[int, None] = {}
+        self._intake: Intake | None = None
+        self._delays: Delays | None = None
+        self._changed = asyncio.Event()
+        self._receiving = False
+        self._received_at = 0.0
+        self._adjusted: deque[float] = deque(maxlen=_ADJUSTMENTS_MAX)
+        self._idle_check: asyncio.TimerHandle | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._burying = 0
+        self._keeping: asyncio.Task[None] | None = None
+        self._failure: GroundplaneError | None = None
+        self._busy = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else f"{len(self._held)} of {self._max_in_flight} in flight"
+        return f"<RabbitConsumer of {self._queue!r}, {state}>"
+
+    async def start(self) -> None:
+        """Attach to the broker for the first time. `not_found` for a queue that is not there."""
+        await self._attach(await self._parts.link.ready())
+        self._keeping = asyncio.create_task(self._keep(), name=f"groundplane-consumer-{self._queue}")
+
+    async def receive(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+        """See `QueueConsumer.receive`. While the broker is away it waits, and goes on by itself."""
+        self._check_open()
+        if self._receiving:
+            raise FailedPrecondition(f"receive: the consumer of {self._queue!r} is receiving; one caller at a time")
+        self._receiving = True
+        try:
+            return await self._receive(limit, timeout_s)
+        finally:
+            self._receiving = False
+            self._received_at = self._loop.time()
+            self._watch_idle()
+
+    async def settle(
+        self,
+        settlements: Sequence[Settlement],
+        sends: Sequence[OutgoingMessage] = (),
+        carry: Sequence[Carried] = (),
+    ) -> None:
+        """See `QueueConsumer.settle`: sends, then settles; not one transaction."""
+        self._check_open()
+        if carry:
+            raise Unsupported("carry: RabbitMQ has no transaction with other stores; leave it out")
+        self._busy += 1
+        self._unused.clear()
+        try:
+            await self._settle(settlements, sends)
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._unused.set()
+
+    async def extend(self, deliveries: Sequence[Delivery], lease_s: float) -> None:
+        """Not with RabbitMQ: a delivery is held as long as its connection lives."""
+        raise Unsupported("lease_s: RabbitMQ has no leases; a delivery is held as long as its connection lives")
+
+    async def aclose(self) -> None:
+        """See `QueueConsumer.aclose`."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name=f"groundplane-consumer-{self._queue}-close")
+        await asyncio.shield(self._closing)
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+
+    async def _receive(self, limit: int, timeout_s: float | None) -> list[Delivery]:
+        deadline = None if timeout_s is None else self._loop.time() + timeout_s
+        looked, deaf = False, 0
+        while True:
+            self._check_open()
+            self._changed.clear()
+            intake = self._intake
+            if intake is None and self._failure is not None:
+                raise self._failure
+            wanted = min(limit, self._max_in_flight - len(self._held))
+            pause_s = _DEAF_S
+            if intake is not None and wanted > 0:
+                try:
+                    if intake.buffer:
+                        deliveries = await self._hand_out(intake, wanted)
+                        if deliveries:
+                            return deliveries
+                        continue
+                    await self._want(intake, wanted)
+                    if not intake.buffer and (timeout_s == 0 or deaf):
+                        state, looked = await intake.barrier(), True
+                        deaf = self._listens(intake, state.ready, deaf)
+                except GroundplaneError:
+                    if intake.alive:
+                        raise
+                    continue  # the channel broke; it is opened again
+                if intake.buffer:
+                    continue
+            left_s = None if deadline is None else deadline - self._loop.time()
+            if left_s is not None and left_s <= 0 and (looked or timeout_s != 0 or wanted <= 0):
+                return []
+            if timeout_s == 0 and intake is None:
+                return []
+            pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
+            if not await self._wait(pause_s) and wanted > 0 and intake is not None:
+                deaf += 1
+
+    async def _wait(self, seconds: float) -> bool:
+        """Whether something changed in that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _listens(self, intake: Intake, ready: int, deaf: int) -> int:
+        """A queue that has messages for a consumer that hears none: after the second look it is opened anew."""
+        if not ready or intake.buffer or intake.free <= 0:
+            return 0
+        if deaf > 2:
+            intake.end(FailedPrecondition("queues: the consumer heard nothing; it is opened again"))
+            return 0
+        return deaf
+
+    async def _want(self, intake: Intake, wanted: int) -> None:
+        free = intake.free
+        if free > 0 and free * 2 >= wanted:
+            return
+        now = self._loop.time()
+        often = len(self._adjusted) == _ADJUSTMENTS_MAX and now - self._adjusted[0] < _RATE_S
+        self._adjusted.append(now)
+        await intake.want(wanted + (len(self._held) if often else 0))
+
+    async def _hand_out(self, intake: Intake, wanted: int) -> list[Delivery]:
+        while intake.run_is_open():
+            await self._wait(RUN_QUIET_S)
+            self._changed.clear()
+        intake.sort_run()
+        chosen = list(itertools.islice(intake.buffer, wanted))
+        if any(one.delivered.redelivered and not one.attempt for one in chosen):
+            await self._resolve(intake)
+            chosen = list(itertools.islice(intake.buffer, wanted))
+        attempts_max = self._parts.registry.spec(self._queue).attempts_max
+        for one in chosen:
+            _ = one.note  # raises for one that cannot be read, before any is taken
+        deliveries: list[Delivery] = []
+        worn: list[Taken] = []
+        for one in chosen:
+            intake.buffer.popleft()
+            if not one.attempt:
+                one.attempt = one.note.attempt
+            if one.attempt > attempts_max:
+                worn.append(one)
+            else:
+                deliveries.append(self._hold(one))
+        if chosen:
+            self._follow(intake, chosen)
+        if worn:
+            self._spawn(self._bury(worn))
+        return deliveries
+
+    async def _resolve(self, intake: Intake) -> None:
+        """Find out at which attempt returned messages are."""
+        returned = [one for one in intake.buffer if one.delivered.redelivered and not one.attempt]
+        if any(one.count for one in returned):
+            await self._parts.returns.read()
+        for one in returned:
+            note = one.note
+            one.attempt, one.seen = self._parts.returns.attempt(note.copy, note.attempt, one.count)
+
+    def _hold(self, taken: Taken) -> Delivery:
+        number, note = next(self._numbers), taken.note
+        self._held[number] = taken
+        repeat = note.repeat or taken.seen or taken.shown
+        taken.shown = True
+        return Delivery(
+            tag=number,
+            queue=self._queue,
+            id=note.id,
+            payload=taken.delivered.body,
+            headers=note.headers,
+            attempt=taken.attempt,
+            enqueued_at=note.enqueued_at,
+            redrives=note.redrives,
+            redelivered=repeat,
+        )
+
+    def _follow(self, intake: Intake, chosen: Sequence[Taken]) -> None:
+        newest = chosen[-1].note
+        if newest.copy > intake.last_copy:
+            intake.last_copy = newest.copy
+        intake.handed_at = self._loop.time()
+        intake.last_wait_ms = max(0, self._parts.clock.now_ms() - newest.since)
+
+    async def _bury(self, worn: Sequence[Taken]) -> None:
+        """Those that crashed too often are dead letters; where that fails they stay unsettled, and come again."""
+        names, now_ms = self._parts.names, self._parts.clock.now_ms()
+        copies = [
+            settling.buried(names, self._queue, one, settling.EXHAUSTED, one.attempt - 1, None, now_ms) for one in worn
+        ]
+        self._burying += len(worn)
+        try:
+            await self._parts.sender.send_again(self._queue, copies)
+            self._acknowledge(worn)
+        except GroundplaneError:
+            for one in worn:
+                if one.intake.alive:
+                    one.intake.requeue([one])
+        finally:
+            self._burying -= len(worn)
+
+    # -- settling ------------------------------------------------------------------------------------------------------
+
+    async def _settle(self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage]) -> None:
+        numbers = self._begin_settling(settlements)
+        try:
+            held = [self._held[number] for number in numbers]
+            attempts_max = self._parts.registry.spec(self._queue).attempts_max
+            now_ms = self._parts.clock.now_ms()
+            todo = settling.plan(self._parts.names, self._queue, settlements, held, attempts_max, now_ms)
+            if sends:
+                await self._parts.sender.send(sends)
+            if todo.copies:
+                await self._parts.sender.send_again(self._queue, todo.copies)
+            lost = self._let_go(numbers, held)
+            self._acknowledge(todo.done)
+            self._keep_in_buffer(todo.kept)
+        finally:
+            self._being_settled.difference_update(numbers)
+        self._changed.set()
+        if lost:
+            self._remember_lost(lost)
+            raise self._lost_error(lost[0])
+
+    def _let_go(self, numbers: Sequence[int], held: Sequence[Taken]) -> list[int]:
+        """They are in flight no more; the numbers of those that the broker took back meanwhile."""
+        for number in numbers:
+            self._held.pop(number, None)
+        return [number for number, taken in zip(numbers, held, strict=True) if not self._is_mine(taken)]
+
+    def _is_mine(self, taken: Taken) -> bool:
+        return taken.intake is self._intake and taken.intake.channel.is_open
+
+    def _begin_settling(self, settlements: Sequence[Settlement]) -> list[int]:
+        numbers = [settlement.delivery.tag for settlement in settlements]
+        for number in numbers:
+            if number in self._lost:
+                raise self._lost_error(number)
+            if number not in self._held or number in self._being_settled:
+                raise self._settled_error(number)
+        if len(set(numbers)) < len(numbers):
+            raise self._settled_error(next(one for one in numbers if numbers.count(one) > 1))
+        self._being_settled.update(numbers)
+        return numbers
+
+    def _acknowledge(self, taken: Sequence[Taken]) -> None:
+        mine = [one for one in taken if self._is_mine(one)]
+        if mine:
+            mine[0].intake.ack(mine)
+
+    def _keep_in_buffer(self, taken: Sequence[Taken]) -> None:
+        """Handed back without delay or cost: it is the next of this consumer, and of others when this is idle."""
+        for one in reversed(taken):
+            if self._is_mine(one):
+                one.intake.buffer.appendleft(one)
+        if taken:
+            self._watch_idle()
+
+    def _settled_error(self, number: int) -> FailedPrecondition:
+        return FailedPrecondition(
+            f"delivery: {number!r} of queue {self._queue!r} was settled before, or is not of this consumer; "
+            "settle each delivery once, where it was received",
+            reason="delivery_settled",
+            details={"queue": self._queue, "tag": number},
+        )
+
+    def _lost_error(self, number: int) -> FailedPrecondition:
+        return FailedPrecondition(
+            f"delivery: {number!r} of queue {self._queue!r} went back to its queue, because the connection to the broker "
+            "broke; undo what can be undone, it is handed out again",
+            reason="delivery_lost",
+            details={"queue": self._queue, "tag": number},
+        )
+
+    # -- what lies unasked for -----------------------------------------------------------------------------------------
+
+    def _woken(self) -> None:
+        self._changed.set()
+        if not self._receiving:
+            self._watch_idle()
+
+    def _watch_idle(self) -> None:
+        if self._idle_check is None and self._intake is not None and self._intake.buffer and self._closing is None:
+            self._idle_check = self._loop.call_later(IDLE_S, self._check_idle)
+
+    def _check_idle(self) -> None:
+        self._idle_check = None
+        intake = self._intake
+        if intake is None or not intake.buffer or self._closing is not None:
+            return
+        if self._receiving or self._loop.time() - self._received_at < IDLE_S:
+            self._watch_idle()
+        else:
+            self._spawn(self._give_back_buffer(intake))
+
+    async def _give_back_buffer(self, intake: Intake) -> None:
+        with suppress(GroundplaneError):  # the channel broke: they are back already
+            await intake.pause()
+            if not self._receiving and self._closing is None:
+                await self._give_back(intake, intake.take_buffer())
+
+    async def _give_back(self, intake: Intake, taken: Sequence[Taken]) -> None:
+        """Return them in their order, at no cost."""
+        session = self._parts.link.session
+        if not taken or session is None:
+            return
+        ordered = sorted(taken, key=lambda one: one.note.copy)
+        if any(one.delivered.redelivered and not one.attempt for one in ordered):
+            await self._parts.returns.read()
+        back = []
+        for one in ordered:
+            note, count = one.note, one.count
+            if not one.attempt:
+                one.attempt, one.seen = self._parts.returns.attempt(note.copy, note.attempt, count)
+            back.append((note.copy, one.attempt, count, not one.seen and not one.shown))
+        await self._parts.returns.record(session, back)
+        intake.requeue(ordered)
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # -- the channel ---------------------------------------------------------------------------------------------------
+
+    def share(self) -> Share:
+        """What this consumer has, for those who ask for the depth."""
+        intake = self._intake
+        buffer = intake.buffer if intake is not None else ()
+        fresh = intake is not None and intake.handed_at and self._loop.time() - intake.handed_at < _RATE_S
+        return Share(
+            who=self._who,
+            ready=len(buffer),
+            in_flight=len(self._held) + self._burying,
+            delayed=self._delays.held if self._delays is not None else 0,
+            oldest=min((one.note.since for one in buffer), default=0),
+            waited_ms=intake.last_wait_ms if intake is not None and fresh else -1,
+            last_copy=intake.last_copy if intake is not None else b"",
+        )
+
+    async def _attach(self, session: Session) -> None:
+        names, queue = self._parts.names, self._queue
+        if await session.state(names.ready(queue)) is None:
+            raise missing(queue)
+        await self._parts.registry.fresh()
+        channel = await session.consuming.channel()
+        intake = Intake(channel, names.ready(queue), self._woken)
+        channel.on_closed(lambda error: self._detached(intake))
+        try:
+            await asking.answer_on(session, channel, names, names.ready(queue), self.share)
+            delays = Delays(
+                intake,
+                source=names.delayed(queue),
+                exchange=names.exchange,
+                target=names.ready(queue),
+                publish=lambda copies: self._parts.sender.send_again(queue, copies),
+                clock=self._parts.clock,
+            )
+            await delays.start()
+        except BaseException:
+            await channel.aclose()
+            raise
+        self._intake, self._delays, self._failure = intake, delays, None
+        self._changed.set()
+
+    def _detached(self, intake: Intake) -> None:
+        """The channel is gone, and with it everything that was held on it."""
+        if self._intake is not intake:
+            return
+        self._intake = None
+        if self._delays is not None:
+            self._delays.end()
+            self._delays = None
+        gone = [number for number, taken in self._held.items() if taken.intake is intake]
+        for number in gone:
+            del self._held[number]
+        self._remember_lost(gone)
+        self._changed.set()
+
+    def _remember_lost(self, numbers: Iterable[int]) -> None:
+        self._lost.update(dict.fromkeys(numbers))
+        while len(self._lost) > _LOST_REMEMBERED:
+            del self._lost[next(iter(self._lost))]
+
+    async def _keep(self) -> None:
+        """Attach again whenever the channel was lost, for as long as this is open."""
+        while True:
+            intake = self._intake
+            if intake is not None and intake.alive:
+                await self._parts_lost(intake)
+            if intake is not None and intake.channel.is_open:
+                with suppress(GroundplaneError):
+                    await intake.channel.aclose()
+            if intake is not None:
+                self._detached(intake)
+            try:
+                await self._attach(await self._parts.link.ready())
+            except NotFound as error:
+                self._failure = error
+                self._changed.set()
+                await asyncio.sleep(_AGAIN_S)
+            except Closed:
+                return
+            except GroundplaneError:
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _parts_lost(self, intake: Intake) -> None:
+        ended = asyncio.Event()
+        intake.channel.on_closed(lambda error: ended.set())
+        intake.on_end = ended.set
+        if intake.alive:
+            await ended.wait()
+
+    # -- closing -------------------------------------------------------------------------------------------------------
+
+    async def _close(self) -> None:
+        self._changed.set()
+        if self._idle_check is not None:
+            self._idle_check.cancel()
+        with suppress(TimeoutError):  # what is still being settled keeps its outcome
+            async with asyncio.timeout(_CLOSE_S):
+                await self._unused.wait()
+        if self._background:
+            await asyncio.wait(self._background, timeout=_CLOSE_S / 2)
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
+        intake = self._intake
+        if intake is not None and intake.alive:
+            with suppress(GroundplaneError, TimeoutError):  # the broker gives back what is not handed back
+                async with asyncio.timeout(_CLOSE_S):
+                    await self._hand_back(intake)
+        if intake is not None:
+            if self._delays is not None:
+                self._delays.end()
+            with suppress(GroundplaneError):
+                await intake.channel.aclose()
+        self._held.clear()
+        for task in self._background:
+            task.cancel()
+
+    async def _hand_back(self, intake: Intake) -> None:
+        await intake.pause()
+        if self._delays is not None:
+            await self._delays.stop()
+        mine = [one for number, one in self._held.items() if number not in self._being_settled]
+        back = [one for one in mine if one.intake is intake] + intake.take_buffer()
+        if not back:
+            return
+        before = await intake.barrier()
+        self._held.clear()
+        await self._give_back(intake, back)
+        until = self._loop.time() + _VISIBLE_S
+        while self._loop.time() < until:
+            state = await intake.barrier()
+            if state.consumers or state.ready >= before.ready + len(back):
+                return
+            await asyncio.sleep(0.002)
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise Closed(f"consumer: the consumer of {self._queue!r} is closed; open another")
+
+
+def _conforms(consumer: RabbitConsumer) -> QueueConsumer:
+    return consumer

@@ -1,0 +1,171 @@
+"""Messages that wait for their time: held by the consumers of their queue, published to it when they are due.
+
+They lie in a quorum queue of their own. Each consumer holds its share unacknowledged and knows when each is due; one
+that dies gives its share to the others. Payloads are kept up to a bound: of the rest only the time is remembered, and
+the broker sends them again when they are due. Any delay, to the millisecond, with one queue and no plugin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+
+from groundplane.backends.amqp import Delivery, Message
+from groundplane.core.clock import Clock
+from groundplane.core.errors import GroundplaneError
+from groundplane.queues.drivers.rabbitmq import messages
+from groundplane.queues.drivers.rabbitmq.intake import Intake
+
+HELD_MAX = 20_000
+BYTES_MAX = 16_000_000
+HELD_S = 900.0
+"""How long one is held at a time: the broker closes the channel of who holds one for longer than 30 minutes."""
+
+_AT_ONCE = 500
+_AGAIN_S = 0.3
+_LOOK_S = 1.0
+_NEVER = 2**62
+
+
+class Delays:
+    """The share of one consumer. Everything ends with its channel."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        *,
+        source: str,
+        exchange: str,
+        target: str,
+        publish: Callable[[Sequence[Message]], Awaitable[None]],
+        clock: Clock,
+    ) -> None:
+        self._intake = intake
+        self._source = source
+        self._exchange = exchange
+        self._target = target
+        self._publish = publish
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._due: list[tuple[int, int, int]] = []
+        self._numbers = itertools.count()
+        self._held: dict[int, Delivery | None] = {}
+        self._bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._moving: asyncio.Task[None] | None = None
+        self._tag: str | None = None
+
+    @property
+    def held(self) -> int:
+        """How many it holds."""
+        return len(self._held)
+
+    async def start(self) -> None:
+        """Consume; what is due already is published at once."""
+        channel = self._intake.channel
+        await channel.qos(HELD_MAX)
+        self._tag = await channel.consume(self._source, self._receive, on_cancel=self._on_cancel)
+
+    async def stop(self) -> None:
+        """Let those that are being published finish; the rest goes back when the channel closes."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._tag is not None and self._intake.channel.is_open:
+            await self._intake.channel.cancel(self._tag)
+        if self._moving is not None:
+            await asyncio.wait([self._moving], timeout=2.0)
+        self.end()
+
+    def end(self) -> None:
+        """The channel is no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._moving is not None:
+            self._moving.cancel()
+        self._held.clear()
+        self._due.clear()
+        self._bytes = 0
+
+    def _on_cancel(self, error: GroundplaneError) -> None:
+        self._intake.end(error)
+
+    def _receive(self, delivery: Delivery) -> None:
+        due_at = _due_at(delivery)
+        again = self._clock.now_ms() + round(HELD_S * 1000)
+        at = min(due_at, again)
+        self._intake.hold_aside(delivery.tag)
+        keep = self._bytes + len(delivery.body) <= BYTES_MAX or due_at <= self._clock.now_ms()
+        self._held[delivery.tag] = delivery if keep else None
+        if keep:
+            self._bytes += len(delivery.body)
+        heapq.heappush(self._due, (at, next(self._numbers), delivery.tag))
+        if self._due[0][2] == delivery.tag:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._due and self._moving is None and self._intake.alive:
+            wait_s = max(0, self._due[0][0] - self._clock.now_ms()) / 1000
+            self._timer = self._loop.call_later(min(wait_s, _LOOK_S * 60), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if not self._due or self._due[0][0] > self._clock.now_ms():
+            self._arm()
+        elif self._moving is None and self._intake.alive:
+            self._moving = asyncio.create_task(self._move(), name="groundplane-rabbitmq-delays")
+            self._moving.add_done_callback(self._moved)
+
+    def _moved(self, task: asyncio.Task[None]) -> None:
+        self._moving = None
+        if not task.cancelled():
+            task.exception()
+            self._arm()
+
+    async def _move(self) -> None:
+        """Publish what is due; what is only to be held anew, or has no payload here, goes back to come again."""
+        now_ms = self._clock.now_ms()
+        ready: list[Delivery] = []
+        while self._due and self._due[0][0] <= now_ms and len(ready) < _AT_ONCE:
+            _, _, tag = heapq.heappop(self._due)
+            delivery = self._held[tag]
+            if delivery is None or _due_at(delivery) > now_ms:
+                self._forget(tag)
+                self._intake.drop_aside(tag, requeue=True)
+            else:
+                ready.append(delivery)
+        if not ready:
+            return
+        try:
+            await self._publish([self._next(delivery, now_ms) for delivery in ready])
+        except GroundplaneError:
+            for delivery in ready:
+                heapq.heappush(self._due, (now_ms, next(self._numbers), delivery.tag))
+            await asyncio.sleep(_AGAIN_S)
+            return
+        for delivery in ready:
+            self._forget(delivery.tag)
+            if self._intake.channel.is_open:
+                self._intake.drop_aside(delivery.tag, requeue=False)
+
+    def _next(self, delivery: Delivery, now_ms: int) -> Message:
+        note = messages.note_of(delivery)
+        again = messages.again(note, now_ms=now_ms, repeat=note.repeat or delivery.redelivered)
+        return messages.encode(self._exchange, self._target, again, delivery.body)
+
+    def _forget(self, tag: int) -> None:
+        delivery = self._held.pop(tag)
+        if delivery is not None:
+            self._bytes -= len(delivery.body)
+
+
+def _due_at(delivery: Delivery) -> int:
+    """When it is due; never, where the message is of a newer version: it waits for a consumer that can read it."""
+    try:
+        return messages.note_of(delivery).due_at
+    except GroundplaneError:
+        return _NEVER

@@ -1,0 +1,164 @@
+"""The desk at which the dead letters of one queue are read: alone, all at once, and for as long as somebody asks.
+
+A queue of RabbitMQ cannot be looked at, only consumed. So whoever wants to see dead letters consumes them all, for
+itself, and settles none: when the desk closes, a moment after the last question, they are back. Payloads are kept up to
+a bound; beyond it the broker sends them again when they are wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from contextlib import suppress
+
+from groundplane.backends.amqp import Channel, Delivery
+from groundplane.core.errors import FailedPrecondition, GroundplaneError, PermissionDenied, Unavailable
+from groundplane.queues.drivers.rabbitmq import asking, messages
+from groundplane.queues.drivers.rabbitmq.asking import Share
+from groundplane.queues.drivers.rabbitmq.link import Session
+from groundplane.queues.drivers.rabbitmq.messages import Death, Note
+from groundplane.queues.drivers.rabbitmq.names import Names
+
+BYTES_MAX = 32_000_000
+LINGER_S = 0.5
+_ALONE_S = 6.0
+_AGAIN_S = 0.1
+_READ_S = 60.0
+_VISIBLE_S = 1.0
+
+
+class Letter:
+    """One dead letter on the desk."""
+
+    __slots__ = ("body", "key", "note", "tag")
+
+    def __init__(self, key: str, tag: int, note: Note, body: bytes | None) -> None:
+        self.key = key
+        self.tag = tag
+        self.note = note
+        self.body = body
+
+
+class Desk:
+    """The dead letters of one queue, all of them, by key; keys grow with the time of death."""
+
+    def __init__(self, session: Session, channel: Channel, broker_queue: str) -> None:
+        self.session = session
+        self.letters: dict[str, Letter] = {}
+        self._channel = channel
+        self._queue = broker_queue
+        self._who = os.urandom(12)
+        self._bytes = 0
+        self._wanted: dict[str, asyncio.Future[None]] = {}
+        self._tag: str | None = None
+
+    @classmethod
+    async def open(cls, session: Session, names: Names, broker_queue: str) -> Desk:
+        """Wait until nobody else reads, then read. `unavailable` while another process does."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _ALONE_S
+        while True:
+            channel = await session.consuming.channel()
+            desk = cls(session, channel, broker_queue)
+            try:
+                await desk._consume(names)
+                return desk
+            except (PermissionDenied, FailedPrecondition) as error:
+                if loop.time() > until or error.reason not in ("access_refused", "resource_locked"):
+                    raise _taken(broker_queue) from error
+            except BaseException:
+                await channel.aclose()
+                raise
+            await asyncio.sleep(_AGAIN_S)
+
+    @property
+    def is_open(self) -> bool:
+        return self._channel.is_open and self._tag is not None
+
+    async def read(self) -> None:
+        """Returns when every letter that was there at the call is on the desk."""
+        async with asyncio.timeout(_READ_S):
+            while (await self._channel.declare_queue(self._queue, passive=True)).ready:
+                await asyncio.sleep(0.002)
+
+    async def body(self, letter: Letter) -> bytes:
+        """Its payload, fetched again where it was too much to keep."""
+        while letter.body is None:
+            wanted = self._wanted.setdefault(letter.key, asyncio.get_running_loop().create_future())
+            self._channel.nack(letter.tag)
+            del self.letters[letter.key]
+            async with asyncio.timeout(_READ_S):
+                await asyncio.shield(wanted)
+            letter = self.letters[letter.key]
+        return letter.body
+
+    def remove(self, key: str) -> None:
+        """It is a dead letter no more."""
+        letter = self.letters.pop(key)
+        self._bytes -= len(letter.body or b"")
+        self._channel.ack(letter.tag)
+
+    async def aclose(self) -> None:
+        """Give all back; returns when they are."""
+        tag, self._tag = self._tag, None
+        letters, self.letters = self.letters, {}
+        if self._channel.is_open and tag is not None:
+            with suppress(GroundplaneError):
+                await self._channel.cancel(tag)
+                if letters:
+                    self._channel.nack(max(letter.tag for letter in letters.values()), multiple=True)
+                    await self._visible(len(letters))
+        with suppress(GroundplaneError):
+            await self._channel.aclose()
+
+    async def _visible(self, count: int) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _VISIBLE_S
+        while loop.time() < until:
+            state = await self._channel.declare_queue(self._queue, passive=True)
+            if state.ready >= count or state.consumers:
+                return
+            await asyncio.sleep(0.002)
+
+    async def _consume(self, names: Names) -> None:
+        self._tag = await self._channel.consume(self._queue, self._receive, on_cancel=self._end, exclusive=True)
+        await asking.answer_on(self.session, self._channel, names, self._queue, self._share)
+        await self.read()
+
+    def _share(self) -> Share:
+        return Share(who=self._who, dead=len(self.letters))
+
+    def _receive(self, delivery: Delivery) -> None:
+        key, note = _key_and_note(delivery)
+        wanted = self._wanted.pop(key, None)
+        keep = wanted is not None or self._bytes + len(delivery.body) <= BYTES_MAX
+        if keep:
+            self._bytes += len(delivery.body)
+        self.letters[key] = Letter(key, delivery.tag, note, delivery.body if keep else None)
+        if wanted is not None and not wanted.done():
+            wanted.set_result(None)
+
+    def _end(self, error: GroundplaneError) -> None:
+        self._tag = None
+
+
+def _key_and_note(delivery: Delivery) -> tuple[str, Note]:
+    try:
+        note = messages.note_of(delivery)
+    except GroundplaneError:
+        note = None
+    if note is not None and note.death is not None:
+        return note.copy.hex(), note
+    digest = hashlib.sha256(delivery.body).hexdigest()[:30]  # of a foreign sender: always the same key
+    made_up = Note(messages.VERSION, b"", digest, 1, 0, death=Death("unknown", 1, 0)) if note is None else note
+    return f"ff{digest}", made_up
+
+
+def _taken(broker_queue: str) -> Unavailable:
+    return Unavailable(
+        f"queue: another process reads the dead letters of {broker_queue!r}; try again when it has finished, or give "
+        "this user the permission to read it",
+        reason="resource_locked",
+        retryable=True,
+    )

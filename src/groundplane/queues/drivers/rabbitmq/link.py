@@ -1,0 +1,221 @@
+"""The link to the broker: one connection that publishes and one that consumes, dropped and opened together.
+
+They are two because a broker that blocks a publisher stops reading its connection: acknowledgements must not wait for
+that. They fall together, so that what was being settled while the other one broke comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from groundplane.backends.amqp import Address, Channel, Connection, Message, QueueState
+from groundplane.core.errors import Closed, GroundplaneError, NotFound, Unavailable
+from groundplane.core.retry import RetryPolicy
+
+READY_S = 3.0
+"""How long a call waits for a link that is being opened again, before it fails with what prevents that."""
+
+CONFIRM_S = 10.0
+"""How long a confirmation may take: a queue without a leader never gives one."""
+
+_BACKOFF = RetryPolicy(base_s=0.1, factor=2.0, cap_s=1.0)
+_BATCH_MESSAGES = 1000
+_BATCH_BYTES = 4_000_000
+
+
+class Session:
+    """One life of the link: everything that was opened on it ends with it."""
+
+    def __init__(self, publishing: Connection, consuming: Connection) -> None:
+        self.publishing = publishing
+        self.consuming = consuming
+        self.lost = asyncio.Event()
+        self.error: GroundplaneError | None = None
+        self._publisher: Channel | None = None
+        self._prober: Channel | None = None
+        self._opening = asyncio.Lock()
+        self._probing = asyncio.Lock()
+        for connection in (publishing, consuming):
+            connection.on_closed(self._on_closed)
+
+    @classmethod
+    async def open(cls, address: Address, name: str) -> Session:
+        """Both connections and the channel that publishes, within `connect_timeout_s`; errors by name."""
+        publishing = await Connection.open(address, name=f"{name} publishing")
+        try:
+            consuming = await Connection.open(address, name=f"{name} consuming")
+        except BaseException:
+            await publishing.aclose()
+            raise
+        session = cls(publishing, consuming)
+        try:
+            await session.publisher()
+        except BaseException:
+            await session.aclose()
+            raise
+        return session
+
+    @property
+    def alive(self) -> bool:
+        """Whether neither connection was lost."""
+        return not self.lost.is_set()
+
+    def _on_closed(self, error: GroundplaneError) -> None:
+        if self.error is None:
+            self.error = error
+        self.lost.set()
+
+    async def publisher(self) -> Channel:
+        """The channel that publishes, opened again where the broker closed it alone."""
+        channel = self._publisher
+        if channel is not None and channel.is_open:
+            return channel
+        async with self._opening:
+            if self._publisher is None or not self._publisher.is_open:
+                self._publisher = await self.publishing.channel(confirms=True)
+            return self._publisher
+
+    async def publish(self, messages: Sequence[Message]) -> list[GroundplaneError | None]:
+        """Publish in order, mandatory; the outcome of each. `unavailable` where the outcome of all is unknown."""
+        outcomes: list[GroundplaneError | None] = []
+        for batch in _batches(messages):
+            channel = await self.publisher()
+            if outcomes:
+                await channel.drain()
+            try:
+                async with asyncio.timeout(CONFIRM_S):
+                    outcomes += await channel.publish_batch(batch)
+            except TimeoutError as error:
+                raise Unavailable(
+                    f"queues: the broker did not confirm {len(batch)} messages to {batch[0].routing_key!r} within "
+                    f"{CONFIRM_S:g} s; it is overloaded, or the queue has no leader (`groundplane doctor`)",
+                    reason="broker_slow",
+                    details={"queue": batch[0].routing_key},
+                ) from error
+        return outcomes
+
+    async def state(self, broker_queue: str) -> QueueState | None:
+        """Messages that are ready, and consumers; None where there is no such queue."""
+        async with self._probing:
+            if self._prober is None or not self._prober.is_open:
+                self._prober = await self.consuming.channel()
+            try:
+                return await self._prober.declare_queue(broker_queue, passive=True)
+            except NotFound:
+                return None
+
+    async def aclose(self) -> None:
+        """Close both connections."""
+        await asyncio.gather(self.publishing.aclose(), self.consuming.aclose())
+
+
+def _batches(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """Slices that neither the write buffer nor the broker's flow control chokes on."""
+    if len(messages) <= _BATCH_MESSAGES and sum(len(one.body) for one in messages) <= _BATCH_BYTES:
+        return [messages] if messages else []
+    batches: list[Sequence[Message]] = []
+    start = size = 0
+    for at, message in enumerate(messages):
+        if at > start and (at - start >= _BATCH_MESSAGES or size + len(message.body) > _BATCH_BYTES):
+            batches.append(messages[start:at])
+            start, size = at, 0
+        size += len(message.body)
+    return [*batches, messages[start:]]
+
+
+class Link:
+    """The present session, renewed by itself for as long as this is open."""
+
+    def __init__(self, address: Address, name: str) -> None:
+        self.address = address
+        self.name = name
+        self.renewals = 0
+        self.last_failure: GroundplaneError | None = None
+        self._session: Session | None = None
+        self._up = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+        self._closing = False
+        self._on_up: list[Callable[[Session], None]] = []
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else "up" if self._up.is_set() else f"down: {self.last_failure}"
+        return f"<Link to {self.address.masked()}, {state}>"
+
+    async def start(self) -> None:
+        """Open the first session; raises what prevents it."""
+        self._session = await Session.open(self.address, self.name)
+        self._up.set()
+        self._keeping = asyncio.create_task(self._keep(), name="groundplane-rabbitmq-link")
+
+    @property
+    def session(self) -> Session | None:
+        """The session that is alive now, if one is."""
+        session = self._session
+        return session if session is not None and session.alive else None
+
+    async def ready(self, within_s: float = READY_S) -> Session:
+        """The session that is alive, waited for. `unavailable` with the cause after `within_s`, `Closed` when closed."""
+        session = self.session
+        if session is not None:
+            return session
+        until = asyncio.get_running_loop().time() + within_s
+        while not self._closing:
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._up.wait()
+            except TimeoutError:
+                raise self._unavailable() from self.last_failure
+            if (session := self.session) is not None:
+                return session
+            await asyncio.sleep(0)  # lost, and not seen yet by who renews it
+        raise Closed("queues: are closed; open them again")
+
+    def on_up(self, callback: Callable[[Session], None]) -> Callable[[], None]:
+        """Call `callback` with each new session; returns how to stop that."""
+        self._on_up.append(callback)
+        return lambda: self._on_up.remove(callback)
+
+    async def aclose(self) -> None:
+        """Close for good."""
+        self._closing = True
+        self._up.set()
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
+        if self._session is not None:
+            await self._session.aclose()
+
+    def _unavailable(self) -> GroundplaneError:
+        why = self.last_failure
+        return Unavailable(
+            f"queues: {self.address.masked()!r} cannot be reached ({why.message if why else 'the connection broke'}); "
+            "it is tried again by itself: start the broker, or mend the network",
+            reason=why.reason if why is not None and why.code == "unavailable" else "broker_unreachable",
+        )
+
+    async def _keep(self) -> None:
+        while True:
+            assert self._session is not None
+            await self._session.lost.wait()
+            self._up.clear()
+            self.last_failure = self._session.error
+            with suppress(GroundplaneError):
+                await self._session.aclose()
+            self._session = await self._renew()
+            self.renewals += 1
+            self._up.set()
+            for callback in list(self._on_up):
+                callback(self._session)
+
+    async def _renew(self) -> Session:
+        attempt = 0
+        while True:
+            attempt += 1
+            await asyncio.sleep(_BACKOFF.delay_s(attempt) * random.uniform(0.5, 1.0) if attempt > 1 else 0.05)
+            try:
+                return await Session.open(self.address, self.name)
+            except GroundplaneError as error:
+                self.last_failure = error
