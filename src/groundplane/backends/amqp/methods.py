@@ -39,6 +39,19 @@ RETURN = commands.Basic.Return.index
 ACK = commands.Basic.Ack.index
 NACK = commands.Basic.Nack.index
 
+_Connection, _Channel, _Queue = commands.Connection, commands.Channel, commands.Queue
+_Exchange, _Basic = commands.Exchange, commands.Basic
+_KINDS: tuple[type[base.Frame], ...] = (
+    _Connection.Start, _Connection.Secure, _Connection.Tune, _Connection.OpenOk, _Connection.Close,
+    _Connection.CloseOk, _Connection.Blocked, _Connection.Unblocked,
+    _Channel.OpenOk, _Channel.Flow, _Channel.Close, _Channel.CloseOk,
+    _Exchange.DeclareOk, _Exchange.DeleteOk, _Exchange.BindOk, _Exchange.UnbindOk,
+    _Queue.DeclareOk, _Queue.DeleteOk, _Queue.BindOk, _Queue.UnbindOk, _Queue.PurgeOk,
+    _Basic.QosOk, _Basic.ConsumeOk, _Basic.Cancel, _Basic.CancelOk, _Basic.GetEmpty,
+    commands.Confirm.SelectOk,
+)  # fmt: skip
+_OF_A_BROKER = {kind.index: kind for kind in _KINDS}
+
 
 def encode_method(channel: int, method: base.Frame) -> bytes:
     """The frame of a method. `invalid_argument` for a name or an argument that AMQP does not carry."""
@@ -67,11 +80,11 @@ def method_index(payload: bytes) -> int:
 
 
 def decode_method(payload: bytes) -> base.Frame:
-    """Any method. `WireError` for one that does not exist or cannot be read."""
+    """Any method of a broker. `WireError` for one that no broker sends, or that cannot be read."""
     index = method_index(payload)
-    kind = commands.INDEX_MAPPING.get(index)
+    kind = _OF_A_BROKER.get(index)
     if kind is None:
-        raise WireError(f"the unknown method {index >> 16}.{index & 0xFFFF}")
+        raise WireError(f"the method {index >> 16}.{index & 0xFFFF}, which no broker sends")
     method: base.Frame = kind()
     try:
         method.unmarshal(payload[4:])
