@@ -223,7 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the name that the library gives it
-        sys.stderr.write(f"{self.log_date_time_string()} {format % args}\n")
+        if self.path != "/healthz":
+            sys.stderr.write(f"{self.log_date_time_string()} {format % args}\n")
 
 
 class Receiver(ThreadingHTTPServer):

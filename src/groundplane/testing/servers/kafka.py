@@ -24,7 +24,10 @@ from groundplane.testing.servers.sources import InstallFailed, execute, version_
 VERSION = "4.1.1"
 JAVA_MIN = 17
 _JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Djava.awt.headless=true")
-_LOGGING = ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true")
+_LOGGING = tuple(
+    f"-Dorg.slf4j.simpleLogger.{word}"
+    for word in ("defaultLogLevel=warn", "showDateTime=true", "dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSX")
+)
 _METADATA, _METADATA_VERSION = 3, 1
 _ANSWER_BYTES_MAX = 1 << 20
 
@@ -140,6 +143,9 @@ def _configure(place: Place) -> Path:
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
         "group.initial.rebalance.delay.ms": "0",
+        # a broker that was killed is let in again when the session of its former life is over
+        "broker.session.timeout.ms": "2000",
+        "broker.heartbeat.interval.ms": "400",
         **{str(name): str(value) for name, value in place.options.get("settings", {}).items()},
     }
     path = place.folder / "server.properties"

@@ -1,8 +1,8 @@
 """Milvus, the standalone server with its own etcd and message store inside: the real one, not `milvus-lite`.
 
 The wheel `milvus` carries its programs; they run as they are, without its Python part. What this version cannot: listen
-on 127.0.0.1 alone (its gRPC ports are open on every address), end in reasonable time after SIGTERM (it is killed after
-some seconds, as its makers' own launcher does). A search right after an insert needs `consistency_level="Strong"`.
+on 127.0.0.1 alone (its gRPC ports are open on every address), end without a panic in its log (its stores are closed by
+then). A search right after an insert needs `consistency_level="Strong"`, a collection `load_collection` after a start.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from groundplane.core.errors import FailedPrecondition
 from groundplane.testing.servers import wire
 from groundplane.testing.servers.contract import NotReady, Place, Program, Report, Server, Source
 from groundplane.testing.servers.sources import PyPI
@@ -23,6 +24,12 @@ _PORTS = (
     "index_coord", "index_node", "data_coord", "data_node",
 )  # fmt: skip
 _FIELD = re.compile(r"\{\{\s*(\w+)(?:\(\w+\))?\s*(?::\s*([^}]*?))?\s*\}\}")
+_CHANGED = {
+    "  ip: # if not": "  ip: 127.0.0.1 # if not",
+    "    ttl: 30 # ttl": "    ttl: 3 # ttl",  # so long the parts of a former life are waited for
+    "gracefulStopTimeout: 1800 #": "gracefulStopTimeout: 1 #",
+    "checkHandoffInterval: 5000": "checkHandoffInterval: 500",
+}
 
 
 class Wheel(PyPI):
@@ -32,9 +39,9 @@ class Wheel(PyPI):
         super().install(folder, report)
         packed = sorted((folder / "milvus" / "data" / "bin").glob("*.lzma"))
         report(f"unpacking {len(packed)} files")
-        (folder / "bin").mkdir()
+        (folder / "server").mkdir()
         for one in packed:
-            target = folder / "bin" / one.stem
+            target = folder / "server" / one.stem
             with lzma.open(one) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
             target.chmod(0o755)
@@ -54,7 +61,7 @@ class Milvus(Server):
             Wheel(
                 f"milvus=={VERSION}",
                 version=VERSION,
-                programs={"milvus": "bin/milvus", "settings": "milvus/data"},
+                programs={"milvus": "server/milvus", "settings": "milvus/data"},
                 read=lambda _: VERSION,
                 size_mb=250,
                 seconds=15,
@@ -114,7 +121,10 @@ def _filled(template: str, place: Place, configuration: Path) -> str:
         "system_log_path": "",
     }
     text = _FIELD.sub(lambda found: values.get(found[1], found[2] or ""), template)
-    text = text.replace("  ip: # if not", "  ip: 127.0.0.1 # if not")
+    for found, wanted in _CHANGED.items():
+        if found not in text:
+            raise FailedPrecondition(f"milvus: {found!r} is not in the configuration that version {VERSION} ships")
+        text = text.replace(found, wanted)
     return text.replace("\netcd:\n", f"\netcd:\n  config:\n    path: {configuration / 'etcd.yaml'}\n", 1)
 
 

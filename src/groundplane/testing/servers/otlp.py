@@ -7,12 +7,16 @@ cache. `GET /received` tells what came. In memory alone, so a restart forgets it
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import groundplane
+from groundplane.core.errors import InvalidArgument
 from groundplane.testing.servers import wire
 from groundplane.testing.servers.contract import Installation, Place, Program, Server, Source
 from groundplane.testing.servers.sources import PyPI
@@ -67,6 +71,35 @@ class Otlp(Server):
 
     def urls(self, place: Place) -> Mapping[str, str]:
         return {**super().urls(place), "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+
+
+def received(url: str, signal: str = "") -> list[dict[str, Any]]:
+    """What the receiver at this URL got, oldest first: `{"signal", "headers", "request"}` each, the request in OTLP's
+    JSON encoding. `signal`: `traces`, `metrics` or `logs` alone.
+    """
+    found: list[dict[str, Any]] = json.loads(_ask(url, "GET", f"/received?signal={signal}" if signal else "/received"))
+    return found
+
+
+def clear(url: str) -> None:
+    """Forget what was received."""
+    _ask(url, "DELETE", "/received")
+
+
+def answer_with(url: str, status: int = 200, *, retry_after_s: float | None = None) -> None:
+    """Let exports be answered with this status from now on; 200 = as they should be."""
+    wait = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
+    _ask(url, "PUT", "/answer", json.dumps({"status": status, **wait}).encode())
+
+
+def _ask(url: str, method: str, path: str, body: bytes = b"") -> bytes:
+    address = urlsplit(url)
+    if address.hostname is None or address.port is None:
+        raise InvalidArgument(f"url: {url!r} is not http://HOST:PORT")
+    status, answer = wire.http(method, address.port, path, host=address.hostname, body=body)
+    if status != 200:
+        raise InvalidArgument(f"{method} {path}: {status} {answer[:300].decode(errors='replace')}")
+    return answer
 
 
 SERVER = Otlp()

@@ -1,0 +1,104 @@
+"""The servers of the kit that are large or built: started, used by their own client, killed, restarted, ended."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.server_lab import goes_through_its_life, private
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.req("KIT-01")]
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(240)
+def test_kafka_keeps_what_it_acknowledged_over_kill_and_restart() -> None:
+    kafka = pytest.importorskip("confluent_kafka", reason="confluent-kafka: pip install confluent-kafka")
+    admin = pytest.importorskip("confluent_kafka.admin")
+    with private("kafka", settings={"num.partitions": 3}) as server:
+        address = {"bootstrap.servers": server.urls["KAFKA_BOOTSTRAP_SERVERS"], "log_level": 0}
+        errors: list[object] = []
+        producer = kafka.Producer({**address, "enable.idempotence": True})
+        for n in range(50):
+            producer.produce("orders", str(n).encode(), on_delivery=lambda error, _: error and errors.append(error))
+        assert producer.flush(30) == 0
+        assert not errors
+        goes_through_its_life(server)
+        consumer = kafka.Consumer(
+            {**address, "group.id": "readers", "auto.offset.reset": "earliest", "group.protocol": "consumer"}
+        )
+        consumer.subscribe(["orders"])
+        got: list[bytes] = []
+        while len(got) < 50:
+            batch = consumer.consume(50, timeout=30)
+            assert batch, f"only {len(got)} of 50 within 30 s"
+            got += [message.value() for message in batch if message.error() is None]
+        consumer.close()
+        assert sorted(map(int, got)) == list(range(50))
+        topics = admin.AdminClient(address).list_topics("orders", timeout=10)
+        assert list(topics.brokers) == [1]
+        assert len(topics.topics["orders"].partitions) == 3
+
+
+@pytest.mark.milvus
+@pytest.mark.timeout(300)
+@pytest.mark.leaks("gRPC keeps the poller of its channels")
+def test_milvus_finds_the_nearest_vector_after_kill_and_restart() -> None:
+    pymilvus = pytest.importorskip("pymilvus", reason="pymilvus: pip install pymilvus")
+    with private("milvus") as server:
+        client = pymilvus.MilvusClient(server.url)
+        client.create_collection("points", dimension=4)
+        client.insert("points", [{"id": n, "vector": [float(n == k) for k in range(4)]} for n in range(4)])
+        assert _nearest(client, [0.1, 0.9, 0.0, 0.0]) == 1
+        client.close()
+        goes_through_its_life(server)
+        client = pymilvus.MilvusClient(server.url)
+        client.load_collection("points", timeout=60)
+        assert client.get_server_version().startswith(f"v{server.version}")
+        assert _nearest(client, [0.0, 0.1, 0.0, 0.9]) == 3
+        client.close()
+
+
+def _nearest(client: Any, vector: list[float]) -> int:
+    found = client.search("points", data=[vector], limit=1, consistency_level="Strong")
+    return int(found[0][0]["id"])
+
+
+@pytest.mark.kubernetes
+@pytest.mark.k8s
+@pytest.mark.timeout(900)
+def test_kubernetes_stores_what_lightkube_writes_over_kill_and_restart() -> None:
+    lightkube = pytest.importorskip("lightkube", reason="lightkube: pip install lightkube")
+    from lightkube.models.discovery_v1 import Endpoint, EndpointPort
+    from lightkube.models.meta_v1 import ObjectMeta
+    from lightkube.resources.core_v1 import ConfigMap
+    from lightkube.resources.discovery_v1 import EndpointSlice
+
+    with private("kubernetes") as server:
+        path = Path(server.urls["KUBECONFIG"])
+        with closing(_client(lightkube, path)) as client:
+            client.create(ConfigMap(metadata=ObjectMeta(name="told", namespace="default"), data={"a": "b"}))
+            labels = {"kubernetes.io/service-name": "web"}
+            client.create(
+                EndpointSlice(
+                    metadata=ObjectMeta(name="pods", namespace="default", labels=labels),
+                    addressType="IPv4",
+                    endpoints=[Endpoint(addresses=["10.1.2.3"])],
+                    ports=[EndpointPort(port=80)],
+                )
+            )
+        goes_through_its_life(server)
+        with closing(_client(lightkube, path)) as client:
+            assert client.get(ConfigMap, "told").data == {"a": "b"}
+            slices = list(client.list(EndpointSlice, labels=labels))
+            assert [one.endpoints[0].addresses for one in slices] == [["10.1.2.3"]]
+        path.write_text(path.read_text().replace(server.place.secret, "another"))
+        with closing(_client(lightkube, path)) as stranger, pytest.raises(lightkube.ApiError, match="Unauthorized"):
+            stranger.get(ConfigMap, "told")
+
+
+def _client(lightkube: Any, path: Path) -> Any:
+    return lightkube.Client(config=lightkube.KubeConfig.from_file(path).get())
