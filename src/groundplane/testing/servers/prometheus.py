@@ -1,8 +1,9 @@
 """Prometheus, which scrapes what a test tells it to.
 
-Targets are told at the start (`targets=["127.0.0.1:9090"]`) or later, in a file of `folder / "targets"`, read within a
-second (https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config):
-`[{"targets": ["127.0.0.1:9090"], "labels": {"role": "gateway"}}]`. Scrapes and rules run each second.
+Targets are told at the start (`targets=["127.0.0.1:9090"]`) or later, in a file of `folder / "targets"`:
+`[{"targets": ["127.0.0.1:9090"], "labels": {"role": "gateway"}}]`
+(https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config). It takes new targets and
+Alertmanagers over every five seconds; scrapes and rules run each second.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Prometheus(Server):
             f"--storage.tsdb.path={place.data}",
             f"--web.listen-address=127.0.0.1:{place.port}",
             "--web.enable-lifecycle",
+            # what fires in the seconds before the first Alertmanager is known is sent again, not after a minute
+            "--rules.alert.resend-delay=1s",
             f"--web.console.templates={_WEB}/consoles",
             f"--web.console.libraries={_WEB}/console_libraries",
             "--log.level=warn",
