@@ -63,6 +63,8 @@ T = TypeVar("T")
 
 SWEEP_INTERVAL_S = 2.0
 _RETRY = RetryPolicy(attempts=3, base_s=0.05, cap_s=1.0)
+_RETRY_WITHIN_S = 2.0
+"""A store that took longer to say that it is away is not asked again: its callers wait for seconds already."""
 _log = get_logger("jobs")
 
 
@@ -83,7 +85,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 class Jobs:
     """The store of jobs of one namespace. Everything may be called concurrently, in the loop that opened it.
 
-    Errors of every method: `closed`, and `unavailable` after three attempts.
+    Errors of every method: `closed`, and `unavailable` after three attempts, or after the first that took seconds.
     """
 
     def __init__(self, driver: JobStore, *, retention: Retention | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -135,9 +137,12 @@ class Jobs:
         check_new_job(job, messages)
         self._lifecycle.check_open()
         relay = next((one for one in self._relays if one.running), None)
+        start = self._clock.monotonic()
         try:
             created = await self.driver.create(job, messages, lease_s=LEASE_OFFERED_S if relay else 0.0)
         except Unavailable:
+            if self._clock.monotonic() - start > _RETRY_WITHIN_S:
+                raise
             created = await self._create_again(job, messages)
         failpoints.hit("accepted")
         if created.sent:
@@ -310,23 +315,26 @@ class Jobs:
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         attempt = 1
+        start = self._clock.monotonic()
         while True:
             self._lifecycle.check_open()
             try:
                 return await call()
             except Unavailable:
-                if attempt >= _RETRY.attempts:
+                if attempt >= _RETRY.attempts or self._clock.monotonic() - start > _RETRY_WITHIN_S:
                     raise
                 self._retries += 1
                 await asyncio.sleep(_RETRY.delay_s(attempt))
                 attempt += 1
 
     async def _create_again(self, job: NewJob, messages: Sequence[OutboxMessage]) -> Created:
-        """The first attempt may have been stored all the same: then its id is taken by itself."""
+        """The first attempt may have been stored all the same: then its id, or its key, is taken by itself."""
         self._retries += 1
         await asyncio.sleep(_RETRY.delay_s(1))
         try:
-            return await self._call(lambda: self.driver.create(job, messages))
+            created = await self._call(lambda: self.driver.create(job, messages))
+            own = created.created or created.job.job_id == job.job_id
+            return msgspec.structs.replace(created, created=own)
         except AlreadyExists:
             return Created(await self.get(job.job_id), True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -49,7 +50,7 @@ class Engine:
 
     def __init__(self, settings: urls.Settings) -> None:
         self.settings = settings
-        self.failure: BaseException | None = None
+        self.failure = ""
         self.transactions = self.queries = self.failures = 0
         self._pool: AsyncConnectionPool[Connection] | None = None
         self._used: dict[int, float] = {}
@@ -57,7 +58,8 @@ class Engine:
         self.bells = bells.Bells(settings, self.connect, self._ring)
 
     async def open(self) -> None:
-        """Fill the pool."""
+        """Fill the pool. What it would log is raised by the calls that it concerns."""
+        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
         self._pool = AsyncConnectionPool(
             kwargs=self._keywords(),
             connection_class=_recording(self),
@@ -95,7 +97,8 @@ class Engine:
         try:
             return await AsyncConnection.connect(**self._keywords())
         except psycopg.OperationalError as error:
-            state = await asyncio.to_thread(probe.state_of, self.settings)
+            silent = isinstance(error, psycopg.errors.ConnectionTimeout)
+            state = "" if silent else await asyncio.to_thread(probe.state_of, self.settings)
             raise translate(error, self.settings.shown, state) from error
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, durable: bool) -> T:
@@ -160,7 +163,7 @@ class Engine:
                 async with _bounded(connection, max(0.05, until - loop.time())):
                     yield connection
                 self._used[id(connection)] = loop.time()
-                self.failure = None
+                self.failure = ""
             finally:
                 del self._busy[task]
                 if connection.closed:
@@ -174,7 +177,7 @@ class Engine:
             yield
         except PoolTimeout as error:
             self.failures += 1
-            raise timed_out(shown, seconds, said(self.failure) if self.failure is not None else "") from error
+            raise timed_out(shown, seconds, self.failure) from error
         except PoolClosed as error:
             raise Closed(f"database: {shown!r} was closed; open it again") from error
         except _CutOff as error:
@@ -313,7 +316,7 @@ def _recording(engine: Engine) -> type[AsyncConnection[Row]]:
             try:
                 return await super().connect(*args, **keywords)
             except psycopg.Error as error:
-                engine.failure = error
-                raise
+                engine.failure = said(error)
+            raise psycopg.OperationalError(engine.failure)  # without the frames that hold the socket
 
     return Recording
