@@ -217,7 +217,7 @@ class Handle:
         self._call("restart")
 
     def end(self) -> int:
-        """Kill it and remove its folder; how many servers the keeper still has."""
+        """Kill it and remove its folder; how many servers the keeper still has. Idempotent."""
         return int(self.keeper.ask("end", key=self.id))
 
     def logs(self, lines: int = 50) -> str:

@@ -258,6 +258,11 @@ class Instance:
         own_data = "data" not in self._options
         data = folder / "data" if own_data else Path(self._options["data"]).absolute()
         data.mkdir(exist_ok=True)
+        if not own_data and not processes.may_walk(data, account):
+            raise InvalidArgument(
+                f"data: {str(data)!r} cannot be reached by user {account.name if account else ''!r}, who runs "
+                f"{self.name}: choose a folder whose parents everybody may walk through"
+            )
         processes.give(folder, account)
         processes.give(data, account)
         for one in (self._root, folder):

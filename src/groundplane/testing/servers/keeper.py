@@ -66,6 +66,8 @@ class Keeper:
                     instance.end()
                     raise
                 self.instances[key] = instance
+            else:
+                instance.start()  # one that was stopped or has crashed answers again
             return self.describe(key)
 
     def describe(self, key: str) -> dict[str, Any]:
@@ -100,10 +102,10 @@ class Keeper:
         return self._instance(key).memory_bytes()
 
     def end(self, key: str) -> int:
-        """End one for good; how many are left."""
-        one = self._instance(key)
-        one.end()
-        self.instances.pop(key, None)
+        """End one for good, which may have been ended already; how many are left."""
+        one = self.instances.pop(key, None)
+        if one is not None:
+            one.end()
         return len(self.instances)
 
     def ticket(self, name: str) -> int:

@@ -189,12 +189,17 @@ def become_reaper() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def may_walk(path: Path, account: Account | None) -> bool:
+    """Whether the account may walk through all parents of the path: those that are open to everybody."""
+    return account is None or all(one.stat().st_mode & 0o001 for one in path.parents)
+
+
 def reachable(folder: Path, account: Account | None) -> Path:
     """The folder where the account can read it: itself, or a copy where a parent shuts the account out (root's home).
 
     The copy is made once, beside the machine's caches, under the name of the folder.
     """
-    if account is None or all(one.stat().st_mode & 0o001 for one in (folder, *folder.parents)):
+    if may_walk(folder / "x", account):
         return folder
     target = Path("/var/cache/groundplane/servers", *folder.parts[-2:])
     if not target.exists():

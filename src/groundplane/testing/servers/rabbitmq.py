@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from groundplane.testing.servers import certificates, wire
-from groundplane.testing.servers.contract import NotReady, Place, Program, Server, Source
+from groundplane.testing.servers.contract import NotReady, Place, Program, Running, Server, Source
 from groundplane.testing.servers.sources import Debian
 
 GUEST = ("guest", "guest")
@@ -148,6 +148,14 @@ def _frame(connection: socket.socket) -> bytes:
     if kind != 1:
         raise NotReady(f"AMQP: frame of type {kind}")
     return wire.exactly(connection, size + 1)[:-1]
+
+
+def registered(server: Running, queue: str) -> bool:
+    """Whether a quorum queue (of any virtual host) would survive a kill of the node now. The node writes the name of a
+    new queue to its directory up to a second after the declaration was answered; killed before, it starts with a queue
+    that has no leader and no messages. A fault test waits for this before the first kill.
+    """
+    return any(queue.encode() in path.read_bytes() for path in server.data.glob("*/quorum/*/names.dets"))
 
 
 class Management:
