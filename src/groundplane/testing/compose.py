@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -31,12 +32,23 @@ def validate(document: Mapping[str, Any] | str | Path) -> list[str]:
     from jsonschema.exceptions import best_match
 
     loaded = _loaded(document)
-    found = []
-    for error in sorted(_validator().iter_errors(loaded), key=lambda one: [str(p) for p in one.absolute_path]):
-        nearest = best_match([error]) or error
-        place = "/".join(str(part) for part in nearest.absolute_path) or "document"
-        found.append(f"{place}: {nearest.message}")
-    return found or _dangling(loaded)
+    errors = [best_match([error]) or error for error in _validator().iter_errors(loaded)]
+    places = {tuple(error.absolute_path) for error in errors}
+    return sorted(f"{_place(e)}: {e.message}" for e in errors if not _follows(e, places)) or _dangling(loaded)
+
+
+def _place(error: Any) -> str:
+    return "/".join(str(part) for part in error.absolute_path) or "document"
+
+
+def _follows(error: Any, places: set[tuple[Any, ...]]) -> bool:
+    """Whether it only says that a property is not allowed which has an error of its own: a value that is refused leaves
+    its property unevaluated.
+    """
+    if error.validator != "unevaluatedProperties":
+        return False
+    named = re.findall(r"'([^']+)'", error.message)
+    return all((*error.absolute_path, name) in places for name in named)
 
 
 @cache
