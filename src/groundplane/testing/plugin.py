@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from groundplane.testing.plugin_run import Run
     from groundplane.testing.servers.contract import Running
 
+pytest_plugins = ("groundplane.testing.toolchain_fixtures",)
 _MARKERS = {
     "integration": "two features together, or real processes",
     "slow": "more than five seconds",
