@@ -50,6 +50,7 @@ from groundplane.core.errors import (
 
 CLOSE_S = 1.5
 _ROUTES_MAX = 1024
+_ENDING_REMEMBERED = 256
 _Listener = Callable[[GroundplaneError], None]
 
 
@@ -87,6 +88,7 @@ class Channel(Topology):
         self._assembly = Assembly(body_max)
         self._replies: deque[tuple[tuple[type[base.Frame], ...], asyncio.Future[Any]]] = deque()
         self._consumers: dict[str, _Consumer] = {}
+        self._ending: dict[str, _Consumer] = {}
         self._confirms: Confirms | None = None
         self._routes: dict[tuple[str, str, bool], bytes] = {}
         self._listeners: list[_Listener] = []
@@ -154,6 +156,7 @@ class Channel(Topology):
         if self._confirms is not None:
             self._confirms.fail(error)
         self._consumers.clear()
+        self._ending.clear()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             self._loop.call_soon(listener, error)
@@ -243,9 +246,20 @@ class Channel(Topology):
         return tag
 
     async def cancel(self, tag: str) -> None:
-        """End a consumer. When this returns `on_delivery` is called no more; what was delivered stays unsettled."""
+        """End a consumer; what was delivered stays unsettled. What the broker had pushed before still comes, also after
+        this returns: RabbitMQ answers before it passes on what waits in its channel. Another request on this channel
+        flushes that.
+        """
         await self.request(build(commands.Basic.Cancel, consumer_tag=tag), commands.Basic.CancelOk)
-        self._consumers.pop(tag, None)
+        self._end_consumer(tag)
+
+    def _end_consumer(self, tag: str) -> _Consumer | None:
+        consumer = self._consumers.pop(tag, None)
+        if consumer is not None:
+            self._ending[tag] = consumer
+            while len(self._ending) > _ENDING_REMEMBERED:
+                del self._ending[next(iter(self._ending))]
+        return consumer
 
     # -- settling: synchronous, not confirmed by the broker
 
@@ -385,7 +399,7 @@ class Channel(Topology):
             self._answer(whole, commands.Basic.GetOk)
         else:
             self.delivered += 1
-            consumer = self._consumers.get(whole.consumer)
+            consumer = self._consumers.get(whole.consumer) or self._ending.get(whole.consumer)
             if consumer is None:
                 raise WireError(f"a message for the unknown consumer {whole.consumer!r}")
             consumer.on_delivery(whole)
@@ -404,7 +418,7 @@ class Channel(Topology):
             self._answer(method, type(method))
 
     def _on_cancel(self, tag: str) -> None:
-        consumer = self._consumers.pop(tag, None)
+        consumer = self._end_consumer(tag)
         if consumer is not None and consumer.on_cancel is not None:
             consumer.on_cancel(
                 Unavailable(

