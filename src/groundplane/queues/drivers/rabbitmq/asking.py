@@ -19,6 +19,7 @@ from groundplane.queues.drivers.rabbitmq.names import Names
 
 ANSWER_S = 0.3
 _REMEMBERED_S = 30.0
+_replies: set[asyncio.Task[None]] = set()
 _TRANSIENT = encode_properties(delivery_mode=1)
 
 
@@ -65,7 +66,9 @@ async def answer_on(
         except msgspec.DecodeError:
             return  # of somebody else
         reply = Message("", question.reply_to, _encode(_Answer(question.number, share())), _TRANSIENT)
-        asyncio.ensure_future(_reply(session, reply))
+        replying = asyncio.create_task(_reply(session, reply), name="groundplane-rabbitmq-answer")
+        _replies.add(replying)
+        replying.add_done_callback(_replies.discard)
 
     own = await channel.declare_queue(durable=False, exclusive=True, auto_delete=True)
     await channel.bind_queue(own.name, names.exchange, names.asks(broker_queue))

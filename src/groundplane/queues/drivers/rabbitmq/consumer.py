@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from groundplane.core.clock import Clock
 from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, NotFound, Unsupported
@@ -339,8 +340,8 @@ class RabbitConsumer:
 
     def _lost_error(self, number: int) -> FailedPrecondition:
         return FailedPrecondition(
-            f"delivery: {number!r} of queue {self._queue!r} went back to its queue, because the connection to the broker "
-            "broke; undo what can be undone, it is handed out again",
+            f"delivery: {number!r} of queue {self._queue!r} went back to its queue, because the connection to the "
+            "broker broke; undo what can be undone, it is handed out again",
             reason="delivery_lost",
             details={"queue": self._queue, "tag": number},
         )
@@ -389,8 +390,8 @@ class RabbitConsumer:
         await self._parts.returns.record(session, back)
         intake.requeue(ordered)
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=f"groundplane-consumer-{self._queue}-background")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -513,9 +514,13 @@ class RabbitConsumer:
             task.cancel()
 
     async def _hand_back(self, intake: Intake) -> None:
+        """Everything goes back at no cost, and is seen in the queue when this returns."""
         await intake.pause()
-        if self._delays is not None:
-            await self._delays.stop()
+        delays = self._delays
+        if delays is not None:
+            waiting = await delays.waiting()
+            delayed = await delays.stop()
+            await self._until_seen(lambda: delays.returned(delayed, waiting))
         mine = [one for number, one in self._held.items() if number not in self._being_settled]
         back = [one for one in mine if one.intake is intake] + intake.take_buffer()
         if not back:
@@ -523,12 +528,17 @@ class RabbitConsumer:
         before = await intake.barrier()
         self._held.clear()
         await self._give_back(intake, back)
-        until = self._loop.time() + _VISIBLE_S
-        while self._loop.time() < until:
+
+        async def seen() -> bool:
             state = await intake.barrier()
-            if state.consumers or state.ready >= before.ready + len(back):
-                return
-            await asyncio.sleep(0.002)
+            return state.consumers > 0 or state.ready >= before.ready + len(back)
+
+        await self._until_seen(seen)
+
+    async def _until_seen(self, seen: Callable[[], Awaitable[bool]]) -> None:
+        until = self._loop.time() + _VISIBLE_S
+        while not await seen() and self._loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)  # the broker tells nobody
 
     def _check_open(self) -> None:
         if self._closing is not None:

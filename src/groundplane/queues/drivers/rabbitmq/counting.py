@@ -116,9 +116,9 @@ class Counting:
         if waited and len(waited) == sum(1 for share in shares if share.in_flight) and state.consumers > 1:
             return self._clock.now_ms() - max(waited)
         head, now = self._heads.get(queue), asyncio.get_running_loop().time()
-        if head is not None and now - head.at < _HEAD_S and state.ready >= head.ready:
-            if not any(share.last_copy >= head.copy for share in shares):
-                return head.since
+        same = head is not None and now - head.at < _HEAD_S and state.ready >= head.ready
+        if head is not None and same and not any(share.last_copy >= head.copy for share in shares):
+            return head.since
         return await self._peek(queue, state)
 
     async def _peek(self, queue: str, state: QueueState) -> int:

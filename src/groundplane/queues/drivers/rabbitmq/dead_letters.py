@@ -63,7 +63,7 @@ class RabbitDeadLetters:
             return await _letter(desk, queue, desk.letters[key])
 
     async def redrive(self, dead_id: str, *, payload: bytes | None = None) -> None:
-        """See `DeadLetterSource.redrive`. Published, confirmed, then taken from the dead: a crash between doubles it."""
+        """See `DeadLetterSource.redrive`. Published, confirmed, then taken away: a crash between doubles it."""
         key, queue = self._parse(dead_id)
         async with self._desk(queue, dead_id) as desk:
             if key not in desk.letters:

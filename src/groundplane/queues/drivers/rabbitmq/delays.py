@@ -56,11 +56,21 @@ class Delays:
         self._timer: asyncio.TimerHandle | None = None
         self._moving: asyncio.Task[None] | None = None
         self._tag: str | None = None
+        self._stopping = False
 
     @property
     def held(self) -> int:
         """How many it holds."""
         return len(self._held)
+
+    async def returned(self, count: int, before: int) -> bool:
+        """Whether `count` that were given back are seen in the queue, that had `before`."""
+        state = await self._intake.channel.declare_queue(self._source, passive=True)
+        return state.consumers > 0 or state.ready >= before + count
+
+    async def waiting(self) -> int:
+        """How many lie in the queue and are held by nobody."""
+        return (await self._intake.channel.declare_queue(self._source, passive=True)).ready
 
     async def start(self) -> None:
         """Consume; what is due already is published at once."""
@@ -68,15 +78,22 @@ class Delays:
         await channel.qos(HELD_MAX)
         self._tag = await channel.consume(self._source, self._receive, on_cancel=self._on_cancel)
 
-    async def stop(self) -> None:
-        """Let those that are being published finish; the rest goes back when the channel closes."""
+    async def stop(self) -> int:
+        """Let those that are being published finish, and give back the rest; how many."""
+        channel = self._intake.channel
+        self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._tag is not None and self._intake.channel.is_open:
-            await self._intake.channel.cancel(self._tag)
+        if self._tag is not None:
+            await channel.cancel(self._tag)
+            await channel.declare_queue(self._source, passive=True)  # what it had pushed has come then
         if self._moving is not None:
             await asyncio.wait([self._moving], timeout=2.0)
+        tags = list(self._held)
+        for tag in tags:
+            self._intake.drop_aside(tag, requeue=True)
         self.end()
+        return len(tags)
 
     def end(self) -> None:
         """The channel is no more."""
@@ -108,7 +125,7 @@ class Delays:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._due and self._moving is None and self._intake.alive:
+        if self._due and self._moving is None and self._intake.alive and not self._stopping:
             wait_s = max(0, self._due[0][0] - self._clock.now_ms()) / 1000
             self._timer = self._loop.call_later(min(wait_s, _LOOK_S * 60), self._fire)
 

@@ -81,6 +81,7 @@ class Desk:
         async with asyncio.timeout(_READ_S):
             while (await self._channel.declare_queue(self._queue, passive=True)).ready:
                 await asyncio.sleep(0.002)
+            await self._channel.declare_queue(self._queue, passive=True)  # what waited in the broker's channel has come
 
     async def body(self, letter: Letter) -> bytes:
         """Its payload, fetched again where it was too much to keep."""

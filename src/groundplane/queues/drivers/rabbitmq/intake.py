@@ -91,7 +91,11 @@ class Intake:
             await self._adjust(0)
 
     async def barrier(self) -> QueueState:
-        """What the queue has left; all that the broker pushed before is in the buffer then."""
+        """What the queue has left; all that the broker pushed before is in the buffer then.
+
+        Asked twice: the broker's channel answers the first before it passes on what waits in it.
+        """
+        await self.channel.declare_queue(self._queue, passive=True)
         return await self.channel.declare_queue(self._queue, passive=True)
 
     def run_is_open(self) -> bool:
@@ -181,6 +185,7 @@ class Intake:
         if self._tag is not None:
             tag, self._tag = self._tag, None
             await self.channel.cancel(tag)
+            await self.channel.declare_queue(self._queue, passive=True)  # what it had pushed has come then
         if not count or self.buffer:
             return
         self._grant += 1

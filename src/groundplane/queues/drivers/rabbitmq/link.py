@@ -157,7 +157,7 @@ class Link:
         return session if session is not None and session.alive else None
 
     async def ready(self, within_s: float = READY_S) -> Session:
-        """The session that is alive, waited for. `unavailable` with the cause after `within_s`, `Closed` when closed."""
+        """The session that is alive, waited for: `unavailable` with the cause after `within_s`; `Closed`."""
         session = self.session
         if session is not None:
             return session

@@ -1,8 +1,8 @@
 """A message on the wire: the payload is the body, all else is one note in the header `gp`.
 
-The note is MessagePack, inert, with a version. Names that begin with `x-` are the broker's and are never copied: a copied
-`x-death` makes the broker drop a message in silence. A message of a foreign sender has no note: its text headers are
-taken, its id is `message_id`, it is at attempt 1.
+The note is MessagePack, inert, with a version. Headers that begin with `x-` are the broker's and are never copied: a
+copied `x-death` makes the broker drop a message in silence. A message of a foreign sender has no note: its text headers
+are taken, its id is `message_id`, it is at attempt 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which queues were declared, with which limits: the broker keeps neither in a form that can be changed or asked for."""
+"""Which queues were declared, with which limits: the broker tells neither, and cannot change a limit."""
 
 from __future__ import annotations
 

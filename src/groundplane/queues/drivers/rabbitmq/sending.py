@@ -144,9 +144,9 @@ def full(queue: str, depth_max: int) -> ResourceExhausted:
 
 def explained(error: GroundplaneError, queue: str) -> GroundplaneError:
     """The outcome of a publishing in the words of this port."""
-    if error.reason not in ("queue_not_found", "message_refused"):
+    if error.reason not in ("queue_not_found", "exchange_not_found", "message_refused"):
         return error
-    known = missing(queue) if error.reason == "queue_not_found" else _refused(queue)
+    known = _refused(queue) if error.reason == "message_refused" else missing(queue)
     known.__cause__ = error
     return known
 
