@@ -55,6 +55,10 @@ class FakeBroker:
         self.said: dict[str, Any] = {}
         self.published: dict[int, int] = {}
         self.bodies: list[bytes] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Another client comes: the conversation starts anew."""
         self._reader = FrameReader(2**27)
         self._greeted = False
 
@@ -97,7 +101,7 @@ _CUSTOMARY: dict[str, Answer | bytes] = {
     "Confirm.Select": lambda c, m: method(c, commands.Confirm.SelectOk()),
     "Basic.Qos": lambda c, m: method(c, commands.Basic.QosOk()),
     "Basic.Consume": _consume_ok,
-    "Basic.Cancel": lambda c, m: method(c, commands.Basic.CancelOk(m.consumer_tag)),
+    "Basic.Cancel": lambda c, m: b"" if m.nowait else method(c, commands.Basic.CancelOk(m.consumer_tag)),
     "Basic.Get": lambda c, m: method(c, commands.Basic.GetEmpty()),
     "Queue.Declare": lambda c, m: method(c, commands.Queue.DeclareOk(m.queue or "generated", 3, 1)),
     "Queue.Delete": lambda c, m: method(c, commands.Queue.DeleteOk(3)),
@@ -124,6 +128,7 @@ class Served:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client until it leaves."""
         self.connections += 1
+        self.broker.begin()
         self._writers.append(writer)
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
