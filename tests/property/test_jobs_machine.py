@@ -41,12 +41,14 @@ class _Branch:
 class JobMachine(RuleBasedStateMachine):
     """Rules are the changes that a mesh makes; each is also tried on branches that are not what they were."""
 
+    url = "embedded://"
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
         self.stack = AsyncExitStack()
         folder = self.stack.enter_context(tempfile.TemporaryDirectory())
-        self.jobs: Jobs = self.run(self.stack.enter_async_context(Jobs.open(state=folder, inline=True)))
+        self.jobs: Jobs = self.run(self.stack.enter_async_context(Jobs.open(self.url, state=folder, inline=True)))
         self.root = _Branch("root")
         self.known = [self.root]
         self.lost_for_good = False
@@ -220,3 +222,17 @@ JobMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30,
 @pytest.mark.req("JOB-01.1", "JOB-01.2", "JOB-05.3", "JOB-12.1", "JOB-12.2")
 class TestJobMachine(JobMachine.TestCase):  # type: ignore[name-defined,misc]
     pass
+
+
+class PostgresJobMachine(JobMachine):
+    """The same story in PostgreSQL; `url` is that of the test."""
+
+
+PostgresJobMachine.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.req("JOB-01.1", "JOB-01.2", "JOB-05.3", "JOB-12.1", "JOB-12.2")
+class TestPostgresJobMachine(PostgresJobMachine.TestCase):  # type: ignore[name-defined,misc]
+    @pytest.fixture(autouse=True)
+    def store(self, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(PostgresJobMachine, "url", postgres_url)
