@@ -27,6 +27,7 @@ from groundplane.core.migrations import MigrationSet
 T = TypeVar("T")
 
 VERSION_MIN = 13
+_CHECKS_ITS_CLIENT = 140000
 _CLOSE_S = 4.0
 _RECONNECT_S = 5.0
 _FRESH_S = 1.0
@@ -201,10 +202,11 @@ class Engine:
         if self.settings.prepare_threshold is None:
             return  # behind PgBouncer the settings of a session are not ours
         most_ms = round((self.settings.call_timeout_s + _SERVER_GRACE_S) * 1000)
-        await connection.execute(
-            f"SELECT set_config('statement_timeout', '{most_ms}', false), "
-            f"set_config('idle_in_transaction_session_timeout', '{most_ms}', false)"
-        )
+        bounds = {"statement_timeout": most_ms, "idle_in_transaction_session_timeout": most_ms}
+        if connection.info.server_version >= _CHECKS_ITS_CLIENT:
+            bounds["client_connection_check_interval"] = 1000  # who was cut off holds no lock for long
+        chosen = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in bounds.items())
+        await connection.execute(f"SELECT {chosen}")
 
     def _keywords(self) -> dict[str, Any]:
         return {

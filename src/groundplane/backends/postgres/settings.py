@@ -58,7 +58,10 @@ def parse_url(field: str, url: str) -> Settings:
     Options are those of libpq (`sslmode`, `target_session_attrs`, …; several hosts as libpq takes them) and `schema`,
     `pool_min`, `pool_max`, `call_timeout` (seconds), `prepare_threshold` (a number, or `none` behind PgBouncer).
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidArgument(f"{field}: {mask_url(url)!r} is no URL; mend its host") from None
     if parts.scheme not in SCHEMES:
         raise InvalidArgument(f"{field}: {mask_url(url)!r} must begin with postgresql://")
     if parts.fragment:
