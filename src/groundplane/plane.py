@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from groundplane.core.diagnosis import Diagnosis, load_diagnose
 from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument
 from groundplane.core.names import did_you_mean
 from groundplane.core.settings import Settings, load
@@ -164,6 +165,18 @@ class Plane:
         if name not in self._ports:
             raise Closed(f"{name}: was not opened; Plane.open(ports=…) opened {', '.join(self._ports) or 'none'}")
         return self._ports[name]
+
+
+async def diagnose(settings: Settings, port: str, *, names: Sequence[str] = ()) -> Diagnosis | None:
+    """Look at the server of a port as a role would meet it, leaving nothing there. `names` are queues to look at.
+
+    None for embedded storage, and for drivers that have no such look. Raises what the role would: each error by name,
+    within the timeouts of the URL.
+    """
+    url = getattr(settings, port).reveal()
+    table: dict[str, str] = importlib.import_module(_DRIVERS[port]).DIAGNOSES
+    found = load_diagnose(url.partition("://")[0].lower(), table)
+    return await found(url, namespace=settings.name, names=names) if found is not None else None
 
 
 class _KnownSchemes(Mapping[str, "frozenset[str] | None"]):

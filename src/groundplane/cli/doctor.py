@@ -12,23 +12,25 @@ import socket
 import stat
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
-import msgspec
 from cyclopts import Parameter
 
 from groundplane.cli import state_folder
 from groundplane.cli.address import check_address
+from groundplane.cli.finding import Finding, of_error
+from groundplane.cli.loading import describe_apart
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, Output, colourful
+from groundplane.cli.servers_check import examine_servers
 from groundplane.cli.version import versions
 from groundplane.core.clock import SYSTEM_CLOCK, iso_z
 from groundplane.core.errors import GroundplaneError, NotFound
-from groundplane.core.reasons import REASONS
 from groundplane.core.settings import Settings
-from groundplane.plane import Plane
+from groundplane.plane import PORTS, Plane
 
 DISK_FREE_BYTES_MIN = 64 * 1024 * 1024
 CLOCK_TOLERANCE_MS = 1000
@@ -36,45 +38,37 @@ _PROBE_BYTES = 256 * 1024
 _JOBS_LOOKED_AT = 100
 _CONNECT_TIMEOUT_S = 2.0
 
-Severity = Literal["ok", "warning", "error"]
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What one check found. `remedy` says what to do where something is to be done."""
-
-    check: str
-    severity: Severity
-    message: str
-    reason: str = ""
-    remedy: str = ""
-
 
 def doctor(
     *,
     host: Annotated[str | None, Parameter(help="Address that the gateway is to have.")] = None,
     port: Annotated[int | None, Parameter(help="Port that the gateway is to have.")] = None,
+    app: Annotated[str | None, Parameter(help="Look at the queues of this app as well.")] = None,
     common: Common = COMMON,
 ) -> int:
-    """Check versions, permissions, disk, stored data, port and clock; exit code 1 when something is wrong.
+    """Check versions, permissions, disk, servers, stored data, port and clock; exit code 1 when something is wrong.
 
     Examples:
 
       groundplane doctor
 
-      groundplane doctor --state /var/lib/groundplane --json
+      groundplane doctor --app app:app --state /var/lib/groundplane --json
     """
-    findings = asyncio.run(examine(common.settings(host=host, port=port)))
+    settings = common.settings(host=host, port=port)
+    names = sorted(describe_apart(app).actors) if app is not None else []
+    findings = asyncio.run(examine(settings, names))
     bad = any(one.severity == "error" for one in findings)
     _report(common.output, findings, bad)
     return EXIT_FAILURE if bad else EXIT_OK
 
 
-async def examine(settings: Settings) -> list[Finding]:
+async def examine(settings: Settings, queues: Sequence[str] = ()) -> list[Finding]:
     """Every check in turn. What cannot be checked because of an earlier finding is left out."""
-    found = [_versions(), *_extras(), _folder(settings.state), _disk(settings.state)]
+    found = [_versions(), *_extras(settings), _folder(settings.state), _disk(settings.state)]
     usable = all(one.severity != "error" for one in found)
+    found += await examine_servers(settings, queues)
     for check in (_data, _clock):
-        if usable:
+        if usable and _embedded(settings):
             found += await check(settings)
     found += [_port(settings), *_gateway(settings)]
     return found
@@ -86,7 +80,7 @@ def _versions() -> Finding:
     return Finding(check="versions", severity="ok", message=f"{shown} on {platform.system()} {platform.release()}")
 
 
-def _extras() -> list[Finding]:
+def _extras(settings: Settings) -> list[Finding]:
     missing = [name for name in ("mcp", "starlette", "uvicorn") if versions()[name] == "not installed"]
     if not missing:
         return []
@@ -140,10 +134,10 @@ def _disk(state: Path) -> Finding:
 
 async def _data(settings: Settings) -> list[Finding]:
     """Each store opened as a role would open it. Data that is not there yet is made by `dev` or `db upgrade`."""
-    if settings.jobs.scheme == "embedded" and not (settings.state / "plane.db").exists():
+    if not (settings.state / "plane.db").exists():
         return [Finding(check="data", severity="ok", message=f"nothing is stored in {settings.state} yet")]
     found: dict[str, Finding] = {}
-    for store in ("queues", "jobs", "ledger", "blobs"):
+    for store in _embedded(settings):
         try:
             async with Plane.open(settings, ports=(store,)) as plane:
                 error = (await plane.check())[store]
@@ -151,13 +145,21 @@ async def _data(settings: Settings) -> list[Finding]:
             error = raised
         if error is not None:
             key = error.reason or error.message  # one broken file is one finding, however many stores are in it
-            found.setdefault(key, _of_error("data", error))
-    return list(found.values()) or [Finding(check="data", severity="ok", message="queues, jobs, ledger and blobs open")]
+            found.setdefault(key, of_error("data", error))
+    opened = ", ".join(_embedded(settings))
+    return list(found.values()) or [Finding(check="data", severity="ok", message=f"these open: {opened}")]
+
+
+def _embedded(settings: Settings) -> list[str]:
+    """The stores in the state folder."""
+    return [port for port in PORTS if getattr(settings, port).scheme == "embedded"]
 
 
 async def _clock(settings: Settings) -> list[Finding]:
     """Whether the clock is behind what was stored: deadlines, delays and retention would be wrong."""
-    if settings.jobs.scheme == "embedded" and not (settings.state / "plane.db").exists():
+    if settings.jobs.scheme != "embedded":
+        return []  # the servers' clocks are compared
+    if not (settings.state / "plane.db").exists():
         return [Finding(check="clock", severity="ok", message="nothing is stored to compare the clock with")]
     from groundplane.jobs import JobQuery
 
@@ -233,14 +235,6 @@ def _can_grow(folder: Path) -> bool:
     except OSError as error:
         return error.errno not in (errno.ENOSPC, errno.EDQUOT)
     return True
-
-
-def _of_error(check: str, error: GroundplaneError) -> Finding:
-    row = REASONS.get(error.reason)
-    return Finding(
-        check=check, severity="error", message=error.message, reason=error.reason or error.code,
-        remedy=row.remedy if row is not None else "See the message.",
-    )  # fmt: skip
 
 
 def _report(output: Output, findings: list[Finding], bad: bool) -> None:

@@ -39,7 +39,7 @@ async def migrate(
         wanted = await missing(connection, components, settings)
         if not wanted:
             return 0
-        await _refuse_what_cannot_be(connection, wanted, settings, upgrade=upgrade)
+        await refuse_what_cannot_be(connection, wanted, settings, upgrade=upgrade)
         await _prepare(connection, settings)
         for one in wanted:
             await _run(connection, one, settings)
@@ -55,9 +55,10 @@ async def _applied(connection: Connection, settings: Settings) -> list[AppliedMi
     return [AppliedMigration(component=c, version=v, name=n, checksum=s) for c, v, n, s in await done.fetchall()]
 
 
-async def _refuse_what_cannot_be(
+async def refuse_what_cannot_be(
     connection: Connection, wanted: Sequence[Migration], settings: Settings, *, upgrade: bool
 ) -> None:
+    """`failed_precondition` (`schema_old`) where a component that is there is older, unless it is to be upgraded."""
     present: dict[str, int] = {}
     for done in await _applied(connection, settings):
         present[done.component] = max(done.version, present.get(done.component, 0))

@@ -16,6 +16,8 @@ DRIVERS: dict[str, str] = {
     "embedded": "groundplane.blobs.drivers.embedded:open_driver",
     "s3": "groundplane.blobs.drivers.s3:open_driver",
 }
+DIAGNOSES: dict[str, str] = {"s3": "groundplane.blobs.drivers.s3_diagnosis:diagnose"}
+"""Who looks at the server of a URL, by its scheme (`core.diagnosis`)."""
 
 
 async def open_driver(url: str, state: Path) -> BlobDriver:

@@ -17,6 +17,10 @@ DRIVERS: dict[str, str] = {
     "postgresql": "groundplane.jobs.drivers.postgres:open_driver",
     "postgres": "groundplane.jobs.drivers.postgres:open_driver",
 }
+DIAGNOSES: dict[str, str] = dict.fromkeys(
+    ("postgresql", "postgres"), "groundplane.jobs.drivers.postgres.diagnosis:diagnose"
+)
+"""Who looks at the server of a URL, by its scheme (`core.diagnosis`)."""
 
 
 async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, inline: bool) -> JobStore:

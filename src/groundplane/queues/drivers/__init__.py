@@ -18,6 +18,8 @@ DRIVERS: dict[str, str] = {
     "amqp": "groundplane.queues.drivers.rabbitmq:RabbitQueues",
     "amqps": "groundplane.queues.drivers.rabbitmq:RabbitQueues",
 }
+DIAGNOSES: dict[str, str] = dict.fromkeys(("amqp", "amqps"), "groundplane.queues.drivers.rabbitmq.diagnosis:diagnose")
+"""Who looks at the server of a URL, by its scheme (`core.diagnosis`)."""
 
 
 def open_driver(url: str, **options: Any) -> AbstractAsyncContextManager[QueueDriver]:

@@ -17,6 +17,10 @@ DRIVERS: dict[str, str] = {
     "postgresql": "groundplane.mesh.ledger.drivers.postgres:open_driver",
     "postgres": "groundplane.mesh.ledger.drivers.postgres:open_driver",
 }
+DIAGNOSES: dict[str, str] = dict.fromkeys(
+    ("postgresql", "postgres"), "groundplane.mesh.ledger.drivers.postgres_diagnosis:diagnose"
+)
+"""Who looks at the server of a URL, by its scheme (`core.diagnosis`)."""
 
 
 async def open_driver(url: str, *, namespace: str, state: Path, upgrade: bool, inline: bool) -> Ledger:
