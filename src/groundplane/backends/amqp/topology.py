@@ -54,7 +54,10 @@ class Topology:
         return QueueState(answer.queue, answer.message_count, answer.consumer_count)
 
     async def delete_queue(self: _Asks, name: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
-        """Delete it with its messages; how many these were. A queue that is missing is no error (RabbitMQ's rule)."""
+        """Delete it with its messages; how many these were. A queue that is missing is no error (RabbitMQ's rule).
+
+        Quorum queues know neither `if_unused` nor `if_empty`: the broker closes the whole connection (`unsupported`).
+        """
         method = build(commands.Queue.Delete, queue=name, if_unused=if_unused, if_empty=if_empty)
         count: int = (await self.request(method, commands.Queue.DeleteOk)).message_count
         return count
