@@ -11,8 +11,9 @@ from groundplane.core.errors import FailedPrecondition, InvalidArgument, Unavail
 from groundplane.testing.go_modules import fetched
 from groundplane.testing.kubernetes import Cluster, keda_crds, load
 from groundplane.testing.servers.contract import Running, ServerMissing
+from integration.server_lab import bring
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.req("KIT-01")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.req("KIT-01")]
 
 _DEPLOYMENT = """
 apiVersion: apps/v1
@@ -39,7 +40,12 @@ spec:
 
 
 @pytest.fixture(scope="session")
-def cluster(kubernetes_server: Running) -> Cluster:
+def built() -> None:
+    bring("kubernetes")
+
+
+@pytest.fixture(scope="session")
+def cluster(built: None, kubernetes_server: Running) -> Cluster:
     return Cluster(kubernetes_server.url)
 
 
