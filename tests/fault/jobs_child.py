@@ -42,8 +42,9 @@ async def relay(jobs: Jobs, path: str) -> None:
 
 
 async def main() -> None:
-    role, state, *rest = sys.argv[1:]
-    async with Jobs.open(state=state) as jobs:
+    role, place, *rest = sys.argv[1:]
+    url, state = (place, ".") if "://" in place else ("embedded://", place)
+    async with Jobs.open(url, state=state) as jobs:
         if role == "create":
             await create(jobs, int(rest[0]))
         elif role == "relay":

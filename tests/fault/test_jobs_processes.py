@@ -1,4 +1,4 @@
-"""Several processes on one file, some of which are killed: no accepted job is lost, none stays pending for ever."""
+"""Several processes on one store, some of which are killed: no accepted job is lost, none stays pending for ever."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _CHILD = Path(__file__).with_name("jobs_child.py")
 
 @asynccontextmanager
 async def _child(
-    role: str, state: Path, *rest: object, failpoint: str = ""
+    role: str, place: str, *rest: object, failpoint: str = ""
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {**os.environ, "GROUNDPLANE_FAILPOINTS": failpoint}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(_CHILD),
         role,
-        str(state),
+        place,
         *map(str, rest),
         stdout=asyncio.subprocess.PIPE,
         env=environment,
@@ -46,6 +46,15 @@ async def _child(
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+@pytest.fixture(params=["embedded", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a store that several processes open."""
+    if request.param == "embedded":
+        return f"embedded://{tmp_path}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
 
 
 async def _lines(process: asyncio.subprocess.Process) -> list[list[str]]:
@@ -67,16 +76,16 @@ async def _outbox_is_empty(jobs: Jobs) -> bool:
 
 
 @pytest.mark.req("JOB-02.1", "JOB-02.2", "JOB-09.2")
-async def test_a_creator_killed_right_after_it_stored_a_job_has_still_started_it(tmp_path: Path) -> None:
+async def test_a_creator_killed_right_after_it_stored_a_job_has_still_started_it(place: str) -> None:
     tried: set[str] = set()
     for at in (1, 7, 23):
-        async with _child("create", tmp_path, 100, failpoint=f"accepted=kill@{at}") as creator:
+        async with _child("create", place, 100, failpoint=f"accepted=kill@{at}") as creator:
             lines = await _lines(creator)
             assert creator.returncode == -9
         tried |= {words[1] for words in lines if words[0] == "trying"}
         accepted = {words[1] for words in lines if words[0] == "accepted"}
         assert accepted <= tried
-    async with Jobs.open(state=tmp_path) as jobs:
+    async with Jobs.open(place) as jobs:
         stored = {one.job_id for one in await _all(jobs)}
         sent: list[str] = []
 
@@ -94,20 +103,21 @@ async def test_a_creator_killed_right_after_it_stored_a_job_has_still_started_it
 
 @pytest.mark.req("JOB-02.2", "JOB-09.2")
 async def test_relays_killed_after_sending_repeat_themselves_under_the_same_keys_and_lose_nothing(
+    place: str,
     tmp_path: Path,
 ) -> None:
     log = tmp_path / "sent"
-    async with Jobs.open(state=tmp_path) as jobs:
+    async with Jobs.open(place) as jobs:
         ids = [new_id() for _ in range(300)]
         for _ in range(3):
-            async with _child("relay", tmp_path, log, failpoint="relayed=kill@2") as doomed:
+            async with _child("relay", place, log, failpoint="relayed=kill@2") as doomed:
                 await _ready(doomed)
                 some, ids = ids[:100], ids[100:]
                 for one in some:
                     await jobs.create(job(one), [message(one)])
                 assert await doomed.wait() == -9
         everything = {f"{one.job_id}:0" for one in await _all(jobs)}
-        async with _child("relay", tmp_path, log) as relay:
+        async with _child("relay", place, log) as relay:
             await _ready(relay)
             await eventually(lambda: _outbox_is_empty(jobs))
     sent = _sent(log)
@@ -121,8 +131,8 @@ async def _all(jobs: Jobs) -> list[Job]:
 
 
 @pytest.mark.req("JOB-09.2", "JOB-03.3")
-async def test_processes_that_write_at_once_leave_one_gapless_log(tmp_path: Path) -> None:
-    async with Jobs.open(state=tmp_path) as jobs:
+async def test_processes_that_write_at_once_leave_one_gapless_log(place: str) -> None:
+    async with Jobs.open(place) as jobs:
         seen: list[int] = []
 
         async def read() -> None:
@@ -135,7 +145,7 @@ async def test_processes_that_write_at_once_leave_one_gapless_log(tmp_path: Path
 
         async with asyncio.timeout(45), asyncio.TaskGroup() as tasks:
             tasks.create_task(read())
-            async with _child("create", tmp_path, 200) as one, _child("create", tmp_path, 200) as two:
+            async with _child("create", place, 200) as one, _child("create", place, 200) as two:
                 outputs = await asyncio.gather(_lines(one), _lines(two))
         accepted = {words[1] for lines in outputs for words in lines if words[0] == "accepted"}
         assert {one.job_id for one in await _all(jobs)} == accepted
@@ -145,15 +155,15 @@ async def test_processes_that_write_at_once_leave_one_gapless_log(tmp_path: Path
 
 @pytest.mark.req("JOB-04.2")
 @pytest.mark.slow
-async def test_a_job_of_ten_seconds_has_ended_by_fifteen_although_its_sweeper_was_killed(tmp_path: Path) -> None:
+async def test_a_job_of_ten_seconds_has_ended_by_fifteen_although_its_sweeper_was_killed(place: str) -> None:
     start = time.time()
-    async with Jobs.open(state=tmp_path) as jobs:
+    async with Jobs.open(place) as jobs:
         one = job(new_id(), deadline_at=round((start + 10) * 1000))
         await jobs.create(one, [])
-        async with _child("sweep", tmp_path) as first:
+        async with _child("sweep", place) as first:
             await _ready(first)
             assert await jobs.wait_finished(one.job_id, 8) is None
-        async with _child("sweep", tmp_path) as second:
+        async with _child("sweep", place) as second:
             await _ready(second)
             ended = await jobs.wait_finished(one.job_id, 15 - (time.time() - start))
     assert ended is not None
