@@ -254,19 +254,28 @@ async def test_a_paused_job_is_parked_and_goes_on_after_resume(lab: Lab, tmp_pat
 async def test_a_job_ends_with_its_last_hop_and_is_persisted_when_an_end_actor_comes(lab: Lab, tmp_path: Path) -> None:
     await lab.start(spec(), spec("b"), ends=False)
     job_id = await lab.job(["a", "b"], {"file": str(tmp_path / "calls")})
-    job = await lab.finished(job_id)
-    assert (job.state, job.progress, job.result_key) == (JobState.SUCCEEDED, 100.0, None)
-    told = [(event.kind, event.data["progress"]) for event in await lab.events(job_id)]
     progress = [("progress", percent) for percent in (5.0, 25.0, 50.0, 55.0, 75.0, 75.0)]
-    assert told == [("created", 0.0), *progress, ("succeeded", 100.0)]
+    if lab.stack.embedded:  # elsewhere queues and jobs share no transaction, and the end actor tells
+        job = await lab.finished(job_id)
+        assert (job.state, job.progress, job.result_key) == (JobState.SUCCEEDED, 100.0, None)
+        progress.append(("succeeded", 100.0))
+
+    async def told() -> list[tuple[str, float]]:
+        return [(event.kind, event.data["progress"]) for event in await lab.events(job_id)]
+
+    async def told_all() -> bool:
+        return await told() == [("created", 0.0), *progress]
+
+    await eventually(told_all)
     command = launch.ends(lab.place)
     lab.spawn(command)
     await lab.ready(command)
+    job = await lab.finished(job_id)
     outcome = await lab.outcome(job_id)
     await lab.idle("happy-end")
     filed = await lab.jobs.get(job_id)
     assert (filed.result_key, outcome["payload"]) == (outcome["key"], job.result)
-    assert len(await lab.events(job_id)) == len(told), "the end actor has told it once more"
+    assert await told() == [("created", 0.0), *progress[:6], ("succeeded", 100.0)], "the end was told once"
 
 
 @pytest.mark.req("MESH-10.2", "MESH-09.2")
@@ -340,9 +349,8 @@ async def test_two_sidecars_share_a_queue_and_handle_each_message_once(lab: Lab,
     actor = spec()
     await lab.start(actor)
     second = spec("a")
-    place = launch.Place(state=lab.state)
-    other = launch.Place(state=lab.state)
-    runtime = launch.runtime(second, other)
+    place = lab.place
+    runtime = launch.runtime(second, place)
     socket = str(lab.state / "run" / "second.sock")
     arguments = [socket if part == str(place.socket("a")) else part for part in runtime.arguments]
     ready = lab.state / "run" / "second.ready"
