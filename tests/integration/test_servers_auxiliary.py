@@ -151,6 +151,44 @@ def test_nginx_hands_requests_on_to_its_upstreams_in_turn() -> None:
 
 
 @pytest.mark.nginx
+def test_nginx_hands_a_stream_on_as_it_comes() -> None:
+    """The second event is sent only after the first one has arrived behind the proxy."""
+    with _streams() as (address, go_on), private("nginx", upstream=address) as server:
+        with urllib.request.urlopen(f"{server.url}/events", timeout=10) as answer:
+            assert answer.readline() == b"data: first\n"
+            go_on.set()
+            assert answer.read() == b"data: second\n"
+
+
+@contextmanager
+def _streams() -> Iterator[tuple[str, threading.Event]]:
+    """A server in this process that sends an event, waits until it is told to go on, and sends another."""
+    go_on = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            self.wfile.write(b"data: first\n")
+            if go_on.wait(_WAIT_S):
+                self.wfile.write(b"data: second\n")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing to the terminal."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}", go_on
+        finally:
+            go_on.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.nginx
 def test_nginx_without_an_upstream_serves_its_folder_and_takes_more_words() -> None:
     with private("nginx", server="location = /told { return 203; }") as server:
         (server.data / "index.html").write_text("here")

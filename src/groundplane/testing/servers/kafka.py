@@ -144,8 +144,8 @@ def _configure(place: Place) -> Path:
         "share.coordinator.state.topic.min.isr": "1",
         "group.initial.rebalance.delay.ms": "0",
         # a broker that was killed is let in again when the session of its former life is over
-        "broker.session.timeout.ms": "2000",
-        "broker.heartbeat.interval.ms": "400",
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
         **{str(name): str(value) for name, value in place.options.get("settings", {}).items()},
     }
     path = place.folder / "server.properties"
