@@ -48,8 +48,9 @@ class Orders:
         try:
             yield
             self._stop.set()
-            async with asyncio.timeout(_GIVE_UP_S):
-                await asyncio.gather(*tasks)
+            _, waiting = await asyncio.wait(tasks, timeout=_GIVE_UP_S)
+            assert not waiting, f"orders are not served: {await self._unserved()}\n{self.lab.logs()}"
+            await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -72,6 +73,14 @@ class Orders:
                 continue
             self.accepted[str(job["job_id"])] = name
             return str(job["job_id"])
+
+    async def _unserved(self) -> str:
+        """What is known of the orders without a result, and of the queues."""
+        async with Plane.open(self.lab.settings, ports=("queues", "jobs")) as plane:
+            depths = [await plane.queues.depth(one.name) for one in await plane.queues.queues()]
+            jobs = [await plane.jobs.get(one) for one in self.open_jobs()]
+            events = [(await plane.jobs.events(0, one.job_id)).items[-6:] for one in jobs]
+        return "\n".join(map(str, [*jobs, *events, *depths]))
 
     async def _customer(self, *, follows: bool) -> None:
         async with Client(self.lab.url) as client:

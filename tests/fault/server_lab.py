@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from groundplane.testing.faults import Proxy
-from groundplane.testing.servers.instance import Instance
+from groundplane.testing.servers.contract import Running
 from stacks import Stack, on_servers
 
 BUCKET = "plane"
@@ -18,7 +18,7 @@ BUCKET = "plane"
 class Backstage(NamedTuple):
     """One server and the proxy through which the plane speaks to it."""
 
-    server: Instance
+    server: Running
     proxy: Proxy
 
     @property
@@ -76,12 +76,12 @@ FAULTS = [
 
 
 @contextmanager
-def servers() -> Iterator[dict[str, Backstage]]:
+def servers(own_server: Callable[[str], Running]) -> Iterator[dict[str, Backstage]]:
     """RabbitMQ, PostgreSQL and S3 of one's own, each behind a proxy, by the port of the plane that uses it."""
     with ExitStack() as stack:
         made: dict[str, Backstage] = {}
         for port, name in (("queues", "rabbitmq"), ("jobs", "postgres"), ("blobs", "s3")):
-            server = stack.enter_context(Instance.open(name))
+            server = own_server(name)
             made[port] = Backstage(server, stack.enter_context(Proxy.to("127.0.0.1", server.port)))
         yield made
 

@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,10 +20,11 @@ import httpx2
 import pytest
 
 from fault.orders import Audit, Orders
-from fault.plane_lab import Lab
+from fault.plane_lab import Lab, words
 from fault.record import record
 from fault.server_lab import FAULTS, Backstage, Fault, servers, stack_of
 from fault.test_main_job_windows import PASS_THROUGH
+from groundplane.testing.servers.contract import Running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -35,8 +36,8 @@ FLOWS_AGAIN_S = 5.0
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[dict[str, Backstage]]:
-    with servers() as opened:
+def made(own_server_of_module: Callable[..., Running]) -> Iterator[dict[str, Backstage]]:
+    with servers(own_server_of_module) as opened:
         yield opened
 
 
@@ -58,14 +59,17 @@ class Rounds:
             lab.signal(pid, signal.SIGCONT)
         self.recoveries_s.append(await flows_again(lab, self.orders, fault.name))
         self.done.append(fault.name)
+        await lab.all_ready()
 
 
 async def flows_again(lab: Lab, orders: Orders, after: str) -> float:
-    """Seconds until the next order is served; more than five are a failure."""
-    begin, before = time.monotonic(), len(orders.results)
-    await lab.until(lambda: len(orders.results) > before, f"orders are served again after {after}")
+    """Seconds until a handler is called again, at most five; returns when an order has been served."""
+    begin, calls, served = time.monotonic(), lab.effects / "runs", len(orders.results)
+    before = len(words(calls))
+    await lab.until(lambda: len(words(calls)) > before, f"handlers are called again after {after}")
     spent_s = time.monotonic() - begin
     assert spent_s <= FLOWS_AGAIN_S, f"{spent_s:.1f} s after {after}\n{lab.logs()}"
+    await lab.until(lambda: len(orders.results) > served, f"orders are served again after {after}")
     return spent_s
 
 
