@@ -1,4 +1,5 @@
-"""Writes what a released schema of jobs looks like with data in it: `python tests/wire/jobs_release.py FILE.sql`.
+"""Writes what a released schema of jobs looks like with data in it: `python tests/wire/jobs_release.py FILE.sql`, and
+with the URL of a PostgreSQL server behind it the same for its schema.
 
 Run it once for each new migration, before the release that ships it; the file is never changed afterwards.
 """
@@ -10,9 +11,14 @@ import sqlite3
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
 
 from groundplane.core.errors import ErrorRecord
 from groundplane.jobs import Jobs, NewJob
+from groundplane.jobs.drivers.postgres import MIGRATIONS
 from groundplane.jobs.port import Finish, OutboxMessage, Park, Progress, Split
 
 FAR = 4_102_444_800_000
@@ -58,5 +64,45 @@ async def release() -> str:
     return "\n".join(lines) + "\n"
 
 
+async def release_of_postgres(url: str) -> str:
+    """The migrations, and the rows as they were."""
+    async with Jobs.open(f"{url}?schema=released", namespace="released") as jobs:
+        await fill(jobs)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET search_path TO released")
+        lines = [_CREATE_TABLE_OF_MIGRATIONS, *(one.sql for one in MIGRATIONS.load())]
+        tables = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'released'::regnamespace AND relkind = 'r' ORDER BY 1"
+        ).fetchall()
+        lines.append("ALTER TABLE jobs DISABLE TRIGGER USER;")  # rows are as they became, not as they began
+        for (table,) in tables:
+            lines += _rows(connection, table)
+        lines.append("ALTER TABLE jobs ENABLE TRIGGER USER;")
+        connection.execute("DROP SCHEMA released CASCADE")
+    return "\n".join(lines) + "\n"
+
+
+_CREATE_TABLE_OF_MIGRATIONS = """CREATE TABLE groundplane_schema (
+  component text NOT NULL, version integer NOT NULL, name text NOT NULL, checksum text NOT NULL,
+  applied_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (component, version));"""
+
+
+def _rows(connection: psycopg.Connection[tuple[Any, ...]], table: str) -> list[str]:
+    cursor = connection.execute(sql.SQL("SELECT * FROM {} ORDER BY 1").format(sql.Identifier(table)))
+    columns = [column.name for column in cursor.description or ()]
+    lines = []
+    for row in cursor.fetchall():
+        values = ", ".join(sql.Literal(value).as_string(connection) for value in row)
+        lines.append(f"INSERT INTO {table} ({', '.join(columns)}) OVERRIDING SYSTEM VALUE VALUES ({values});")
+    for (column,) in connection.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attidentity <> ''", [table]
+    ).fetchall():
+        lines.append(
+            f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'), (SELECT max({column}) FROM {table}));"
+        )
+    return lines
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(asyncio.run(release()), encoding="utf-8")
+    made = release_of_postgres(sys.argv[2]) if len(sys.argv) > 2 else release()
+    Path(sys.argv[1]).write_text(asyncio.run(made), encoding="utf-8")

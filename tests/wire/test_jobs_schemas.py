@@ -6,20 +6,26 @@ import asyncio
 from pathlib import Path
 
 import apsw
+import psycopg
 import pytest
 
+from groundplane.backends import postgres
 from groundplane.backends.sqlite import Database
 from groundplane.core.errors import Conflict
 from groundplane.jobs import Jobs, JobState, Retention
 from groundplane.jobs.conformance.subjects import kinds, succeed
 from groundplane.jobs.drivers.embedded import FILE_NAME, MIGRATIONS
+from groundplane.jobs.drivers.postgres import MIGRATIONS as POSTGRES_MIGRATIONS
 from wire.jobs_release import FAR, job
 
 pytestmark = pytest.mark.anyio
 
-_SCHEMAS = sorted((Path(__file__).parent / "jobs_schemas").glob("*.sql"))
+_FOLDER = Path(__file__).parent / "jobs_schemas"
+_SCHEMAS = sorted(_FOLDER.glob("*.sql"))
+_POSTGRES_SCHEMAS = sorted((_FOLDER / "postgres").glob("*.sql"))
 _FOR_EVER = Retention(jobs_s=1e10, events_s=1e10)
 _CHECKSUMS = {1: "dc66a2533d74a075"}
+_POSTGRES_CHECKSUMS = {1: "30477793b5c4e777"}
 
 
 def _release(schema: Path, state: Path) -> None:
@@ -28,11 +34,22 @@ def _release(schema: Path, state: Path) -> None:
     connection.close()
 
 
+def _release_in_postgres(schema: Path, url: str) -> None:
+    settings = postgres.parse_url("jobs", url)
+    with psycopg.connect(**settings.conninfo, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {settings.schema}".encode())
+        connection.execute(f"SET search_path TO {settings.schema}".encode())
+        connection.execute(schema.read_text(encoding="utf-8").encode())
+
+
 @pytest.mark.req("JOB-10.1")
 def test_each_migration_has_a_release_to_test_and_none_was_edited_since() -> None:
     migrations = MIGRATIONS.load()
     assert [int(schema.stem) for schema in _SCHEMAS] == [one.version for one in migrations]
     assert {one.version: one.checksum[:16] for one in migrations} == _CHECKSUMS
+    migrations = POSTGRES_MIGRATIONS.load()
+    assert [int(schema.stem) for schema in _POSTGRES_SCHEMAS] == [one.version for one in migrations]
+    assert {one.version: one.checksum[:16] for one in migrations} == _POSTGRES_CHECKSUMS
 
 
 @pytest.mark.req("JOB-10.1")
@@ -46,11 +63,31 @@ async def test_an_empty_file_is_checked_without_being_changed_and_then_brought_u
 
 
 @pytest.mark.req("JOB-10.1")
+async def test_an_empty_database_is_checked_without_being_changed_and_then_brought_up(postgres_url: str) -> None:
+    for _ in range(2):
+        missing = await postgres.Database.check(postgres_url, [POSTGRES_MIGRATIONS])
+        assert [one.version for one in missing] == list(_POSTGRES_CHECKSUMS)
+    async with Jobs.open(postgres_url):
+        pass
+    assert await postgres.Database.check(postgres_url, [POSTGRES_MIGRATIONS]) == ()
+
+
+@pytest.mark.req("JOB-10.1")
 @pytest.mark.parametrize("schema", _SCHEMAS, ids=lambda schema: schema.stem)
 async def test_jobs_of_a_release_are_read_and_go_on(schema: Path, tmp_path: Path) -> None:
     _release(schema, tmp_path)
+    await _are_read_and_go_on(f"embedded://{tmp_path}")
 
-    async with Jobs.open(state=tmp_path, namespace="released", upgrade=True, retention=_FOR_EVER) as jobs:
+
+@pytest.mark.req("JOB-10.1")
+@pytest.mark.parametrize("schema", _POSTGRES_SCHEMAS, ids=lambda schema: schema.stem)
+async def test_jobs_of_a_release_in_postgres_are_read_and_go_on(schema: Path, postgres_url: str) -> None:
+    await asyncio.to_thread(_release_in_postgres, schema, postgres_url)
+    await _are_read_and_go_on(postgres_url)
+
+
+async def _are_read_and_go_on(url: str) -> None:
+    async with Jobs.open(url, namespace="released", upgrade=True, retention=_FOR_EVER) as jobs:
         page = await jobs.list_jobs()
         assert {one.job_id: one.state for one in page.items} == {
             **{state.value: state for state in JobState},
