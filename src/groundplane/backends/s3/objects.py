@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,9 +48,8 @@ class Objects:
         limit_s = self.address.connect_timeout_s + self.address.timeout_s
         doing = "blobs: opening the bucket"
         try:
-            async with asyncio.timeout(limit_s):
-                async for _ in self._listed("", None, 1, doing):
-                    return
+            async with asyncio.timeout(limit_s), aclosing(self._listed("", None, 1, doing)) as pages:
+                await anext(pages, None)
         except TimeoutError as error:
             raise translate(error, doing, self.address) from error
 
@@ -77,15 +77,18 @@ class Objects:
         import obstore
 
         options: Any = {"head": True, **({"version": version} if version else {})}
-        return _stat(await self._answer(obstore.get_async(self.native, name, options=options), doing))
+        found = await self._answer(obstore.get_async(self.native, name, options=options), doing)
+        await self._answer(found.bytes_async(), doing)  # there are none, but a connection is free when they were read
+        return _stat(found)
 
-    async def names(self, folder: str, after: str | None, doing: str) -> AsyncIterator[str]:
+    async def names(self, folder: str, after: str | None, doing: str) -> AsyncGenerator[str, None]:
         """Names below a folder ("" for the bucket), after one of them, in the order of their bytes; a request per
         thousand.
         """
-        async for page in self._listed(folder, after, 1000, doing):
-            for one in page:
-                yield one["path"]
+        async with aclosing(self._listed(folder, after, 1000, doing)) as pages:
+            async for page in pages:
+                for one in page:
+                    yield one["path"]
 
     async def delete(self, names: Sequence[str], doing: str) -> None:
         """A request per thousand names. One that is not there is no error."""
@@ -126,7 +129,7 @@ class Objects:
         """Let go of the connections."""
         self.native = None
 
-    async def _listed(self, folder: str, after: str | None, size: int, doing: str) -> AsyncIterator[Any]:
+    async def _listed(self, folder: str, after: str | None, size: int, doing: str) -> AsyncGenerator[Any, None]:
         import obstore
 
         pages = obstore.list(self.native, folder or None, offset=after, chunk_size=size)

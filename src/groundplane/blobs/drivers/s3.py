@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,14 +110,16 @@ class S3Blobs:
             after = max(after or "", self._names.name(cursor), key=str.encode)
         found: list[str] = []
         more = False
-        async for name in self._open.names(start.rpartition("/")[0], after, f"prefix: listing {prefix!r}"):
-            if not name.startswith(start):
-                break
-            if len(found) == limit:
-                more = True
-                break
-            if self._names.key(name) is not None:
-                found.append(name)
+        doing = f"prefix: listing {prefix!r}"
+        async with aclosing(self._open.names(start.rpartition("/")[0], after, doing)) as names:
+            async for name in names:
+                if not name.startswith(start):
+                    break
+                if len(found) == limit:
+                    more = True
+                    break
+                if self._names.key(name) is not None:
+                    found.append(name)
         infos = [info for info in await self._infos(found) if info is not None and info.key.startswith(prefix)]
         last = await self._key_of(found[-1]) if more else None
         return BlobPage(items=infos, cursor=last)
