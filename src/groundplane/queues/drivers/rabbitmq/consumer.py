@@ -187,8 +187,7 @@ class RabbitConsumer:
         return deaf
 
     async def _want(self, intake: Intake, wanted: int) -> None:
-        free = intake.free
-        if free > 0 and free * 2 >= wanted:
+        if intake.free > 0:
             return
         now = self._loop.time()
         often = len(self._adjusted) == _ADJUSTMENTS_MAX and now - self._adjusted[0] < _RATE_S
@@ -525,13 +524,13 @@ class RabbitConsumer:
         back = [one for one in mine if one.intake is intake] + intake.take_buffer()
         if not back:
             return
-        before = await intake.barrier()
+        before, own = await intake.barrier(), intake.tags_held()
         self._held.clear()
         await self._give_back(intake, back)
 
         async def seen() -> bool:
             state = await intake.barrier()
-            return state.consumers > 0 or state.ready >= before.ready + len(back)
+            return before.consumers > own or state.ready >= before.ready + len(back)
 
         await self._until_seen(seen)
 

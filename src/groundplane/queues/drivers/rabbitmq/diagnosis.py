@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from groundplane.backends.amqp import Channel
 from groundplane.core.diagnosis import Diagnose, Diagnosis
 from groundplane.core.envelope import ERROR_END, HAPPY_END
-from groundplane.core.errors import NotFound
+from groundplane.core.errors import NotFound, PermissionDenied
 from groundplane.queues.drivers.rabbitmq.driver import RabbitQueues
 from groundplane.queues.drivers.rabbitmq.link import Session
 from groundplane.queues.drivers.rabbitmq.names import EXCHANGE, Declared, Names
@@ -51,7 +52,12 @@ async def _try(session: Session, names: Names) -> None:
         if await _has_exchange(session, names.exchange):
             await channel.bind_queue(probe, names.exchange, probe)
             await channel.publish(names.exchange, probe, b"doctor")
-            await channel.get(probe)
+        else:
+            with suppress(PermissionDenied):  # the user needs no right to the broker's own exchange
+                await channel.publish("", probe, b"doctor")
+                await channel.get(probe)
+            return
+        await channel.get(probe)
     finally:
         await channel.aclose()
 

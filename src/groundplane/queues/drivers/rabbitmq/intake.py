@@ -18,6 +18,8 @@ from groundplane.queues.drivers.rabbitmq.messages import Note
 RUN_QUIET_S = 0.01
 """How long to wait for more of a run of returned messages, so that it is handed out in its old order."""
 
+_LOOKS_MAX = 20
+
 
 class Taken:
     """One copy of a message as the broker handed it over. `attempt` is 0 until it is known."""
@@ -77,16 +79,23 @@ class Intake:
         return self.granted - self._unsettled if self._tag is not None else 0
 
     async def want(self, count: int) -> None:
-        """See to it that the broker pushes about `count`, at least one; returns when it knows."""
+        """See to it that the broker pushes up to `count` more; returns when it knows.
+
+        What it may push already is waited for first: the broker counts what it is pushing to a consumer that ends in
+        that moment as handed out.
+        """
         while self._adjusting is not None:
             await asyncio.wait([self._adjusting])
-        if not self.buffer and (self.free <= 0 or self.free * 2 < count):
+        if not self.buffer and self.free <= 0:
             await self._adjust(count)
 
     async def pause(self) -> None:
         """No more is pushed when this returns."""
         while self._adjusting is not None:
             await asyncio.wait([self._adjusting])
+        for _ in range(_LOOKS_MAX):
+            if self.free <= 0 or not (await self.barrier()).ready:
+                break
         if self._tag is not None:
             await self._adjust(0)
 
@@ -158,6 +167,10 @@ class Intake:
             self.on_end()
         self._wake()
 
+    def tags_held(self) -> int:
+        """How many consumers, ended ones included, the broker still counts here for what they hold."""
+        return len({one.grant for one in self._outstanding.values() if one is not None})
+
     def take_buffer(self) -> list[Taken]:
         """Everything that nobody asked for yet."""
         found = list(self.buffer)
@@ -185,7 +198,6 @@ class Intake:
         if self._tag is not None:
             tag, self._tag = self._tag, None
             await self.channel.cancel(tag)
-            await self.channel.declare_queue(self._queue, passive=True)  # what it had pushed has come then
         if not count or self.buffer:
             return
         self._grant += 1
