@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,10 @@ def test_a_missing_tool_chain_fails_where_it_is_required(
     programs: Path, monkeypatch: pytest.MonkeyPatch, required: str
 ) -> None:
     monkeypatch.setenv("GROUNDPLANE_REQUIRE_SERVERS", required)
-    with pytest.raises(pytest.fail.Exception, match=r"node and npm not on PATH.*GROUNDPLANE_REQUIRE_SERVERS names it"):
+    with pytest.raises((pytest.fail.Exception, pytest.skip.Exception)) as ended:
         toolchain_fixtures.required("node")
+    assert isinstance(ended.value, pytest.fail.Exception), "it only skipped"
+    assert re.search(r"node and npm not on PATH.*GROUNDPLANE_REQUIRE_SERVERS names it", str(ended.value))
 
 
 def test_a_missing_tool_chain_skips_where_others_are_required(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
