@@ -49,6 +49,7 @@ class Connection:
         self._listeners: list[_Listener] = []
         self._blocked_timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Future[None] | None = None
+        self._why: GroundplaneError = Closed("connection: it was closed")
 
     @classmethod
     async def open(cls, address: Address, *, name: str) -> Connection:
@@ -109,14 +110,15 @@ class Connection:
         else:
             self._listeners.append(callback)
 
-    async def aclose(self) -> None:
-        """Close it: pending work fails with `Closed`. Idempotent, safe while calls are blocked, ≤ 2 s, however the
-        broker fares. Cancelling it drops the socket.
+    async def aclose(self, why: GroundplaneError | None = None) -> None:
+        """Close it: pending work fails with `why`, `Closed` without one. Idempotent, safe while calls are blocked,
+        ≤ 2 s, however the broker fares. Cancelling it drops the socket.
         """
         if self._closing is not None:
             await asyncio.wait([self._closing])
             return
         self._closing = self._loop.create_future()
+        self._why = why or self._why
         try:
             if self.error is None:
                 await self._say_goodbye()
@@ -232,19 +234,18 @@ class Connection:
         return None
 
     async def _say_goodbye(self) -> None:
-        closed = Closed("connection: it was closed")
         for channel in list(self._channels.values()):
-            channel.fail(again(closed))
+            channel.fail(again(self._why))
         if self.blocked is None:
             answer = self._control.begin_close()
             await asyncio.wait([answer], timeout=CLOSE_S)
-        self._wire.fail(closed, politely=True)
+        self._wire.fail(self._why, politely=True)
 
     def _check(self) -> None:
         if self.error is not None:
             raise again(self.error)
         if self._closing is not None:
-            raise Closed("connection: it was closed")
+            raise again(self._why)
 
     def _free_number(self, most: int) -> int:
         for number in range(1, most + 1):

@@ -107,9 +107,9 @@ class Session:
             except NotFound:
                 return None
 
-    async def aclose(self) -> None:
-        """Close both connections."""
-        await asyncio.gather(self.publishing.aclose(), self.consuming.aclose())
+    async def aclose(self, why: GroundplaneError | None = None) -> None:
+        """Close both connections; what is under way fails with `why`, `Closed` without one."""
+        await asyncio.gather(self.publishing.aclose(why), self.consuming.aclose(why))
 
 
 def _batches(messages: Sequence[Message]) -> list[Sequence[Message]]:
@@ -203,7 +203,7 @@ class Link:
             self._up.clear()
             self.last_failure = self._session.error
             with suppress(GroundplaneError):
-                await self._session.aclose()
+                await self._session.aclose(self._session.error)
             self._session = await self._renew()
             self.renewals += 1
             self._up.set()
