@@ -86,8 +86,8 @@ async def test_large_outputs_travel_as_claims_that_are_gone_afterwards(lab: Lab)
 
 
 @pytest.mark.req("MESH-15.1")
-async def test_an_output_over_the_greatest_size_is_a_named_failure(tmp_path: Path) -> None:
-    async with Lab.open(tmp_path / "plane", Limits(payload_bytes_max=400_000)) as lab:
+async def test_an_output_over_the_greatest_size_is_a_named_failure(stack: Stack) -> None:
+    async with Lab.open(stack, Limits(payload_bytes_max=400_000)) as lab:
         await lab.start(ActorSpec(name="make", handler="handlers:big"), ActorSpec(name="b", handler="handlers:echo"))
         outcome = await lab.outcome((await lab.send(["make", "b"], {"bytes": 500_000})).id)
         assert (outcome["error"]["reason"], outcome["payload"]) == ("payload_too_large", {"bytes": 500_000})

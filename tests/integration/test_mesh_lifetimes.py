@@ -135,8 +135,10 @@ async def test_a_drained_sidecar_finishes_what_runs_hands_back_the_rest_and_exit
 
 
 @pytest.mark.req("MESH-18")
-async def test_at_the_end_of_the_grace_calls_are_handed_back_without_costing_an_attempt(tmp_path: Path) -> None:
-    async with Lab.open(tmp_path / "plane", Limits(grace_s=0.3)) as lab:
+async def test_at_the_end_of_the_grace_calls_are_handed_back_without_costing_an_attempt(
+    stack: Stack, tmp_path: Path
+) -> None:
+    async with Lab.open(stack, Limits(grace_s=0.3)) as lab:
         actor = spec()
         await lab.start(actor)
         gate, calls = tmp_path / "gate", tmp_path / "calls"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.envelope import Envelope
-from groundplane.core.errors import GroundplaneError, ResourceExhausted
+from groundplane.core.errors import GroundplaneError, ResourceExhausted, Unavailable
 from groundplane.mesh.routing import Failure, Outcome, Result, Router
 from groundplane.mesh.sidecar.calls import CallWatch, Telling
 from groundplane.mesh.sidecar.handling import Handling, Work
@@ -57,3 +57,24 @@ async def test_its_failure_is_the_ledgers_and_may_be_tried_again() -> None:
 
 async def test_a_handler_that_gets_along_without_it_has_succeeded() -> None:
     assert isinstance(await _called(Result([])), Result)
+
+
+async def test_the_end_of_an_effect_is_recorded_when_the_ledger_is_back_and_the_handler_waits() -> None:
+    class Away:
+        refusals = 2
+        recorded: ClassVar[dict[str, object]] = {}
+
+        async def once_end(self, key: str, value: object) -> None:
+            if self.refusals:
+                self.refusals -= 1
+                raise Unavailable("ledger: away")
+            self.recorded[key] = value
+
+    ledger, registry = Away(), new_registry()
+    watch = CallWatch(
+        Router(ActorSpec(name="pay", handler="m:f")), Envelope.new(["pay"], {}), Telling(None),
+        CustomMetrics(registry, "pay"), ActorMetrics(registry, "pay"), ledger,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert await watch.ask("once_end", {"key": "order", "value": 7}) == {}
+    assert ledger.recorded == {"pay/order": 7}
+    assert watch.away is None

@@ -26,6 +26,8 @@ HEARTBEAT_EVERY_S = 1.0
 LOOK_EVERY_S = 0.1
 LOOK_AT_MOST = 64
 TROUBLE_S = 5.0
+RECORD_FOR_S = 600.0
+"""How long the end of an effect is tried to be recorded."""
 _SPENT_WEIGHT = 0.1
 
 
@@ -133,7 +135,7 @@ class CallWatch:
             raise InvalidArgument(f"key: {key!r} is not a non-empty string")
         scoped = f"{self._router.spec.name}/{key}"
         if op == "once_end":
-            await self._ledger.once_end(scoped, fields.get("value"))
+            await self._recorded(self._ledger, scoped, fields.get("value"))
             return {}
         if op != "once_begin":
             raise Unsupported(f"ask: {op!r} is unknown to this sidecar; upgrade it")
@@ -146,6 +148,20 @@ class CallWatch:
                 reason="effect_in_doubt",
             )
         return {"state": "new"}
+
+    async def _recorded(self, ledger: Ledger, key: str, value: Any) -> None:
+        """Record the end of an effect. It has happened and must not happen again, so while the ledger is away this is
+        tried on, also when the call is over.
+        """
+        give_up_at = time.monotonic() + RECORD_FOR_S
+        for tries in range(1_000_000):
+            try:
+                await ledger.once_end(key, value)
+                return
+            except GroundplaneError as error:
+                if not error.retryable or time.monotonic() >= give_up_at:
+                    raise
+            await asyncio.sleep(min(1.0, 0.1 * 2 ** min(tries, 4)))
 
     def _report(self, weight: float, status: str, message: str, every_s: float) -> None:
         now = time.monotonic()
