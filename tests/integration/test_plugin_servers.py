@@ -10,15 +10,20 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from groundplane.jobs import JobQuery
+from groundplane.plane import Plane
+from groundplane.queues import QueueSpec
 from groundplane.testing.servers import wire
+from groundplane.testing.servers.contract import Running
 from groundplane.testing.servers.installing import plan
 from groundplane.testing.servers.instance import Instance, temporary_folder
+from groundplane.testing.servers.namespaces import Namespaces
 from groundplane.testing.servers.processes import alive
 from leaks import eventually
 
@@ -210,6 +215,18 @@ def test_what_a_test_leaves_is_gone_for_the_next_and_nothing_else_is(name: str, 
         assert READ[name](outer) == 1
 
 
+@pytest.mark.req("KIT-11.1")
+@pytest.mark.s3
+def test_a_bucket_is_deleted_with_its_objects_on_versitygw_too(own_server: Callable[..., Running]) -> None:
+    server = own_server("s3@versitygw")
+    spaces = Namespaces(lambda _: 1)
+    with spaces.of(server, lambda: False) as url:
+        for number in range(3):
+            _bucket(url).put_object(Key=f"a/{number} ü", Body=b"1")  # type: ignore[attr-defined]
+        assert len(list(server.data.glob("gp-*"))) == 1
+    assert list(server.data.glob("gp-*")) == []
+
+
 def _etcd_put(port: int, key: str) -> None:
     import base64
     import json
@@ -303,6 +320,31 @@ READ = {
     "rabbitmq": lambda url: _rabbit(url, True),
     "s3": lambda url: len(list(_bucket(url).objects.all())),  # type: ignore[attr-defined]
 }
+
+
+# Planes --------------------------------------------------------------------------------------------------------------
+
+
+async def _works(plane: Plane) -> None:
+    assert set((await plane.check()).values()) == {None}
+    await plane.queues.declare(QueueSpec(name="words"))
+    assert [queue.name for queue in await plane.queues.queues()] == ["words"]
+    await plane.blobs.put("a", b"1")
+    assert await plane.blobs.get("a") == b"1"
+    assert (await plane.jobs.list_jobs(JobQuery())).items == []
+
+
+@pytest.mark.anyio
+@pytest.mark.req("KIT-03.1")
+async def test_an_embedded_plane_is_a_fixture(plane: Plane) -> None:
+    await _works(plane)
+
+
+@pytest.mark.anyio
+@pytest.mark.req("KIT-03.1")
+@pytest.mark.parametrize("again", [1, 2])
+async def test_a_plane_on_servers_is_a_fixture_and_new_for_each_test(server_plane: Plane, again: int) -> None:
+    await _works(server_plane)
 
 
 # Missing, required, given --------------------------------------------------------------------------------------------

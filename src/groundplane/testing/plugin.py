@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from groundplane.testing.plugin_run import Run
     from groundplane.testing.servers.contract import Running
 
-pytest_plugins = ("groundplane.testing.toolchain_fixtures",)
+pytest_plugins = ("groundplane.testing.toolchain_fixtures", "groundplane.testing.plugin_planes")
 _MARKERS = {
     "integration": "two features together, or real processes",
     "slow": "more than five seconds",

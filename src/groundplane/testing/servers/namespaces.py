@@ -22,6 +22,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import quote, urlsplit, urlunsplit
+from xml.etree import ElementTree
 
 from groundplane.core.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from groundplane.testing.servers import wire
@@ -124,7 +125,7 @@ class Namespaces:
             raise Unavailable(f"s3: bucket {bucket!r} was not created: {status} {body[:300]!r}")
         yield f"s3://{bucket}?endpoint={quote(server.url, safe=':/@')}"
         if not keep():
-            wire.s3("DELETE", port, f"/{bucket}", keys=keys, host=host, headers={"x-minio-force-delete": "true"})
+            _delete_bucket(port, bucket, keys, host)
 
     @contextmanager
     def _redis(self, server: Running, keep: Keep) -> Iterator[str]:
@@ -143,6 +144,19 @@ class Namespaces:
         if number >= ACCOUNTS:
             raise ResourceExhausted(f"nats: a run has {ACCOUNTS} namespaces; use own_server('nats') beyond them")
         yield f"nats://t{number}:t{number}@{wire.HOST}:{server.port}"
+
+
+def _delete_bucket(port: int, bucket: str, keys: tuple[str, str], host: str) -> None:
+    """With all that is in it: MinIO does so in one request, others object by object."""
+    path = f"/{bucket}"
+    forced = {"x-minio-force-delete": "true"}
+    while wire.s3("DELETE", port, path, keys=keys, host=host, headers=forced)[0] == 409:
+        _, listed = wire.s3("GET", port, path, keys=keys, host=host, query={"list-type": "2"})
+        names = [one.text or "" for one in ElementTree.fromstring(listed).iter() if one.tag.endswith("}Key")]
+        if not names:
+            raise Unavailable(f"s3: bucket {bucket!r} has no objects and is not deleted: it keeps versions or uploads")
+        for name in names:
+            wire.s3("DELETE", port, f"{path}/{name}", keys=keys, host=host)
 
 
 @contextmanager

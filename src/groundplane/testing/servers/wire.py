@@ -135,9 +135,10 @@ def s3(
     host: str = HOST,
     region: str = "us-east-1",
     headers: Mapping[str, str] | None = None,
+    query: Mapping[str, str] | None = None,
     body: bytes = b"",
 ) -> tuple[int, bytes]:
-    """One request of S3, signed with AWS's signature version 4; `path` without a query string."""
+    """One request of S3, signed with AWS's signature version 4."""
     moment = datetime.now(UTC)
     stamp, day = moment.strftime("%Y%m%dT%H%M%SZ"), moment.strftime("%Y%m%d")
     digest = hashlib.sha256(body).hexdigest()
@@ -147,7 +148,8 @@ def s3(
     }  # fmt: skip
     names = ";".join(sorted(sent))
     lines = "".join(f"{name}:{sent[name]}\n" for name in sorted(sent))
-    canonical = f"{method}\n{quote(path)}\n\n{lines}\n{names}\n{digest}"
+    words = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted((query or {}).items()))
+    canonical = f"{method}\n{quote(path)}\n{words}\n{lines}\n{names}\n{digest}"
     scope = f"{day}/{region}/s3/aws4_request"
     to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
     key = f"AWS4{keys[1]}".encode()
@@ -157,4 +159,4 @@ def s3(
     sent["authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={keys[0]}/{scope}, SignedHeaders={names}, Signature={signature}"
     )
-    return http(method, port, quote(path), host=host, body=body, headers=sent, timeout_s=10.0)
+    return http(method, port, f"{quote(path)}?{words}", host=host, body=body, headers=sent, timeout_s=10.0)
