@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from groundplane.backends.amqp import Channel
 from groundplane.core.diagnosis import Diagnose, Diagnosis
@@ -49,15 +48,15 @@ async def _try(session: Session, names: Names) -> None:
     try:
         probe = f"{names.namespace}::doctor-{uuid.uuid4()}"
         await channel.declare_queue(probe, durable=False, exclusive=True, auto_delete=True)
-        if await _has_exchange(session, names.exchange):
+        known = await _has_exchange(session, names.exchange)
+        if known:
             await channel.bind_queue(probe, names.exchange, probe)
-            await channel.publish(names.exchange, probe, b"doctor")
-        else:
-            with suppress(PermissionDenied):  # the user needs no right to the broker's own exchange
-                await channel.publish("", probe, b"doctor")
-                await channel.get(probe)
-            return
-        await channel.get(probe)
+        try:
+            await channel.publish(names.exchange if known else "", probe, b"doctor")
+            await channel.get(probe)
+        except PermissionDenied:
+            if known:  # to the broker's own exchange, which stands in until there is ours, no right is needed
+                raise
     finally:
         await channel.aclose()
 
