@@ -265,7 +265,7 @@ async def test_a_missing_exchange_fails_its_own_channel_and_the_connection_lives
             assert error is None or n == 20 or (isinstance(error, Unavailable) and error.reason == "connection_lost")
         assert [error.reason for error in told] == ["exchange_not_found"]
         assert connection.is_open
-        with pytest.raises(NotFound):
+        with pytest.raises(Unavailable, match="nothing was sent"):
             unlucky.publish("", "work", b"after")
 
 

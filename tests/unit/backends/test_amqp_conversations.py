@@ -226,7 +226,7 @@ async def test_a_request_without_an_answer_ends_in_time_and_closes_its_channel_a
         with pytest.raises(DeadlineExceeded, match=r"Queue.Purge: no answer within 0.2 s") as caught:
             await waiting
         assert caught.value.reason == "broker_slow"
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(Unavailable, match="nothing was sent"):
             slow.publish("", "q", b"")
         assert (await other.declare_queue("q")).ready == 3
         number = slow.number
@@ -304,13 +304,44 @@ async def test_a_refused_declaration_closes_its_channel_and_leaves_the_others() 
         assert [error.reason for error in told] == ["queue_exists_with_other_arguments"]
         heard = len(peer.broker.heard)
         for call in (lambda: probe.ack(1), lambda: probe.publish("", "q", b""), lambda: probe.nack(1)):
-            with pytest.raises(FailedPrecondition):
+            with pytest.raises(Unavailable, match="nothing was sent") as after:
                 call()
-        with pytest.raises(FailedPrecondition):
+            assert after.value.__cause__ is probe.error
+        with pytest.raises(Unavailable):
             await probe.purge_queue("q")
         await probe.aclose()
         await other.publish("", "q", b"x")
         assert peer.broker.heard[heard:] == ["Basic.Publish"]
+
+
+async def test_only_the_request_that_was_refused_is_told_so_and_its_neighbours_are_in_doubt() -> None:
+    refusal = FakeBroker(
+        Queue_Declare=lambda c, m: channel_close(c, 406, "PRECONDITION_FAILED", 50, 10) if m.queue == "bad" else b"",
+        Basic_Publish=b"",
+    )
+    async with served(refusal) as peer, await _open(peer.url) as connection:
+        channel = await connection.channel(confirms=True)
+        published = channel.publish("", "q", b"x")
+        outcomes = await asyncio.gather(
+            channel.declare_queue("bad"), channel.purge_queue("q"), published, return_exceptions=True
+        )
+        assert [getattr(one, "reason", None) for one in outcomes] == [
+            "queue_exists_with_other_arguments", "connection_lost", "connection_lost",
+        ]  # fmt: skip
+
+
+async def test_a_settlement_that_the_broker_refuses_is_not_blamed_on_a_request() -> None:
+    refusal = FakeBroker(
+        Basic_Ack=lambda c, m: channel_close(c, 406, "unknown delivery tag 9", 60, 80), Queue_Purge=b""
+    )
+    async with served(refusal) as peer, await _open(peer.url) as connection:
+        channel = await connection.channel()
+        told: list[GroundplaneError] = []
+        channel.on_closed(told.append)
+        asking = asyncio.ensure_future(channel.purge_queue("q"))
+        channel.ack(9)
+        assert await _reason(asking) == "connection_lost"
+        assert [error.reason for error in told] == ["delivery_lost"]
 
 
 # -- publishing
@@ -679,6 +710,32 @@ async def test_closing_that_is_cancelled_still_drops_the_socket() -> None:
             await closing
         await _until(lambda: not connection.is_open)
         await connection.aclose()
+
+
+async def test_a_connection_that_is_closed_for_a_reason_tells_everybody_that_reason() -> None:
+    async with served(_deaf()) as peer:
+        connection = await _open(peer.url)
+        channel, waiting, told = await _busy(connection)
+        await connection.aclose(Unavailable("queues: the other connection broke", reason="connection_lost"))
+        assert await _outcomes(waiting) == ["connection_lost"] * 4
+        await _until(lambda: len(told) == 2)
+        assert [error.reason for error in told] == ["connection_lost"] * 2
+        with pytest.raises(Unavailable, match="the other connection broke"):
+            channel.publish("", "q", b"")
+
+
+async def test_deliveries_that_come_after_the_end_of_their_consumer_are_still_its_own() -> None:
+    got: list[Delivery] = []
+    async with served() as peer, await _open(peer.url) as connection:
+        channel = await connection.channel()
+        first = await channel.consume("q", got.append)
+        second = await channel.consume("q", got.append)
+        await channel.cancel(first)
+        peer.say(
+            deliver(1, first, 1, b"late") + method(1, commands.Basic.Cancel(second)) + deliver(1, second, 2, b"too")
+        )
+        await _until(lambda: len(got) == 2)
+        assert connection.is_open
 
 
 async def test_a_channel_is_closed_alone_and_its_number_used_again() -> None:

@@ -162,7 +162,7 @@ def test_a_missing_exchange_blames_its_own_message_and_leaves_the_neighbours_in_
     missing = Message("missing", "k", b"")
     error = from_reply("channel", 404, "NOT_FOUND - no exchange 'missing' in vhost '/'", PUBLISH)
     confirms, noted = _published(A, missing, Message("other", "k", b""))
-    confirms.fail(error)
+    confirms.fail(error, PUBLISH)
     assert noted.outcome() == {1: "connection_lost", 2: "exchange_not_found", 3: "connection_lost"}
     neighbour = noted.told[1]
     assert isinstance(neighbour, Unavailable)
@@ -175,8 +175,24 @@ def test_an_exchange_that_has_confirmed_before_is_not_the_missing_one() -> None:
     confirms.acknowledge(1, False)
     confirms.add(noted, 2, Message("proven", "k", b""))
     confirms.add(noted, 3, Message("new", "k", b""))
-    confirms.fail(from_reply("channel", 404, "in other words", PUBLISH))
+    confirms.fail(from_reply("channel", 404, "in other words", PUBLISH), PUBLISH)
     assert noted.outcome() == {1: "ok", 2: "connection_lost", 3: "exchange_not_found"}
+
+
+def test_what_another_call_did_is_not_told_to_the_publishers_of_its_channel_as_their_fault() -> None:
+    confirms, noted = _published(A, B)
+    confirms.fail(from_reply("channel", 406, "PRECONDITION_FAILED", DECLARE), DECLARE)
+    assert noted.outcome() == {1: "connection_lost", 2: "connection_lost"}
+
+
+def test_a_message_that_the_broker_finds_invalid_is_blamed_when_it_is_alone_and_in_doubt_among_others() -> None:
+    error = from_reply("channel", 406, "invalid expiration", PUBLISH)
+    alone, told_alone = _published(A)
+    alone.fail(error, PUBLISH)
+    assert told_alone.outcome() == {1: "message_invalid"}
+    among, told_among = _published(A, B)
+    among.fail(error, PUBLISH)
+    assert told_among.outcome() == {1: "connection_lost", 2: "connection_lost"}
 
 
 def test_any_other_failure_is_told_to_everybody_each_with_an_error_of_its_own() -> None:

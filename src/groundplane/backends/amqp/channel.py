@@ -23,7 +23,7 @@ from groundplane.backends.amqp.content import (
     read_get_ok,
     read_return,
 )
-from groundplane.backends.amqp.errors import again, from_reply
+from groundplane.backends.amqp.errors import afterwards, again, from_reply, in_doubt
 from groundplane.backends.amqp.frames import (
     ACK,
     CONTENT_HEADER,
@@ -86,7 +86,7 @@ class Channel(Topology):
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._assembly = Assembly(body_max)
-        self._replies: deque[tuple[tuple[type[base.Frame], ...], asyncio.Future[Any]]] = deque()
+        self._replies: deque[tuple[base.Frame, tuple[type[base.Frame], ...], asyncio.Future[Any]]] = deque()
         self._consumers: dict[str, _Consumer] = {}
         self._ending: dict[str, _Consumer] = {}
         self._confirms: Confirms | None = None
@@ -142,19 +142,20 @@ class Channel(Topology):
         if self._closing is not None and not self._closing.done() and self._host.blocked is None:
             await asyncio.wait([self._closing], timeout=CLOSE_S)
 
-    def fail(self, error: GroundplaneError) -> None:
-        """It is closed: tell everybody who waits."""
+    def fail(self, error: GroundplaneError, blamed: tuple[int, int] | None = None) -> None:
+        """It is closed: tell everybody who waits. Of several the one whose method is `blamed` gets the error."""
         if self.error is not None:
             return
         self.error = error
         self._assembly.abandon()
         replies, self._replies = self._replies, deque()
-        for _, waiter in replies:
+        for position, (asked, _, waiter) in enumerate(replies):
+            guilty = blamed is None or (position == 0 and blamed == (asked.index >> 16, asked.frame_id))
             if not waiter.done():
-                waiter.set_exception(again(error))
+                waiter.set_exception(again(error) if guilty else in_doubt(asked.name, error))
                 waiter.exception()  # its owner may be gone
         if self._confirms is not None:
-            self._confirms.fail(error)
+            self._confirms.fail(error, blamed)
         self._consumers.clear()
         self._ending.clear()
         listeners, self._listeners = self._listeners, []
@@ -186,7 +187,7 @@ class Channel(Topology):
         data = encode_method(self.number, method)
         self._check()
         waiter: asyncio.Future[Any] = self._loop.create_future()
-        self._replies.append((replies, waiter))
+        self._replies.append((method, replies, waiter))
         self._wire.send((data,), len(data))
         try:
             done, _ = await asyncio.wait([waiter], timeout=self._timeout_s)
@@ -408,7 +409,7 @@ class Channel(Topology):
         if isinstance(method, commands.Channel.Close):
             self._tell(commands.Channel.CloseOk())
             where = (method.class_id or 0, method.method_id or 0)
-            self.fail(from_reply("channel", method.reply_code or 0, method.reply_text, where))
+            self.fail(from_reply("channel", method.reply_code or 0, method.reply_text, where), where)
             self._closed()
         elif isinstance(method, commands.Channel.Flow):
             self._tell(commands.Channel.FlowOk(method.active))
@@ -428,9 +429,9 @@ class Channel(Topology):
             )
 
     def _answer(self, answer: object, kind: type[base.Frame]) -> None:
-        if not self._replies or kind not in self._replies[0][0]:
+        if not self._replies or kind not in self._replies[0][1]:
             raise WireError(f"{kind.name} that nobody asked for")
-        _, waiter = self._replies.popleft()
+        _, _, waiter = self._replies.popleft()
         if not waiter.done():
             waiter.set_result(answer)
         else:  # the one who asked was cancelled
@@ -454,11 +455,11 @@ class Channel(Topology):
 
     def _check(self) -> None:
         if self.error is not None:
-            raise again(self.error)
+            raise afterwards(self.error)
 
     def _settle(self, method_id: int, tag: int, bits: int) -> None:
         if self.error is not None:
-            raise again(self.error)
+            raise afterwards(self.error)
         self._wire.send((settle_method(self.number, method_id, tag, bits),), 21)
 
     def _tell(self, method: base.Frame) -> None:

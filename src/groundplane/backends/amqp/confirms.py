@@ -8,13 +8,13 @@ back: exchange, routing key, properties and body. Messages alike in all of these
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple, Protocol
 
 from groundplane.backends.amqp.content import Returned
-from groundplane.backends.amqp.errors import again, refused, unroutable
+from groundplane.backends.amqp.errors import PUBLISH, again, in_doubt, refused, unroutable
 from groundplane.backends.amqp.tables import EMPTY, Properties, WireError, decode_properties
-from groundplane.core.errors import GroundplaneError, Unavailable
+from groundplane.core.errors import GroundplaneError
 
 PENDING_MAX = 100_000
 
@@ -135,13 +135,15 @@ class Confirms:
             found.returned = back
             self.returned += 1
 
-    def fail(self, error: GroundplaneError) -> None:
-        """Nobody will confirm the rest: each waiter gets the error, or that of an innocent neighbour."""
+    def fail(self, error: GroundplaneError, blamed: tuple[int, int] | None = None) -> None:
+        """Nobody will confirm the rest. `blamed` is the method that made the broker close the channel, None when it was
+        no method's fault: then the error is everybody's; else the innocent are told that theirs is in doubt.
+        """
         pending, self._pending = list(self._pending.values()), {}
-        guilty = self._suspects(pending, error)
+        guilty = None if blamed is None else self._guilty(pending, error, blamed)
         for one in pending:
-            innocent = guilty is not None and one.message.exchange not in guilty
-            one.waiter.settle(one.index, _neighbour(one.message, error) if innocent else again(error))
+            innocent = guilty is not None and one not in guilty
+            one.waiter.settle(one.index, in_doubt(one.message.routing_key, error) if innocent else again(error))
 
     def _take(self, tag: int, multiple: bool) -> Iterator[_Pending]:
         if tag > self._last:
@@ -180,13 +182,14 @@ class Confirms:
             alike = alike or one
         return alike
 
-    def _suspects(self, pending: list[_Pending], error: GroundplaneError) -> set[str] | None:
-        """Which exchanges may be the missing one; None when the error concerns all."""
-        if error.reason != "exchange_not_found":
-            return None
+    def _guilty(self, pending: list[_Pending], error: GroundplaneError, blamed: tuple[int, int]) -> Set[_Pending]:
+        if blamed != PUBLISH:
+            return frozenset()
+        if error.reason not in ("exchange_not_found", "access_refused"):
+            return frozenset(pending if len(pending) == 1 else ())
         unproven = {one.message.exchange for one in pending} - self._proven
         named = {name for name in unproven if f"'{name}'" in str(error.details.get("reply_text", ""))}
-        return named or unproven
+        return {one for one in pending if one.message.exchange in (named or unproven)}
 
 
 def _decoded(properties: bytes) -> Properties | None:
@@ -194,12 +197,3 @@ def _decoded(properties: bytes) -> Properties | None:
         return decode_properties(properties)
     except WireError:
         return None
-
-
-def _neighbour(message: Message, error: GroundplaneError) -> Unavailable:
-    lost = Unavailable(
-        f"queue: {message.routing_key!r}: another message closed the channel; whether this one was taken is unknown",
-        reason="connection_lost",
-    )
-    lost.__cause__ = error
-    return lost

@@ -26,7 +26,7 @@ _QUEUE_DELETE = (50, 40)
 _EXCHANGE_DECLARE = (40, 10)
 _EXCHANGE_DELETE = (40, 20)
 _QUEUE_BIND = (50, 20)
-_PUBLISH = (60, 40)
+PUBLISH = (60, 40)
 _ACK, _REJECT, _NACK = (60, 80), (60, 90), (60, 120)
 _ANY = None
 
@@ -64,7 +64,7 @@ MEANINGS: dict[tuple[int, tuple[int, int] | None], Meaning] = {
     (402, _ANY): Meaning(PermissionDenied, "vhost_refused", "add the virtual host, or mend the URL's path"),
     (403, _ANY): Meaning(PermissionDenied, "access_refused", "give the user permissions: rabbitmqctl set_permissions"),
     (404, _ANY): Meaning(NotFound, "queue_not_found", "declare it first"),
-    (404, _PUBLISH): Meaning(NotFound, "exchange_not_found", "declare the exchange first"),
+    (404, PUBLISH): Meaning(NotFound, "exchange_not_found", "declare the exchange first"),
     (404, _EXCHANGE_DECLARE): Meaning(NotFound, "exchange_not_found", "declare the exchange first"),
     (404, _EXCHANGE_DELETE): Meaning(NotFound, "exchange_not_found", "declare the exchange first"),
     (405, _ANY): Meaning(FailedPrecondition, "resource_locked", "another connection holds it for itself: end that"),
@@ -76,7 +76,7 @@ MEANINGS: dict[tuple[int, tuple[int, int] | None], Meaning] = {
     (406, _EXCHANGE_DECLARE): _OTHER_ARGUMENTS,
     (406, _QUEUE_DELETE): _IN_USE,
     (406, _EXCHANGE_DELETE): _IN_USE,
-    (406, _PUBLISH): Meaning(InvalidArgument, "message_invalid", "look at the message's size and properties"),
+    (406, PUBLISH): Meaning(InvalidArgument, "message_invalid", "look at the message's size and properties"),
     (501, _ANY): _BROKEN,
     (502, _ANY): _BROKEN,
     (503, _ANY): _BROKEN,
@@ -136,3 +136,26 @@ def again(error: GroundplaneError) -> GroundplaneError:
     copy = from_record(error.to_record())
     copy.__cause__ = error.__cause__
     return copy
+
+
+def in_doubt(what: str, error: GroundplaneError) -> Unavailable:
+    """For who used a channel that was closed because of somebody else: whether it was done is unknown."""
+    lost = Unavailable(
+        f"queue: {what!r}: the channel was closed because of another call ({error.reason or error.code}); whether this "
+        "was done is unknown",
+        reason="connection_lost",
+    )
+    lost.__cause__ = error
+    return lost
+
+
+def afterwards(error: GroundplaneError) -> GroundplaneError:
+    """For calls on a channel that has ended with `error`: nothing is sent. Another's fault is not theirs."""
+    if isinstance(error, Closed | Unavailable):
+        return again(error)
+    ended = Unavailable(
+        f"channel: it was closed before ({error.reason or error.code}); nothing was sent, open another one",
+        reason="connection_lost",
+    )
+    ended.__cause__ = error
+    return ended
