@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 VERSION_MIN = 13
 _CHECKS_ITS_CLIENT = 140000
+_IDLE_MS = 2000
+"""A process that is frozen within a transaction gives back what it has locked, before the others' calls end."""
 _CLOSE_S = 4.0
 _RECONNECT_S = 5.0
 _FRESH_S = 1.0
@@ -106,10 +108,11 @@ class Engine:
         """`work` in a transaction; its bells are rung after the commit."""
         self.transactions += 1
         async with self._connection() as connection:
-            tx = Transaction(connection, self.settings.shown, _begin(durable))
             try:
-                value = await work(tx)
-                await tx.commit()
+                async with connection.pipeline() as pipeline:
+                    tx = Transaction(connection, pipeline, _begin(durable))
+                    value = await work(tx)
+                    await tx.commit()
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -202,7 +205,7 @@ class Engine:
         if self.settings.prepare_threshold is None:
             return  # behind PgBouncer the settings of a session are not ours
         most_ms = round((self.settings.call_timeout_s + _SERVER_GRACE_S) * 1000)
-        bounds = {"statement_timeout": most_ms, "idle_in_transaction_session_timeout": most_ms}
+        bounds = {"statement_timeout": most_ms, "idle_in_transaction_session_timeout": _IDLE_MS}
         if connection.info.server_version >= _CHECKS_ITS_CLIENT:
             bounds["client_connection_check_interval"] = 1000  # who was cut off holds no lock for long
         chosen = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in bounds.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncPipeline
 
 Row: TypeAlias = tuple[Any, ...]
 Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any]
@@ -32,12 +32,12 @@ class Transaction:
     It begins with the first statement that is sent and is committed, together with what was only told, in one message.
     """
 
-    __slots__ = ("_connection", "_told", "rung", "shown")
+    __slots__ = ("_connection", "_pipeline", "_told", "rung")
 
-    def __init__(self, connection: Connection, shown: str, first: Sequence[Statement]) -> None:
+    def __init__(self, connection: Connection, pipeline: AsyncPipeline, first: Sequence[Statement]) -> None:
         self._connection = connection
+        self._pipeline = pipeline
         self._told: list[Statement] = list(first)
-        self.shown = shown
         self.rung: dict[str, None] = {}
 
     async def execute(self, sql: str, bindings: Bindings = ()) -> list[Row]:
@@ -45,9 +45,17 @@ class Transaction:
         return (await self.batch([(sql, bindings)]))[0]
 
     async def batch(self, statements: Sequence[Statement]) -> list[list[Row]]:
-        """Run statements in one round trip; the rows of each."""
+        """Run statements in one round trip; the rows of each.
+
+        Each ends with a Sync and nothing after it, unlike a pipeline that is left: any message after that Sync would
+        turn off the server's watch over transactions that are idle.
+        """
         told, self._told = self._told, []
-        return (await send(self._connection, [*told, *statements]))[len(told) :]
+        for sql, bindings in told:
+            await self._connection.execute(sql, bindings or None)
+        cursors = [await self._connection.execute(sql, bindings or None) for sql, bindings in statements]
+        await self._pipeline.sync()
+        return [await one.fetchall() if one.description is not None else [] for one in cursors]
 
     def tell(self, sql: str, bindings: Bindings = ()) -> None:
         """Run a statement whose rows nobody needs: with the next one, or with the commit, without a round trip."""

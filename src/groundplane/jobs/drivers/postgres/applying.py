@@ -7,6 +7,7 @@ after it, or with the commit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from groundplane.jobs.port import Change, Outcome, Progress
 T = TypeVar("T")
 
 GROUP_MAX = 2_000
+OF_ONE_JOB_MAX = 40
 CLOCK = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -164,11 +166,13 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 def pick(calls: Sequence[Applied]) -> int:
-    """How many calls go together."""
+    """How many calls go together: what is said of one job is judged one by one, so not too much of that."""
     load = count = 0
+    of_job: Counter[str] = Counter()
     for one in calls:
         load += len(one.changes)
-        if load > GROUP_MAX:
+        of_job.update({change.job_id for change in one.changes})
+        if load > GROUP_MAX or any(of_job[change.job_id] > OF_ONE_JOB_MAX for change in one.changes):
             break
         count += 1
     return count
