@@ -13,12 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from groundplane.blobs.port import BlobInfo, BlobPage, Capability
+    from groundplane.blobs.port import BlobInfo, BlobPage, BlobVersion, Capability
     from groundplane.blobs.store import Blobs
 
-__all__ = ["BlobInfo", "BlobPage", "Blobs", "Capability"]
+__all__ = ["BlobInfo", "BlobPage", "BlobVersion", "Blobs", "Capability"]
 
-_WHERE = {"Blobs": "store", "BlobInfo": "port", "BlobPage": "port", "Capability": "port"}
+_WHERE = {"Blobs": "store", "BlobInfo": "port", "BlobPage": "port", "BlobVersion": "port", "Capability": "port"}
 
 
 def __getattr__(name: str) -> Any:

@@ -217,6 +217,80 @@ class BlobConformance:
         await blobs.put("key", b"lower")
         assert (await blobs.get("Key"), await blobs.get("key")) == (b"upper", b"lower")
 
+    @pytest.mark.req("BLOB-02.1", "BLOB-02.2")
+    async def test_the_last_versions_are_kept_and_can_be_read(self, blobs: Blobs) -> None:
+        for n in range(5):
+            await blobs.put("v/k", b"%d" % n, keep=3, metadata={"n": str(n)})
+        assert await blobs.get("v/k") == b"4"
+        found = await blobs.versions("v/k")
+        assert [await blobs.get("v/k", version=one.id) for one in found] == [b"4", b"3", b"2"]
+        assert [(one.key, one.size, one.present) for one in found] == [
+            ("v/k", 1, True),
+            ("v/k", 1, False),
+            ("v/k", 1, False),
+        ]
+        async with blobs.open_object("v/k", version=found[1].id) as reader:
+            assert (reader.info.metadata, [chunk async for chunk in reader.chunks()]) == ({"n": "3"}, [b"3"])
+        assert len(await blobs.versions("v/k", limit=2)) == 2
+        assert [info.key async for info in blobs.list()] == ["v/k"]
+        assert await blobs.prune("v/k", keep=1) == 2
+        assert [one.present for one in await blobs.versions("v/k")] == [True]
+
+    @pytest.mark.req("BLOB-02.1")
+    async def test_what_was_put_without_keeping_is_a_version_when_it_is_replaced(self, blobs: Blobs) -> None:
+        await blobs.put("k", b"first")
+        (first,) = await blobs.versions("k")
+        assert first.present
+        await blobs.put("k", b"second", keep=2)
+        second, earlier = await blobs.versions("k")
+        assert (second.present, earlier.present) == (True, False)
+        assert await blobs.get("k", version=earlier.id) == b"first"
+        assert await blobs.versions("nothing") == []
+        with pytest.raises(NotFound):
+            await blobs.get("nothing", version=earlier.id)
+
+    @pytest.mark.req("BLOB-02.1")
+    async def test_of_many_versions_written_at_once_none_is_lost(self, blobs: Blobs) -> None:
+        await asyncio.gather(*(blobs.put("k", b"%d" % n, keep=10) for n in range(8)))
+        found = await blobs.versions("k")
+        assert {await blobs.get("k", version=one.id) for one in found} == {b"%d" % n for n in range(8)}
+        assert sum(one.present for one in found) == 1
+
+    @pytest.mark.req("BLOB-02.1")
+    async def test_conditions_hold_for_versions_too_and_a_refused_one_leaves_none(self, blobs: Blobs) -> None:
+        seen = await blobs.put("k", b"1", keep=5)
+        with pytest.raises(AlreadyExists):
+            await blobs.put("k", b"2", create=True, keep=5)
+        await blobs.put("k", b"3", if_match=seen.etag, keep=5)
+        with pytest.raises(Conflict):
+            await blobs.put("k", b"4", if_match=seen.etag, keep=5)
+        assert [await blobs.get("k", version=one.id) for one in await blobs.versions("k")] == [b"3", b"1"]
+
+    @pytest.mark.req("BLOB-02.2")
+    async def test_bounds_of_versions_are_checked(self, blobs: Blobs) -> None:
+        for keep in (0, 1001):
+            with pytest.raises(InvalidArgument, match=r"^keep: "):
+                await blobs.put("k", b"", keep=keep)
+        with pytest.raises(InvalidArgument, match=r"^key: "):
+            await blobs.put("k~1700000000000.0123abcd", b"")
+        if Capability.VERSIONS not in blobs.capabilities:
+            with pytest.raises(Unsupported, match=r"^version: "):
+                await blobs.driver.versions("k")
+            with pytest.raises(Unsupported, match=r"^version: "):
+                await blobs.driver.delete(["k"], version="1")
+
+    @pytest.mark.req("BLOB-02.3")
+    async def test_objects_under_a_prefix_expire_with_their_versions(self, blobs: Blobs) -> None:
+        await blobs.put("old/a", b"1", keep=3)
+        await blobs.put("old/a", b"2", keep=3)
+        await blobs.put("other", b"1")
+        assert await blobs.expire("old/", older_than_s=3600) == 0
+        while True:  # a clock ticks in milliseconds
+            if await blobs.expire("old/", older_than_s=0.001):
+                break
+        await blobs.expire("old/", older_than_s=0.001)
+        assert [info.key async for info in blobs.list()] == ["other"]
+
     @pytest.mark.req("BLOB-04.1")
     async def test_presigned_urls_are_given_or_refused_as_declared(self, blobs: Blobs) -> None:
         await blobs.put("k", b"1")

@@ -19,7 +19,7 @@ class Capability(enum.Flag):
     PRESIGN = enum.auto()
     """URLs that give access for a time."""
     VERSIONS = enum.auto()
-    """The store keeps earlier versions itself."""
+    """The store keeps earlier versions itself. Without, the façade keeps them under keys with a suffix."""
 
 
 class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +41,17 @@ class BlobPage(msgspec.Struct, frozen=True, kw_only=True):
 
     items: list[BlobInfo]
     cursor: str | None = None
+
+
+class BlobVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of an object: its id, bytes, etag, Unix ms of its writing, whether it is what `get` gives now."""
+
+    key: str
+    id: str
+    size: int
+    etag: str
+    modified_at: int
+    present: bool = False
 
 
 class PutOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +86,10 @@ class BlobDriver(Protocol):
         """
         ...
 
-    def open(self, key: str) -> AbstractAsyncContextManager[BlobReader]:
-        """Read an object. Raises `not_found`."""
+    def open(self, key: str, *, version: str | None = None) -> AbstractAsyncContextManager[BlobReader]:
+        """Read an object, or an earlier version of it. Raises `not_found`; `unsupported` for a version without
+        `Capability.VERSIONS`.
+        """
         ...
 
     async def head(self, key: str) -> BlobInfo:
@@ -87,8 +100,17 @@ class BlobDriver(Protocol):
         """Objects whose key begins with `prefix`, in the order of keys."""
         ...
 
-    async def delete(self, keys: Sequence[str]) -> int:
-        """Delete objects; how many there were. A missing one is no error."""
+    async def delete(self, keys: Sequence[str], *, version: str | None = None) -> int:
+        """Delete objects; how many there were. A missing one is no error. With `version`, which takes one key, that
+        version alone is removed, for good; `unsupported` without `Capability.VERSIONS`.
+        """
+        ...
+
+    async def versions(self, key: str, *, limit: int = 1000) -> list[BlobVersion]:
+        """Versions of an object that the store keeps, newest first; none for a key that never was.
+
+        `unsupported` without `Capability.VERSIONS`.
+        """
         ...
 
     async def presign(self, key: str, *, expires_s: float) -> str:

@@ -17,7 +17,7 @@ from groundplane.core.secrets import Secret, mask_url
 
 PREFIX_BYTES_MAX = 200
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_OPTIONS = ("endpoint", "region", "timeout", "connect_timeout", "style", "keys", "create", "ca")
+_OPTIONS = ("endpoint", "region", "timeout", "connect_timeout", "style", "keys", "versions", "create", "ca")
 
 
 class S3Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +36,7 @@ class S3Address(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: float = 5.0
     virtual_host: bool = False
     keys: Literal["marked", "plain"] = "marked"
+    versions: Literal["keys", "bucket"] = "keys"
     create: bool = False
     ca: str | None = None
 
@@ -151,6 +152,8 @@ def _options(given: Mapping[str, str]) -> dict[str, Any]:
         found["virtual_host"] = _one_of("style", given["style"], ("path", "virtual")) == "virtual"
     if "keys" in given:
         found["keys"] = _one_of("keys", given["keys"], ("marked", "plain"))
+    if "versions" in given:
+        found["versions"] = _one_of("versions", given["versions"], ("keys", "bucket"))
     if "create" in given:
         found["create"] = _one_of("create", given["create"], ("true", "false")) == "true"
     if "ca" in given:

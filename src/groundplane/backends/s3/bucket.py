@@ -96,17 +96,17 @@ class Bucket:
         found = await self._call("get_bucket_versioning", "blobs: versioning")
         return bool(found.get("Status") == "Enabled")
 
-    async def set_lifecycle(self, rules: Sequence[LifecycleRule]) -> None:
-        """Replace the rules of the whole bucket; none removes them all. `unsupported` where the store has no such
-        rules, `invalid_argument` for one that it does not know.
+    async def set_lifecycle(self, rules: Sequence[LifecycleRule], others: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Replace the rules of the whole bucket by these and `others` (in the words of S3); none removes them all.
+        `unsupported` where the store has no such rules, `invalid_argument` for one that it does not know.
         """
         doing = "lifecycle: setting the rules"
-        if not rules:
+        wanted = [*others, *(_rule(one) for one in rules)]
+        if wanted:
+            given = {"LifecycleConfiguration": {"Rules": wanted}}
+            await self._call("put_bucket_lifecycle_configuration", doing, **given)
+        else:
             await self._call("delete_bucket_lifecycle", doing)
-            return
-        await self._call(
-            "put_bucket_lifecycle_configuration", doing, LifecycleConfiguration={"Rules": [_rule(one) for one in rules]}
-        )
 
     async def lifecycle(self) -> list[dict[str, Any]]:
         """The rules of the bucket, in the words of S3."""

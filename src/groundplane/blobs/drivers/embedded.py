@@ -22,7 +22,7 @@ from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from groundplane.blobs.drivers.folder import Folder, Incoming, translate
-from groundplane.blobs.port import BlobDriver, BlobInfo, BlobPage, BlobReader, Capability, PutOptions
+from groundplane.blobs.port import BlobDriver, BlobInfo, BlobPage, BlobReader, BlobVersion, Capability, PutOptions
 from groundplane.core.errors import Closed, Internal, InvalidArgument, Unsupported
 from groundplane.core.secrets import mask_url
 
@@ -66,8 +66,10 @@ class FileBlobs:
             await self._release(incoming.discard)
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[BlobReader]:
+    async def open(self, key: str, *, version: str | None = None) -> AsyncIterator[BlobReader]:
         """See the port."""
+        if version is not None:
+            raise _no_versions()
         descriptor, info = await self._hold(lambda: self._folder.open(key), undo=lambda one: os.close(one[0]))
         try:
             yield _Reader(self, descriptor, info)
@@ -83,9 +85,15 @@ class FileBlobs:
         found = await self._run(lambda: self._folder.list(prefix, cursor, limit + 1))
         return BlobPage(items=found[:limit], cursor=found[limit - 1].key if len(found) > limit else None)
 
-    async def delete(self, keys: Sequence[str]) -> int:
+    async def delete(self, keys: Sequence[str], *, version: str | None = None) -> int:
         """See the port."""
+        if version is not None:
+            raise _no_versions()
         return await self._run(lambda: sum(self._folder.delete(key) for key in dict.fromkeys(keys)))
+
+    async def versions(self, key: str, *, limit: int = 1000) -> list[BlobVersion]:
+        """Always `unsupported`."""
+        raise _no_versions()
 
     async def presign(self, key: str, *, expires_s: float) -> str:
         """Always `unsupported`."""
@@ -301,6 +309,10 @@ class _Reader:
         piece = os.pread(self._descriptor, min(chunk_bytes, self.info.size - offset), offset)
         seen(piece)
         return piece
+
+
+def _no_versions() -> Unsupported:
+    return Unsupported("version: blobs in a folder keep none by themselves; use `put(keep=…)` and `Blobs.versions`")
 
 
 async def open_driver(url: str, state: Path) -> BlobDriver:

@@ -3,7 +3,8 @@
 Address: `s3://bucket/prefix?endpoint=http://host:port&region=…`; credentials are `key:secret@` before the bucket (or
 in the endpoint), else `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, else what boto3 finds. Options: `timeout` (30 s
 between two answers of the store), `connect_timeout` (5 s), `style=path|virtual`, `keys=marked|plain` (see `s3_names`),
-`create=true` (make a missing bucket), `ca` (a file of certificates).
+`versions=bucket` (earlier versions are those of the bucket, which must keep them), `create=true` (make a missing
+bucket, with versions where these are asked for), `ca` (a file of certificates).
 Guarantee: what the store gives; a put that returned is durable there and is seen whole or not at all.
 Limits: the name of an object, prefix included, has 1024 bytes: keys that are longer are listed in the order of what
 fits alone; labels together 2 KiB as headers, and the names of those that begin with `groundplane-` are ours; 5 TiB.
@@ -21,14 +22,25 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from groundplane.backends.s3.address import S3Address, parse_url
-from groundplane.backends.s3.bucket import Bucket
+from groundplane.backends.s3.bucket import Bucket, LifecycleRule
 from groundplane.backends.s3.objects import Objects, Stat
 from groundplane.blobs.drivers.s3_names import Names, info_of, labels
 from groundplane.blobs.drivers.s3_upload import SINGLE_BYTES_MAX, Body, Whole, body_of, upload_parts
-from groundplane.blobs.port import BlobDriver, BlobInfo, BlobPage, BlobReader, Capability, PutOptions
+from groundplane.blobs.port import BlobDriver, BlobInfo, BlobPage, BlobReader, BlobVersion, Capability, PutOptions
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
-from groundplane.core.errors import AlreadyExists, Closed, Conflict, Internal, NotFound, Unavailable
+from groundplane.core.errors import (
+    AlreadyExists,
+    Closed,
+    Conflict,
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
 
 if TYPE_CHECKING:
     from obstore import GetResult
@@ -48,6 +60,8 @@ class S3Blobs:
         self.address = address
         self.bucket = Bucket(address)
         self.capabilities = Capability.PRESIGN
+        if address.versions == "bucket":
+            self.capabilities |= Capability.VERSIONS
         self._objects: Objects | None = Objects(address)
         self._names = Names(address.prefix, plain=address.keys == "plain")
         self._clock = clock
@@ -92,10 +106,12 @@ class S3Blobs:
         )
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[BlobReader]:
+    async def open(self, key: str, *, version: str | None = None) -> AsyncIterator[BlobReader]:
         """See the port. The request is made here; what it gives is one version of the object, whatever comes after."""
-        doing = f"key: reading {key!r}"
-        stat, found = await self._open.get(self._names.name(key), doing=doing)
+        if version is not None:
+            self._check_versions()
+        doing = f"key: reading {key!r}{f' of version {version!r}' if version else ''}"
+        stat, found = await self._open.get(self._names.name(key), version=version, doing=doing)
         yield _Reader(self._open, _info(key, stat), found, doing)
 
     async def head(self, key: str) -> BlobInfo:
@@ -124,13 +140,27 @@ class S3Blobs:
         last = await self._key_of(found[-1]) if more else None
         return BlobPage(items=infos, cursor=last)
 
-    async def delete(self, keys: Sequence[str]) -> int:
+    async def delete(self, keys: Sequence[str], *, version: str | None = None) -> int:
         """See the port. Looks first, for S3 does not tell what was there."""
         objects = self._open
+        if version is not None:
+            return await self._delete_version(keys, version)
         names = [self._names.name(key) for key in dict.fromkeys(keys)]
         there = [name for name, stat in zip(names, await self._stats(names), strict=True) if stat is not None]
         await objects.delete(there, "key: deleting")
         return len(there)
+
+    async def versions(self, key: str, *, limit: int = 1000) -> list[BlobVersion]:
+        """See the port. Marks that deletions left are not told."""
+        self._check_versions()
+        found = await self.bucket.versions(self._names.name(key), limit, f"key: versions of {key!r}")
+        return [
+            BlobVersion(
+                key=key, id=one.version, size=one.size, etag=one.etag, modified_at=one.modified_at, present=one.present
+            )
+            for one in found
+            if not one.deleted
+        ]
 
     async def presign(self, key: str, *, expires_s: float) -> str:
         """See the port. S3 takes whole seconds, up to seven days."""
@@ -155,6 +185,17 @@ class S3Blobs:
             await self.bucket.abort(one.name, one.id, doing)
         return len(old)
 
+    async def set_lifecycle(self, rules: Sequence[LifecycleRule]) -> None:
+        """What the store itself does with the objects of this plane: prefixes are those of keys. Rules that others have
+        set on the bucket stay. Raises as `Bucket.set_lifecycle` does.
+        """
+        mark = f"groundplane:{self._names.folder}:"
+        ours = [
+            msgspec.structs.replace(one, id=f"{mark}{one.id}", prefix=self._names.start(one.prefix)) for one in rules
+        ]
+        others = [one for one in await self.bucket.lifecycle() if not str(one.get("ID", "")).startswith(mark)]
+        await self.bucket.set_lifecycle(ours, others)
+
     async def check(self) -> None:
         """Prove that the bucket answers; with `create=true` make it first where it is missing."""
         try:
@@ -163,13 +204,36 @@ class S3Blobs:
             if not self.address.create:
                 raise
             await self.bucket.create()
+            if self.address.versions == "bucket":
+                await self.bucket.set_versioning(True)
             await self._open.check()
+        if self.address.versions == "bucket" and not await self.bucket.versioning():
+            raise FailedPrecondition(
+                f"blobs: versions=bucket, but {self.address.shown} keeps no versions; switch them on (aws s3api "
+                f"put-bucket-versioning --bucket {self.address.bucket} --versioning-configuration Status=Enabled), or "
+                "leave the option out",
+            )
 
     @property
     def _open(self) -> Objects:
         if self._objects is None:
             raise Closed("blobs: the store is closed; open it again to use it")
         return self._objects
+
+    def _check_versions(self) -> None:
+        if Capability.VERSIONS not in self.capabilities:
+            raise Unsupported(f"version: {self.address.shown} was opened without versions=bucket; add it to the URL")
+
+    async def _delete_version(self, keys: Sequence[str], version: str) -> int:
+        self._check_versions()
+        (key,) = keys
+        name, doing = self._names.name(key), f"key: deleting version {version!r} of {key!r}"
+        try:
+            await self._open.stat(name, version=version, doing=doing)
+        except NotFound:
+            return 0
+        await self.bucket.delete_version(name, version, doing)
+        return 1
 
     async def _put_parts(self, name: str, body: Body, headers: dict[str, str], options: PutOptions, doing: str) -> str:
         if not self._collected:

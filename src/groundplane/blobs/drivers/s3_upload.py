@@ -135,7 +135,7 @@ async def body_of(chunks: AsyncIterator[bytes]) -> Whole | Spooled:
 
 async def _spooled(waiting: list[bytes], chunk: bytes, rest: AsyncIterator[bytes]) -> Spooled:
     digest, size = hashlib.sha256(), 0
-    file: IO[bytes] = await asyncio.to_thread(lambda: tempfile.TemporaryFile(prefix="groundplane-put-"))
+    file = await asyncio.to_thread(_nameless)
     pieces = [*waiting, chunk]
     waiting.clear()
     held = sum(map(len, pieces))
@@ -162,6 +162,10 @@ async def _spooled(waiting: list[bytes], chunk: bytes, rest: AsyncIterator[bytes
         file.close()
         raise
     return Spooled(file, size, digest.hexdigest())
+
+
+def _nameless() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="groundplane-put-")
 
 
 async def _written(write: Callable[[list[bytes]], None], data: list[bytes]) -> None:
