@@ -29,8 +29,8 @@ from groundplane.testing.servers.contract import Running
 pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
 
 _ASKED = os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS")
-ROUNDS = int(_ASKED or 4)
-"""Of each window; the faults go on from window to window where they ended."""
+ROUNDS = int(_ASKED or 20) // 5
+"""Of each window, as a fault of a server takes longer than a kill; the faults go on from window to window where they ended."""
 OUTAGE_S = float(os.environ.get("GROUNDPLANE_TEST_OUTAGE_S", "8"))
 FLOWS_AGAIN_S = 5.0
 
