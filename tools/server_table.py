@@ -117,7 +117,8 @@ def page(rows: dict[str, Any]) -> str:
         f"Medians of {ROUNDS} starts on {rows['machine']}, by "
         "`python tools/server_table.py`. *Ready* counts from the start of the first process until the server does what "
         "its clients need, with the making of its data folder; *after a kill* the same on the data that SIGKILL left. "
-        "Memory is the resident set of the server's processes when it is ready, shared pages counted once.\n",
+        "Memory is the resident set of the server's processes when it is ready, shared pages counted once, without its "
+        "companions (RabbitMQ's port mapper, the etcd of Kubernetes' API server).\n",
         _table(
             ("server", "version", "origin", "ready", "after a kill", "ends in", "memory", "date"),
             [_cells(name, rows[name]) for name in ordered],

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from groundplane.testing.servers import installing
 from groundplane.testing.servers.contract import ServerMissing
 from groundplane.testing.servers.instance import Instance
 from groundplane.testing.servers.settings import KitSettings
+from leaks import eventually
 
 
 def bring(name: str) -> None:
@@ -49,9 +51,13 @@ def listens(port: int) -> bool:
 
 
 def goes_through_its_life(server: Instance) -> None:
-    """Killed, started, restarted, stopped, started: the process is another one each time, the address stays."""
+    """Paused, killed, started, restarted, stopped, started: the process is another one each time, the address stays."""
     url, port, first = server.url, server.port, server.pid
     assert first
+    server.pause()
+    assert eventually(lambda: _state(first) == "T", 5.0)
+    server.resume()
+    assert _state(first) != "T"
     server.kill()
     assert server.pid == 0
     assert not listens(port)
@@ -66,3 +72,8 @@ def goes_through_its_life(server: Instance) -> None:
     assert len({first, second, third, server.pid}) == 4
     assert server.url == url
     assert server.memory_bytes() > 1_000_000
+
+
+def _state(pid: int) -> str:
+    """The letter that the kernel gives a process: T while it is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
