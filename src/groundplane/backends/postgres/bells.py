@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import psycopg
 
+from groundplane.backends.postgres.cutting import CutOff, bounded, shut_down
 from groundplane.backends.postgres.settings import Settings
 from groundplane.backends.postgres.transaction import Connection, Statement
 from groundplane.core.errors import GroundplaneError
@@ -65,6 +66,7 @@ class Bells:
         self._topics: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closed = False
+        self._ear: Connection | None = None
 
     def ring(self, topic: str) -> None:
         """Ring at once in this process, and a moment later in the others."""
@@ -92,6 +94,8 @@ class Bells:
     async def aclose(self) -> None:
         """Tell what is still to be told, end the tasks."""
         self._closed = True
+        if self._ear is not None:
+            shut_down(self._ear)
         telling = self._tasks.pop("tell", None)
         tasks = list(self._tasks.values())
         for task in tasks:
@@ -124,26 +128,28 @@ class Bells:
 
     async def _hear(self) -> None:
         """Listen while anybody does; begin anew where the connection breaks or goes silent."""
-        while self._listeners:
+        while self._listeners and not self._closed:
             try:
-                connection = await self._connect()
+                self._ear = await self._connect()
             except GroundplaneError:
                 await asyncio.sleep(_RETRY_S)
                 continue
             try:
-                await self._hear_on(connection)
-            except psycopg.Error:
+                await self._hear_on(self._ear)
+            except (psycopg.Error, CutOff):
                 await asyncio.sleep(_RETRY_S)
             finally:
                 self.deaf = True
-                connection.pgconn.finish()
+                self._ear.pgconn.finish()
+                self._ear = None
 
     async def _hear_on(self, connection: Connection) -> None:
-        await connection.execute(f'LISTEN "{self._channel}"')
+        async with bounded(connection, _CANARY_S):
+            await connection.execute(f'LISTEN "{self._channel}"')
         own = f"canary {id(self)} {connection.info.backend_pid}"
         while self._listeners:
             # what is told to oneself proves that notifications come; behind PgBouncer they do not
-            async with asyncio.timeout(_CANARY_S):
+            async with bounded(connection, _CANARY_S):
                 await connection.execute("SELECT pg_notify(%s, %s)", (self._channel, own))
             heard = False
             async for notification in connection.notifies(timeout=_HEARTBEAT_S):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -18,6 +16,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from groundplane.backends.postgres import bells, probe
 from groundplane.backends.postgres import settings as urls
+from groundplane.backends.postgres.cutting import CutOff, bounded, shut_down
 from groundplane.backends.postgres.errors import said, timed_out, translate
 from groundplane.backends.postgres.migrations import migrate
 from groundplane.backends.postgres.transaction import Connection, Row, Statement, Transaction, send
@@ -30,7 +29,7 @@ VERSION_MIN = 13
 _CHECKS_ITS_CLIENT = 140000
 _IDLE_MS = 2000
 """A process that is frozen within a transaction gives back what it has locked, before the others' calls end."""
-_CLOSE_S = 4.0
+_CLOSE_S = 2.0
 _RECONNECT_S = 5.0
 _FRESH_S = 1.0
 _SERVER_GRACE_S = 1.0
@@ -90,7 +89,7 @@ class Engine:
         async with self._explained():
             connection = await self.connect()
             try:
-                async with _bounded(connection, _MIGRATE_S):
+                async with bounded(connection, _MIGRATE_S):
                     yield connection
             finally:
                 await connection.close()
@@ -164,7 +163,7 @@ class Engine:
             task = asyncio.current_task()
             self._busy[task] = connection
             try:
-                async with _bounded(connection, max(0.05, until - loop.time())):
+                async with bounded(connection, max(0.05, until - loop.time())):
                     yield connection
                 self._used[id(connection)] = loop.time()
                 self.failure = ""
@@ -184,7 +183,7 @@ class Engine:
             raise timed_out(shown, seconds, self.failure) from error
         except PoolClosed as error:
             raise Closed(f"database: {shown!r} was closed; open it again") from error
-        except _CutOff as error:
+        except CutOff as error:
             self.failures += 1
             raise timed_out(shown, error.seconds) from error.__cause__
         except psycopg.Error as error:
@@ -198,7 +197,7 @@ class Engine:
         """A connection that was idle for a while is asked whether it is there."""
         loop = asyncio.get_running_loop()
         if loop.time() - self._used.get(id(connection), 0.0) > _FRESH_S:
-            async with _bounded(connection, self.settings.call_timeout_s):
+            async with bounded(connection, self.settings.call_timeout_s):
                 await connection.execute("")
 
     async def _configure(self, connection: Connection) -> None:
@@ -256,45 +255,6 @@ async def check_rights(connection: Connection, settings: urls.Settings) -> None:
             f"UPDATE, DELETE ON ALL TABLES IN SCHEMA {settings.schema}, or use the role that owns it",
             details={"role": row[0], "table": row[1]},
         )
-
-
-class _CutOff(Exception):
-    """A call that was cut off at its deadline."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
-
-
-@asynccontextmanager
-async def _bounded(connection: Connection, seconds: float) -> AsyncIterator[None]:
-    """Cut the connection off after so long. A frozen server answers no cancellation: the socket itself is shut down,
-    which fails what waits for it at once.
-    """
-    loop = asyncio.get_running_loop()
-    cut = False
-
-    def cut_off() -> None:
-        nonlocal cut
-        cut = True
-        shut_down(connection)
-
-    timer = loop.call_later(seconds, cut_off)
-    try:
-        yield
-    except psycopg.Error as error:
-        if cut:
-            raise _CutOff(seconds) from error
-        raise
-    finally:
-        timer.cancel()
-
-
-def shut_down(connection: Connection) -> None:
-    """End the connection under whoever waits for it."""
-    with contextlib.suppress(OSError, psycopg.Error):
-        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as own:
-            own.shutdown(socket.SHUT_RDWR)
 
 
 async def _roll_back(connection: Connection) -> None:

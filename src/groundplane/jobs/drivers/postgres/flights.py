@@ -7,10 +7,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from groundplane.core.errors import Closed, GroundplaneError
+from groundplane.core.errors import (
+    Closed,
+    FailedPrecondition,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 
 Call = TypeVar("Call")
 
+_OF_NONE = (Unavailable, Closed, PermissionDenied, FailedPrecondition, ResourceExhausted)
+"""Errors that are no fault of a call."""
 UNDER_WAY_MAX = 2
 """While one flight waits for the disk, the next is prepared; more would only wait for the same lock."""
 
@@ -19,8 +27,8 @@ class Flights(Generic[Call]):
     """Collects calls and runs them in groups, each call once.
 
     `run` gets a group and returns one result for each call. Where it fails with more than one call on board, and the
-    fault may be that of one of them, each is run by itself: none fails by another's fault. `pick` says how many of the
-    waiting calls may go together.
+    fault may be that of one of them, each is run by itself: none fails by another's fault. Where the database is away
+    those that wait are told at once: they would wait as long again. `pick` says how many of the waiting go together.
     """
 
     def __init__(
@@ -67,7 +75,10 @@ class Flights(Generic[Call]):
             _fail(group, Closed("jobs: the store was closed during the call; its outcome is not known"))
             raise
         except Exception as error:  # noqa: BLE001 (each caller gets it)
-            if len(group) == 1 or (isinstance(error, GroundplaneError) and error.retryable):
+            if isinstance(error, Unavailable):
+                group = [*group, *self._waiting]
+                self._waiting.clear()
+            if len(group) == 1 or isinstance(error, _OF_NONE):
                 _fail(group, error)
                 return
             for one in group:
