@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from groundplane.backends.postgres import Database
 from groundplane.jobs.drivers.postgres.dialect import translated
@@ -22,12 +23,14 @@ async def get(database: Database, scope: Scope, job_id: str) -> Job:
     return record(rows[0])
 
 
-async def state(database: Database, scope: Scope, job_id: str) -> JobState | None:
-    """The job's state, or None."""
+async def states(database: Database, scope: Scope, job_ids: Sequence[str]) -> list[JobState | None]:
+    """The state of each job, or None."""
     rows = await database.query(
-        f"SELECT state FROM {database.schema}.jobs WHERE namespace = %s AND job_id = %s", (scope.number, job_id)
+        f"SELECT job_id, state FROM {database.schema}.jobs WHERE namespace = %s AND job_id = ANY(%s)",
+        (scope.number, list(dict.fromkeys(job_ids))),
     )
-    return JobState(rows[0][0]) if rows else None
+    found = {job_id: JobState(state) for job_id, state in rows}
+    return [found.get(job_id) for job_id in job_ids]
 
 
 async def list_jobs(database: Database, scope: Scope, query: JobQuery) -> JobPage:

@@ -37,6 +37,7 @@ from groundplane.jobs.port import (
 MIGRATIONS = MigrationSet(component="jobs", package="groundplane.jobs.sql.postgres")
 _COUNT_SHARE = 100
 _ROUNDS_MAX = 50
+_LOOKS_MAX = 500
 
 
 class PostgresJobs:
@@ -46,7 +47,8 @@ class PostgresJobs:
         self.native = database
         self.scope = scope
         self.outbox: Outbox = _Outbox(self)
-        self.hops: Hops = _Hops(self)
+        self._hops = _Hops(self)
+        self.hops: Hops = self._hops
         self._clock = clock
         self._creations: Flights[creating.Creation] = Flights(
             lambda calls: creating.create_together(database, scope, self.now_ms(), calls), creating.pick
@@ -135,6 +137,7 @@ class PostgresJobs:
         """See the port."""
         await self._creations.aclose()
         await self._changes.aclose()
+        await self._hops.aclose()
         await self._stack.aclose()
 
     def now_ms(self) -> int | None:
@@ -164,15 +167,24 @@ class _Outbox:
         await outbox.done(self._store.native, self._store.scope, ids)
 
 
+def _looked_at(job_ids: Sequence[str]) -> int:
+    return min(len(job_ids), _LOOKS_MAX)
+
+
 class _Hops:
     """Looks at states; queues are elsewhere."""
 
     def __init__(self, store: PostgresJobs) -> None:
-        self._store = store
+        self._looks: Flights[str] = Flights(lambda ids: reading.states(store.native, store.scope, ids), _looked_at)
 
     async def state(self, job_id: str) -> JobState | None:
-        """See the port."""
-        return await reading.state(self._store.native, self._store.scope, job_id)
+        """See the port. It is asked once for each message, so those that come together share one statement."""
+        state: JobState | None = await self._looks.call(job_id)
+        return state
+
+    async def aclose(self) -> None:
+        """Wait for looks under way."""
+        await self._looks.aclose()
 
     def share_transactions(self, queues: object) -> bool:
         """See the port: never."""

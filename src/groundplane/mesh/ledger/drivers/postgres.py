@@ -78,10 +78,10 @@ class PostgresLedger:
         asked = {hashed(self._namespace, key).hex(): key for key in ask}
         handled = sorted({hashed(self._namespace, key).hex() for key in done})  # in order: none waits for another
         if handled:
-            given = {"ask": list(asked), "done": handled, "limit": 2 * len(handled)}
+            given = {"ask": ",".join(asked), "done": ",".join(handled), "limit": 2 * len(handled)}
             rows = await self.native.query(self._sql.note, given)
         elif asked:
-            rows = await self.native.query(self._sql.known, {"ask": list(asked)})
+            rows = await self.native.query(self._sql.known, {"ask": ",".join(asked)})
         else:
             return frozenset()
         return frozenset(asked[key.hex] for (key,) in rows)
@@ -104,7 +104,7 @@ class PostgresLedger:
 
 
 class _Statements:
-    """The statements for the tables of one schema."""
+    """The statements for the tables of one schema. Many keys go as one text: a list of them costs many times that."""
 
     def __init__(self, schema: str) -> None:
         effects, joins, children, handled = (
@@ -138,16 +138,17 @@ class _Statements:
             WHERE join_id = (SELECT id FROM {joins} WHERE {_KEY}) ORDER BY child"""
         self.release = f"UPDATE {joins} SET released = true WHERE {_KEY}"
         self.free = f"DELETE FROM {children} WHERE join_id = (SELECT id FROM {joins} WHERE {_KEY})"
-        self.known = f"SELECT key FROM {handled} WHERE key = ANY(%(ask)s::uuid[]) AND handled_at >= {_WINDOW}"
+        asked, done = (f"string_to_array(%({name})s, ',')::uuid[]" for name in ("ask", "done"))
+        self.known = f"SELECT key FROM {handled} WHERE key = ANY({asked}) AND handled_at >= {_WINDOW}"
         self.note = f"""
             WITH forgotten AS (
                 DELETE FROM {handled} WHERE key = ANY(ARRAY(
                     SELECT key FROM {handled}
-                    WHERE handled_at < {_WINDOW} AND key <> ALL(%(done)s::uuid[])
+                    WHERE handled_at < {_WINDOW} AND key <> ALL({done})
                     ORDER BY handled_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
                 ))
             ), noted AS (
-                INSERT INTO {handled} (key, handled_at) SELECT unnest(%(done)s::uuid[]), now()
+                INSERT INTO {handled} (key, handled_at) SELECT unnest({done}), now()
                 ON CONFLICT (key) DO UPDATE SET handled_at = excluded.handled_at
             )
             {self.known}"""
