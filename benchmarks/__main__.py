@@ -9,7 +9,13 @@ from pathlib import Path
 
 from benchmarks import report
 
-SECTIONS = {"durable_hop": "durable_hop", "hop_rabbitmq": "hop_rabbitmq", "gateway": "gateway", "weight": "weight"}
+SECTIONS = {
+    "durable_hop": "durable_hop",
+    "hop_rabbitmq": "hop_rabbitmq",
+    "jobs_postgres": "jobs_postgres",
+    "gateway": "gateway",
+    "weight": "weight",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
