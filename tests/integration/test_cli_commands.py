@@ -29,8 +29,8 @@ pytestmark = pytest.mark.integration
 _LOADED = "import sys; from groundplane.cli import main; main({argv!r}); print(*sorted(sys.modules), file=sys.stderr)"
 COMMANDS = [
     "dev", "run", "call", "mcp", "doctor", "demo", "bench", "completion", "jobs list", "jobs show", "jobs cancel",
-    "jobs pause", "jobs resume", "jobs watch", "dead list", "dead show", "dead redrive", "dead purge", "config show",
-    "db upgrade", "db check",
+    "jobs pause", "jobs resume", "jobs watch", "dead list", "dead show", "dead redrive", "dead purge",
+    "queues definitions", "config show", "db upgrade", "db check",
 ]  # fmt: skip
 
 

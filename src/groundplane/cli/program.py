@@ -31,6 +31,7 @@ Exit codes: 0 ok, 1 failure, 2 usage. Commands that print something take --json.
 _GROUPS = {
     "jobs": "Look at jobs and steer them; works on the state folder, no server needed.",
     "dead": "Dead letters: messages that are not tried again.",
+    "queues": "The queues of the plane.",
     "config": "The effective settings.",
     "db": "The schema of the stored data.",
     "deploy": "Manifests of an app, for containers.",
@@ -55,6 +56,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "dead show": ("dead:show", "Show one dead letter."),
     "dead redrive": ("dead:redrive", "Send a dead letter again, or all of a queue."),
     "dead purge": ("dead:purge", "Delete dead letters for good."),
+    "queues definitions": ("queues:definitions", "Print what a broker is to load so that the queues are there."),
     "config show": ("config:show", "Print every setting with its value and its origin."),
     "db upgrade": ("db:upgrade", "Bring the stored data to the schema of this version."),
     "deploy compose": ("deploy:compose", "Render a Compose file, and a Dockerfile, of an app."),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from groundplane.core.errors import Closed, ErrorRecord, GroundplaneError, Inval
 from groundplane.core.names import check_name
 from groundplane.core.retry import RetryPolicy
 from groundplane.queues import limits
-from groundplane.queues.drivers import open_driver
+from groundplane.queues.drivers import definitions_of, open_driver
 from groundplane.queues.port import (
     Ack,
     Capability,
@@ -102,6 +102,19 @@ class Queues:
             queues = cls(await stack.enter_async_context(open_driver(url, **options)))
             stack.push_async_callback(queues.aclose)
             yield queues
+
+    @staticmethod
+    def definitions(
+        url: str, *, namespace: str = "default", queues: Iterable[str] = (), with_user: bool = False
+    ) -> dict[str, Any]:
+        """What the broker of `url` is to load at its start, so that these queues are there: exchange, queues, bindings.
+
+        `with_user` adds the URL's user, its password hashed. Connects to nothing. `unsupported` without a broker.
+        """
+        check_name("namespace", namespace)
+        return definitions_of(
+            url, namespace=namespace, queues=[check_name("queue", one) for one in queues], with_user=with_user
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._closing else f"{len(self._consumers)} consumers"

@@ -79,9 +79,9 @@ class Desk:
     async def read(self) -> None:
         """Returns when every letter that was there at the call is on the desk."""
         async with asyncio.timeout(_READ_S):
-            while (await self._channel.declare_queue(self._queue, passive=True)).ready:
-                await asyncio.sleep(0.002)
-            await self._channel.declare_queue(self._queue, passive=True)  # what waited in the broker's channel has come
+            while (await self._channel.declare_queue(self._queue, passive=True)).ready:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)  # the broker tells nobody
+            await self._channel.declare_queue(self._queue, passive=True)  # what waited in its channel has come
 
     async def body(self, letter: Letter) -> bytes:
         """Its payload, fetched again where it was too much to keep."""

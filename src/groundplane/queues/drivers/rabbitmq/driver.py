@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from groundplane.backends.amqp import Address
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
@@ -16,6 +17,7 @@ from groundplane.core.errors import Closed, FailedPrecondition, InvalidArgument
 from groundplane.queues.drivers.rabbitmq.consumer import Parts, RabbitConsumer
 from groundplane.queues.drivers.rabbitmq.counting import Counting
 from groundplane.queues.drivers.rabbitmq.dead_letters import RabbitDeadLetters
+from groundplane.queues.drivers.rabbitmq.definitions import definitions
 from groundplane.queues.drivers.rabbitmq.link import Link
 from groundplane.queues.drivers.rabbitmq.names import EXCHANGE, Declared, Names
 from groundplane.queues.drivers.rabbitmq.registry import Registry
@@ -68,7 +70,7 @@ class RabbitQueues:
         password and virtual host, `failed_precondition` for TLS, a port that is none of AMQP and a broker that is too
         old, `unavailable` where none answers.
         """
-        address = Address.parse(url, field="queues", extra=("exchange", "guard"))
+        address = _address(url)
         names = Names(namespace, _exchange(address.options))
         link = Link(address, f"groundplane {namespace} {socket.gethostname()}:{os.getpid()}")
         guard_s = _guard(address.options)
@@ -82,6 +84,13 @@ class RabbitQueues:
                 await driver.aclose()
         finally:
             await link.aclose()
+
+    @staticmethod
+    def definitions(url: str, *, namespace: str, queues: Iterable[str], with_user: bool) -> dict[str, Any]:
+        """What an empty broker is to load at its start, so that these queues are there; nothing is connected to."""
+        address = _address(url)
+        names = Names(namespace, _exchange(address.options))
+        return definitions(address, names, queues, with_user=with_user)
 
     def __repr__(self) -> str:
         state = "closed" if self._closing else f"{len(self._consumers)} consumers"
@@ -172,6 +181,10 @@ class RabbitQueues:
     def _check_open(self) -> None:
         if self._closing is not None:
             raise Closed(f"queues: {self._names.namespace!r} is closed; open it again")
+
+
+def _address(url: str) -> Address:
+    return Address.parse(url, field="queues", extra=("exchange", "guard"))
 
 
 def _exchange(options: dict[str, str]) -> str:
