@@ -417,6 +417,72 @@ def test_a_server_given_by_its_url_is_used_and_what_others_wrote_is_left_alone(s
     assert "GROUNDPLANE_TEST_ALLOW_REMOTE=1" in output
 
 
+FAKE_DOCKER = """
+    class errors:
+        class DockerException(Exception): pass
+
+    def from_env(timeout):
+        import os
+        if os.environ.get("NO_DAEMON"):
+            raise errors.DockerException("no daemon")
+        class Client:
+            def ping(self): return True
+            def close(self): pass
+        return Client()
+"""
+FAKE_CONTAINER = """
+    from groundplane.testing.servers.instance import Instance
+
+    class DockerContainer:
+        "Runs Redis natively and says what a container would."
+        def __init__(self, image): self.image = image
+        def with_exposed_ports(self, *ports): self.exposed = ports
+        def with_command(self, command): self.command = command
+        def start(self):
+            import os
+            os.environ["PATH"] = os.environ["REAL_PATH"]
+            self.opened = Instance.open("redis")
+            self.server = self.opened.__enter__()
+        def get_exposed_port(self, port):
+            assert port in self.exposed
+            return self.server.port
+        def get_logs(self): return self.server.logs().encode(), b""
+        def stop(self):
+            self.opened.__exit__(None, None, None)
+            with open("stopped", "w") as out:
+                out.write(self.image)
+"""
+
+
+@pytest.mark.req("KIT-02.1", "KIT-02.2")
+@pytest.mark.usefixtures("needs_redis")
+@pytest.mark.parametrize("daemon", [True, False])
+def test_a_container_is_the_last_way_and_only_where_a_daemon_answers(suite: Suite, daemon: bool) -> None:
+    """The wiring alone: no Docker daemon is asked here."""
+    package = suite.folder / "testcontainers" / "core"
+    package.mkdir(parents=True)
+    for path, source in ((suite.folder / "docker.py", FAKE_DOCKER), (package / "container.py", FAKE_CONTAINER)):
+        path.write_text(textwrap.dedent(source))
+    env = {"PYTHONPATH": str(suite.folder), "PATH": "/nowhere", "REAL_PATH": os.environ["PATH"]}
+    source = """
+        from groundplane.testing.servers import sources
+        sources._program = lambda path, found=sources._program: (
+            None if __import__("os").environ["PATH"] == "/nowhere" else found(path))
+
+        def test_one(redis_server, redis_url):
+            from groundplane.testing.servers import wire
+            assert redis_server.origin == "container"
+            assert wire.redis(redis_server.port, ["PING"]) == b"+PONG"
+    """
+    code, output = suite.run(source, env=env if daemon else {**env, "NO_DAEMON": "1"})
+    assert code == 0, output
+    if daemon:
+        assert _table(output)["redis"][:4] == ["7.2", "container", "1", "0"]
+        assert (suite.folder / "stopped").read_text() == "redis:7.2"
+    else:
+        assert _table(output)["redis"][:4] == ["-", "missing", "0", "1"]
+
+
 # Own servers, failures, limits ---------------------------------------------------------------------------------------
 
 OWN = """

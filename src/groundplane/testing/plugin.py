@@ -73,7 +73,10 @@ def run_of(config: pytest.Config) -> Run:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     run = session.config.stash.get(_RUN, None)
-    if run is not None and not hasattr(session.config, "workerinput"):
+    if run is None:
+        return
+    run.end_containers()
+    if not hasattr(session.config, "workerinput"):
         run.shut()
 
 

@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -18,6 +18,9 @@ from groundplane.testing.servers.installing import find
 from groundplane.testing.servers.instance import temporary_folder
 from groundplane.testing.servers.namespaces import Namespaces
 from groundplane.testing.servers.settings import KitSettings
+
+if TYPE_CHECKING:
+    from groundplane.testing.servers.containers import Contained
 
 Row = list[str | float]
 
@@ -33,6 +36,7 @@ class Run:
         self.namespaces = Namespaces(self.keeper.ticket)
         self.shared: dict[str, Running] = {}
         self._missing: set[str] = set()
+        self._containers: list[Contained] = []
 
     @classmethod
     def make(cls, address: str | None) -> Run:
@@ -50,7 +54,7 @@ class Run:
             try:
                 self.shared[name] = given(name, self.settings) or self._open(name)
             except ServerMissing as error:
-                self._refuse(name, error)
+                self.shared[name] = self._contained(name) or self._refuse(name, error)
             except FailedPrecondition as error:
                 pytest.fail(str(error), pytrace=False)
         return self.shared[name]
@@ -88,6 +92,11 @@ class Run:
             return 0.0
         return self.settings.timeout_s
 
+    def end_containers(self) -> None:
+        """Each process of the run ends its own."""
+        while self._containers:
+            self._containers.pop().end()
+
     def shut(self) -> None:
         """End the keeper with all its servers; the controller's alone to call."""
         self.keeper.shut()
@@ -100,6 +109,16 @@ class Run:
         if self.settings.verbose:
             sys.stderr.write(f"\n{server!r}: ready after {server.ready_s:.1f} s, log {server.folder.parent}\n")
         return server
+
+    def _contained(self, name: str) -> Running | None:
+        """A container, as the last way."""
+        from groundplane.testing.servers import containers
+
+        if not containers.possible(name):
+            return None
+        found = containers.contained(name, self.settings)
+        self._containers.append(found)
+        return found
 
     def _refuse(self, name: str, error: ServerMissing) -> NoReturn:
         self._missing.add(name)

@@ -137,7 +137,7 @@ class Namespaces:
 
     @contextmanager
     def _nats(self, server: Running, keep: Keep) -> Iterator[str]:
-        if server.origin == "url":
+        if server.origin in ("url", "container"):  # its accounts are not the kit's
             yield server.url
             return
         number = self._ticket("nats")
