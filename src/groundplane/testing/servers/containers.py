@@ -113,9 +113,10 @@ def contained(name: str, settings: KitSettings) -> Contained:
     try:
         ports = {word: int(container.get_exposed_port(number)) for word, number in image.ports.items()}
         program = image.name.partition("/")[0]
+        image_of = Installation(origin="container", version=image.version, programs={program: Path(program)})
         place = Place(
-            name=name, others={}, folder=Path("/"), data=Path("/"), ports=ports, account=None, options={},
-            secret=secret, installation=Installation(origin="container", version=image.version, programs={program: Path(program)}),
+            name=name, installation=image_of, others={}, folder=Path("/"), data=Path("/"), ports=ports, account=None,
+            options={}, secret=secret,
         )  # fmt: skip
         _wait(place, container, started + settings.startup_timeout_s)
     except BaseException:
