@@ -21,7 +21,7 @@ def test_kafka_keeps_what_it_acknowledged_over_kill_and_restart() -> None:
     with private("kafka", settings={"num.partitions": 3}) as server:
         address = {"bootstrap.servers": server.urls["KAFKA_BOOTSTRAP_SERVERS"], "log_level": 0}
         errors: list[object] = []
-        producer = kafka.Producer({**address, "enable.idempotence": True})
+        producer = kafka.Producer({**address, "enable.idempotence": True, "compression.type": "zstd"})
         for n in range(50):
             producer.produce("orders", str(n).encode(), on_delivery=lambda error, _: error and errors.append(error))
         assert producer.flush(30) == 0
@@ -60,6 +60,15 @@ def test_milvus_finds_the_nearest_vector_after_kill_and_restart() -> None:
         assert client.get_server_version().startswith(f"v{server.version}")
         assert _nearest(client, [0.0, 0.1, 0.0, 0.9]) == 3
         client.close()
+        pid, alias = server.pid, f"standalone-groundplane-{server.port}.pid"
+        assert _marks(pid, alias), "it has no files in its fixed folders any more: then nothing need be removed there"
+    assert _marks(pid, alias) == []
+
+
+def _marks(pid: int, alias: str) -> list[Path]:
+    """The files that Milvus has outside of its folder."""
+    folders = (Path("/run/milvus"), Path("/tmp/milvus"))
+    return [folder / name for folder in folders for name in (alias, f"server_id_{pid}") if (folder / name).exists()]
 
 
 def _nearest(client: Any, vector: list[float]) -> int:

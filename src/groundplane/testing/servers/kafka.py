@@ -119,7 +119,10 @@ class Kafka(Server):
 
 def _java_words(place: Place, heap_mb: int) -> list[str]:
     libraries = f"{place.program('libs')}/*"
-    return [place.program("java"), f"-Xmx{heap_mb}m", *_JVM, *_LOGGING, "-cp", libraries]
+    temporary = place.folder / "tmp"  # compressors unpack their native parts there
+    temporary.mkdir(exist_ok=True)
+    here = f"-Djava.io.tmpdir={temporary}"
+    return [place.program("java"), f"-Xmx{heap_mb}m", *_JVM, *_LOGGING, here, "-cp", libraries]
 
 
 def _configure(place: Place) -> Path:

@@ -2,11 +2,13 @@
 
 The wheel `milvus` carries its programs; they run as they are, without its Python part. What this version cannot: listen
 on 127.0.0.1 alone (its gRPC ports are open on every address), end without a panic in its log (its stores are closed by
-then). A search right after an insert needs `consistency_level="Strong"`, a collection `load_collection` after a start.
+then), run for two users of one machine at once (it has files in `/run/milvus` or `/tmp/milvus`; they are removed at the
+end). A search right after an insert needs `consistency_level="Strong"`, a collection `load_collection` after a start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import re
 import shutil
@@ -16,6 +18,7 @@ from pathlib import Path
 from groundplane.core.errors import FailedPrecondition
 from groundplane.testing.servers import wire
 from groundplane.testing.servers.contract import NotReady, Place, Program, Report, Server, Source
+from groundplane.testing.servers.processes import alive
 from groundplane.testing.servers.sources import PyPI
 
 VERSION = "2.3.5"
@@ -23,6 +26,7 @@ _PORTS = (
     "client", "metrics", "etcd", "etcd_peer", "root_coord", "proxy_internal", "query_coord", "query_node",
     "index_coord", "index_node", "data_coord", "data_node",
 )  # fmt: skip
+_FIXED = (Path("/run/milvus"), Path("/tmp/milvus"))
 _FIELD = re.compile(r"\{\{\s*(\w+)(?:\(\w+\))?\s*(?::\s*([^}]*?))?\s*\}\}")
 _CHANGED = {
     "  ip: # if not": "  ip: 127.0.0.1 # if not",
@@ -81,11 +85,10 @@ class Milvus(Server):
         env = {
             "DEPLOY_MODE": "STANDALONE",
             "MILVUSCONF": str(configuration),
-            "MILVUS_RUN_DIR": str(place.folder / "run"),
             "METRICS_PORT": str(place.ports["metrics"]),
             "LD_LIBRARY_PATH": str(program.parent),
         }
-        return [Program(argv=[str(program), "run", "standalone"], env=env)]
+        return [Program(argv=[str(program), "run", "standalone", "-alias", _alias(place)], env=env)]
 
     def check(self, place: Place) -> None:
         body = wire.expect(200, place.ports["metrics"], "/healthz")
@@ -94,6 +97,22 @@ class Milvus(Server):
 
     def url(self, place: Place) -> str:
         return f"http://127.0.0.1:{place.port}"
+
+    def forget(self, place: Place) -> None:
+        """It writes the number of its process into folders that are fixed in the program; nothing reads it later."""
+        for folder in _FIXED:
+            for one in (*folder.glob(f"standalone-{_alias(place)}.pid"), *folder.glob("server_id_*")):
+                number = one.name.removeprefix("server_id_")
+                if not (number.isdigit() and alive(int(number))):
+                    with contextlib.suppress(OSError):  # somebody else's, or gone by now
+                        one.unlink()
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+
+
+def _alias(place: Place) -> str:
+    """Its name in those folders: instances of one machine have different ones."""
+    return f"groundplane-{place.port}"
 
 
 def _etcd(place: Place) -> str:

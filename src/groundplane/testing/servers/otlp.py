@@ -29,10 +29,11 @@ class Decoder(PyPI):
 
     def find(self, folder: Path) -> Installation | None:
         try:
-            version = importlib.metadata.version("opentelemetry-proto")
+            found = importlib.metadata.distribution("opentelemetry-proto")
         except importlib.metadata.PackageNotFoundError:
             return super().find(folder)
-        return Installation(origin="environment", version=version, programs={"libraries": Path(os.devnull)})
+        libraries = Path(str(found.locate_file("")))
+        return Installation(origin="environment", version=found.version, programs={"libraries": libraries})
 
 
 class Otlp(Server):
@@ -49,7 +50,7 @@ class Otlp(Server):
             Decoder(
                 f"opentelemetry-proto=={VERSION}",
                 version=VERSION,
-                programs={"libraries": "opentelemetry"},
+                programs={"libraries": ".", "decoder": "opentelemetry/proto"},
                 read=lambda _: VERSION,
                 size_mb=3,
                 seconds=5,
@@ -58,8 +59,7 @@ class Otlp(Server):
         ]
 
     def launch(self, place: Place) -> Sequence[Program]:
-        here = Path(groundplane.__file__).parent.parent
-        paths = [str(here), *([str(place.installation.folder)] if place.installation.folder else [])]
+        paths = [str(Path(groundplane.__file__).parent.parent), place.program("libraries")]
         argv = [sys.executable, "-m", "groundplane.testing.otlp_receiver", "--port", str(place.port)]
         return [Program(argv=argv, env={"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"})]
 
