@@ -35,6 +35,7 @@ from groundplane.backends.amqp.tables import (
 from groundplane.core.errors import Closed, GroundplaneError, InvalidArgument
 
 FRAME_MAX = 4096
+untimed = settings(deadline=None)
 
 names = st.text(min_size=1, max_size=40)
 texts = st.text(max_size=60)
@@ -107,6 +108,7 @@ def _read(reader: FrameReader, pieces: list[bytes]) -> list[tuple[int, int, byte
 # -- frames
 
 
+@untimed
 @given(st.data())
 def test_a_stream_means_the_same_however_it_is_cut(data: st.DataObject) -> None:
     stream = data.draw(streams)
@@ -115,6 +117,7 @@ def test_a_stream_means_the_same_however_it_is_cut(data: st.DataObject) -> None:
     assert _read(FrameReader(FRAME_MAX), [stream[i : i + 1] for i in range(len(stream))]) == whole
 
 
+@untimed
 @given(mutated() | st.binary(max_size=200), st.data())
 def test_broken_frames_are_refused_by_name_and_never_held_beyond_the_agreed_size(
     stream: bytes, data: st.DataObject
@@ -136,6 +139,7 @@ def test_a_frame_that_announces_more_than_was_agreed_is_refused_before_it_arrive
     assert reader.held_bytes == 0
 
 
+@untimed
 @given(st.binary(max_size=200))
 def test_no_decoder_of_methods_raises_anything_but_its_own_error(payload: bytes) -> None:
     decoders: tuple[Callable[[bytes], object], ...] = (
@@ -148,6 +152,7 @@ def test_no_decoder_of_methods_raises_anything_but_its_own_error(payload: bytes)
             continue
 
 
+@untimed
 @given(st.sampled_from(list(commands.INDEX_MAPPING)), st.binary(max_size=120))
 def test_arguments_of_any_method_may_be_nonsense(index: int, arguments: bytes) -> None:
     try:
@@ -159,6 +164,7 @@ def test_arguments_of_any_method_may_be_nonsense(index: int, arguments: bytes) -
 # -- what is written by hand is what pamqp reads, and the other way round
 
 
+@untimed
 @given(st.integers(1, 2047), texts, texts, st.booleans())
 def test_a_publish_is_written_as_pamqp_reads_it(channel: int, exchange: str, key: str, mandatory: bool) -> None:
     try:
@@ -172,6 +178,7 @@ def test_a_publish_is_written_as_pamqp_reads_it(channel: int, exchange: str, key
     assert (what.exchange, what.routing_key, what.mandatory, what.immediate) == (exchange, key, mandatory, False)
 
 
+@untimed
 @given(st.binary(max_size=20_000), st.dictionaries(names, texts, max_size=5), st.integers(FRAME_MAX, 9000))
 def test_content_is_split_into_frames_of_at_most_the_agreed_size(
     data: bytes, headers: dict[str, str], frame_max: int
@@ -185,6 +192,7 @@ def test_content_is_split_into_frames_of_at_most_the_agreed_size(
     assert b"".join(bodies) == data
 
 
+@untimed
 @given(st.integers(1, 2047), st.integers(1, 2**63 - 1), st.booleans(), st.booleans())
 def test_settlements_are_written_as_pamqp_reads_them(channel: int, tag: int, multiple: bool, requeue: bool) -> None:
     _, _, ack = frame.unmarshal(settle_method(channel, 80, tag, 1 if multiple else 0))
@@ -195,6 +203,7 @@ def test_settlements_are_written_as_pamqp_reads_them(channel: int, tag: int, mul
     assert (nack.delivery_tag, nack.multiple, nack.requeue) == (tag, multiple, requeue)
 
 
+@untimed
 @given(st.text(max_size=60), st.integers(0, 2**63), st.booleans(), texts, texts)
 def test_a_delivery_is_read_as_pamqp_wrote_it(
     consumer: str, tag: int, redelivered: bool, exchange: str, key: str
@@ -214,17 +223,20 @@ def test_a_delivery_is_read_as_pamqp_wrote_it(
 # -- tables and properties
 
 
+@untimed
 @given(tables)
 def test_a_table_comes_back_as_it_was(table: dict[str, Any]) -> None:
     data = encode_table(table)
     assert decode_table(data, 0) == (table, len(data))
 
 
+@untimed
 @given(tables)
 def test_pamqp_reads_the_tables_that_are_written_by_hand(table: dict[str, Any]) -> None:
     assert decode.field_table(encode_table(table))[1] == table
 
 
+@untimed
 @given(
     st.dictionaries(st.text(st.characters(codec="ascii"), min_size=1, max_size=40), st.booleans() | texts, max_size=6)
 )
@@ -232,6 +244,7 @@ def test_tables_of_pamqp_are_read_by_hand(table: dict[str, Any]) -> None:
     assert decode_table(encode.field_table(table), 0)[0] == table
 
 
+@untimed
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda data: b"\x20\x00" + data))
 @example(b"\x20\x00\x00\x00\x00\x07\x01aA\x00\x00\x00\xff")
 @example(b"\x20\x00\x00\x00\x00\x05\x01aS\x00\x00")
@@ -258,6 +271,7 @@ def test_nesting_is_bounded_in_both_directions() -> None:
         decode_table(len(nested).to_bytes(4, "big") + nested, 0)
 
 
+@untimed
 @given(
     st.builds(
         Properties,
@@ -286,6 +300,7 @@ def test_properties_come_back_as_they_were(properties: Properties) -> None:
 # -- a message out of frames
 
 
+@untimed
 @given(st.lists(st.sampled_from(("header", "body", "empty", "long")), max_size=6), st.integers(0, 3000))
 def test_an_assembly_never_holds_more_than_was_announced(parts: list[str], size: int) -> None:
     assembly = Assembly(body_max=2000)
