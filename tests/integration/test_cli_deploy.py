@@ -160,6 +160,16 @@ class TestMigration:
             waiting.kill()
         assert waiting.returncode == 0, text
 
+    def test_on_a_server_looking_makes_nothing_and_upgrading_does(self, home: Path, postgres_url: str) -> None:
+        env = {"GROUNDPLANE_JOBS_URL": postgres_url, "GROUNDPLANE_LEDGER_URL": postgres_url}
+        (home / "state").mkdir()
+        for _ in range(2):
+            run = groundplane("db", "check", "--state", "state", "--json", folder=home, **env)
+            found = {one["store"]: one["reason"] for one in json.loads(run.stdout)}
+            assert (run.returncode, found["jobs"], found["ledger"]) == (1, "schema_old", "schema_old")
+        assert groundplane("db", "upgrade", "--state", "state", folder=home, **env).returncode == 0
+        assert groundplane("db", "check", "--state", "state", folder=home, **env).returncode == 0
+
 
 async def _queues(state: Path) -> dict[str, Any]:
     async with Plane.open(Settings(state=state), ports=("queues",)) as plane:

@@ -13,10 +13,10 @@ from groundplane.cli.loading import Description, describe_apart
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_FAILURE, EXIT_OK
 from groundplane.core.durations import parse_duration
-from groundplane.core.errors import GroundplaneError, Unavailable
+from groundplane.core.errors import FailedPrecondition, GroundplaneError, Unavailable
 from groundplane.core.settings import Settings
 from groundplane.mesh.spec import ERROR_END, HAPPY_END
-from groundplane.plane import Plane
+from groundplane.plane import Plane, diagnose
 
 _STORES = ("queues", "jobs", "ledger")
 _LOOK_EVERY_S = 0.5
@@ -99,15 +99,24 @@ async def _checked(settings: Settings, wait_s: float) -> dict[str, GroundplaneEr
 
 
 async def schemas(settings: Settings) -> dict[str, GroundplaneError | None]:
-    """Open each store by itself: None, or why it cannot be opened."""
-    found: dict[str, GroundplaneError | None] = {}
-    for store in _STORES:
-        try:
+    """Look at each store by itself: None, or why a role could not use it. Nothing is made."""
+    return {store: await _schema(settings, store) for store in _STORES}
+
+
+async def _schema(settings: Settings, store: str) -> GroundplaneError | None:
+    try:
+        found = await diagnose(settings, store)
+        if found is None:
             async with Plane.open(settings, ports=(store,)):
-                found[store] = None
-        except GroundplaneError as error:
-            found[store] = error
-    return found
+                return None
+    except GroundplaneError as error:
+        return error
+    if found.stored or store == "queues":  # a broker has no schema
+        return None
+    url = getattr(settings, store).masked()
+    return FailedPrecondition(
+        f"{store}: there are no tables at {url!r}; run `groundplane db upgrade`", reason="schema_old"
+    )
 
 
 def _is_embedded(settings: Settings) -> bool:

@@ -41,7 +41,7 @@ from groundplane.telemetry.logs import configure, get_logger
 from groundplane.telemetry.metrics import ActorMetrics, CollectorRegistry, new_registry
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_QUEUE = 0, 1, 2, 4
-_LOOK_EVERY_S = 0.05
+_LOOK_FIRST_S, _LOOK_EVERY_S = 0.05, 0.5
 
 
 class EndsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -261,6 +261,7 @@ class Ends:
         config = self._config
         give_up_at = asyncio.get_running_loop().time() + config.start_timeout_s
         queues: Queues | None = None
+        pause_s = _LOOK_FIRST_S
         while not self._stop.is_set():
             try:
                 if queues is None:
@@ -278,7 +279,8 @@ class Ends:
                         f"queue: the end actors' were not there within {config.start_timeout_s:g} s: {error}",
                         reason="queue_not_ready",
                     ) from error
-                await asyncio.sleep(_LOOK_EVERY_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(_LOOK_EVERY_S, pause_s * 1.5)
         return None
 
     async def _reporter(self, stack: AsyncExitStack, queues: Queues) -> Reporter | None:

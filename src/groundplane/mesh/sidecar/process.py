@@ -34,7 +34,7 @@ from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics, new_regis
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_RUNTIME, EXIT_QUEUE, EXIT_STORE = 0, 1, 2, 3, 4, 5
 _EXITS = {"runtime_not_ready": EXIT_RUNTIME, "queue_not_ready": EXIT_QUEUE, "store_not_ready": EXIT_STORE}
-_LOOK_EVERY_S = 0.05
+_LOOK_FIRST_S, _LOOK_EVERY_S = 0.05, 0.5
 _LOOK_AGAIN_S = 0.25
 
 Opener: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
@@ -159,6 +159,7 @@ class Sidecar:
         config = self._config
         give_up_at = asyncio.get_running_loop().time() + config.start_timeout_s
         queues: Queues | None = None
+        pause_s = _LOOK_FIRST_S
         while True:
             try:
                 if queues is None:
@@ -175,7 +176,8 @@ class Sidecar:
                         f"queue: {config.actor.name!r} was not there within {config.start_timeout_s:g} s: {error}",
                         reason="queue_not_ready",
                     ) from error
-                await asyncio.sleep(_LOOK_EVERY_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(_LOOK_EVERY_S, pause_s * 1.5)
 
     async def _reporter(self, stack: AsyncExitStack, queues: Queues, metrics: ActorMetrics) -> Reporter | None:
         config = self._config
