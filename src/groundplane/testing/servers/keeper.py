@@ -203,12 +203,18 @@ def guard(folder: Path, keeper: int) -> None:
     os.waitpid(keeper, 0)
     while left := [pid for pid in processes.descendants([os.getpid()]) if pid != os.getpid()]:
         processes.send(left, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                continue
+        _reap_all()
         time.sleep(0.005)
+    _reap_all()
     if not KitSettings.load().keep:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reap_all() -> None:
+    """Take the exit codes of everything that ended, so that no zombie is handed to an init which may not care."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
 
 
 def main(argv: list[str]) -> int:
