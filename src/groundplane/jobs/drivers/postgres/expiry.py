@@ -14,6 +14,8 @@ from groundplane.jobs.port import Retention
 
 BATCH = 500
 _EVENTS_BATCH = 5_000
+_NOW = f"(SELECT coalesce(%(now)s::bigint, {CLOCK}))"
+"""A subquery is evaluated once, and an index can be searched for it; the clock by itself is asked for every row."""
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +34,7 @@ async def look(database: Database, scope: Scope, now: int | None, retention: Ret
         {"namespace": scope.number, "now": now, "jobs": _ms(retention.jobs_s), "events": _ms(retention.events_s)},
     )
     next_deadline, deadlines, jobs, events = rows[0]
-    return Due(deadlines=bool(deadlines), jobs=jobs, events=bool(events), next_deadline_at=next_deadline)
+    return Due(deadlines=bool(deadlines), jobs=bool(jobs), events=bool(events), next_deadline_at=next_deadline)
 
 
 async def end_overdue(database: Database, scope: Scope, now: int | None) -> list[str]:
@@ -41,8 +43,8 @@ async def end_overdue(database: Database, scope: Scope, now: int | None) -> list
 
     async def work(tx: Transaction) -> list[str]:
         rows = await tx.execute(
-            f"""SELECT seq, job_id, fan_out, deadline_at, coalesce(%(now)s::bigint, {CLOCK}) FROM {schema}.jobs
-                WHERE namespace = %(namespace)s AND deadline_at <= coalesce(%(now)s::bigint, {CLOCK})
+            f"""SELECT seq, job_id, fan_out, deadline_at, {_NOW} FROM {schema}.jobs
+                WHERE namespace = %(namespace)s AND deadline_at <= {_NOW}
                   AND deadline_at IS NOT NULL AND state IN ('pending', 'running')
                 ORDER BY deadline_at LIMIT {BATCH} FOR NO KEY UPDATE SKIP LOCKED""",
             {"namespace": scope.number, "now": now},
@@ -68,12 +70,12 @@ async def delete_finished(database: Database, scope: Scope, now: int | None, ret
         f"""WITH doomed AS (
               SELECT seq FROM {schema}.jobs
               WHERE namespace = %(namespace)s AND finished_at IS NOT NULL
-                AND finished_at < coalesce(%(now)s::bigint, {CLOCK}) - %(kept)s
+                AND finished_at < {_NOW} - %(kept)s
               ORDER BY finished_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED),
-            events AS (DELETE FROM {schema}.job_events WHERE job IN (TABLE doomed) RETURNING 1),
-            branches AS (DELETE FROM {schema}.job_branches WHERE job IN (TABLE doomed)),
-            parked AS (DELETE FROM {schema}.job_outbox WHERE parked_for IN (TABLE doomed)),
-            gone AS (DELETE FROM {schema}.jobs WHERE seq IN (TABLE doomed) RETURNING 1)
+            events AS (DELETE FROM {schema}.job_events WHERE job = ANY (ARRAY (TABLE doomed)) RETURNING 1),
+            branches AS (DELETE FROM {schema}.job_branches WHERE job = ANY (ARRAY (TABLE doomed))),
+            parked AS (DELETE FROM {schema}.job_outbox WHERE parked_for = ANY (ARRAY (TABLE doomed))),
+            gone AS (DELETE FROM {schema}.jobs WHERE seq = ANY (ARRAY (TABLE doomed)) RETURNING 1)
             SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM events)""",
         {"namespace": scope.number, "now": now, "kept": _ms(retention.jobs_s)},
     )
@@ -86,7 +88,7 @@ async def trim_events(database: Database, scope: Scope, now: int | None, retenti
 
     async def work(tx: Transaction) -> int:
         page = await tx.execute(
-            f"""SELECT id, job, created_at < coalesce(%(now)s::bigint, {CLOCK}) - %(kept)s FROM {schema}.job_events
+            f"""SELECT id, job, created_at < {_NOW} - %(kept)s FROM {schema}.job_events
                 WHERE namespace = %(namespace)s AND NOT final
                   AND id > (SELECT trimmed_to FROM {schema}.job_namespaces WHERE id = %(namespace)s)
                 ORDER BY id LIMIT {_EVENTS_BATCH}""",
@@ -149,8 +151,8 @@ def _look(schema: str) -> str:
           SELECT min(deadline_at) AS at FROM {schema}.jobs
           WHERE namespace = %(namespace)s AND deadline_at IS NOT NULL AND state IN ('pending', 'running'))
         SELECT next.at, next.at <= clock.now,
-          EXISTS (SELECT FROM {schema}.jobs WHERE namespace = %(namespace)s AND finished_at IS NOT NULL
-                  AND finished_at < clock.now - %(jobs)s),
+          (SELECT min(finished_at) FROM {schema}.jobs
+           WHERE namespace = %(namespace)s AND finished_at IS NOT NULL) < clock.now - %(jobs)s,
           (SELECT created_at FROM {schema}.job_events
            WHERE namespace = %(namespace)s AND NOT final
              AND id > (SELECT trimmed_to FROM {schema}.job_namespaces WHERE id = %(namespace)s)

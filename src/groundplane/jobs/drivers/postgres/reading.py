@@ -72,8 +72,8 @@ def _of_all(schema: str, final: bool) -> str:
     return f"""
         SELECT line.*, own.last_event, own.trimmed_to FROM {schema}.job_namespaces AS own
         LEFT JOIN LATERAL (
-          SELECT one.id, jobs.job_id, one.kind, one.data, one.created_at
-          FROM {schema}.job_events AS one JOIN {schema}.jobs ON jobs.seq = one.job
+          SELECT one.id, (SELECT job_id FROM {schema}.jobs WHERE seq = one.job), one.kind, one.data, one.created_at
+          FROM {schema}.job_events AS one
           WHERE one.namespace = own.id AND one.id > %(after)s {"AND one.final" if final else ""}
           ORDER BY one.id LIMIT %(limit)s) AS line ON TRUE
         WHERE own.id = %(namespace)s ORDER BY line.id"""
