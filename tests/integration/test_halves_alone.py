@@ -288,6 +288,51 @@ async def test_a_sidecar_that_cannot_start_ends_with_a_code_and_says_why(
     assert "Traceback" not in pod.log("sidecar")
 
 
+@pytest.mark.req("MESH-25.3")
+@pytest.mark.parametrize("pod", ["embedded"], indirect=True)
+@pytest.mark.parametrize(
+    "store, url",
+    [
+        ("jobs", "postgresql://nobody:canary-77@127.0.0.1:1/acme"),
+        ("ledger", "postgresql://nobody:canary-77@127.0.0.1:1/acme"),
+        ("blobs", "s3://nobody:canary-77@bucket?endpoint=http://127.0.0.1:1&connect_timeout=1"),
+    ],
+)
+async def test_a_store_that_is_away_ends_a_sidecar_with_code_5_and_says_which(
+    pod: Pod, queues: Queues, store: str, url: str
+) -> None:
+    await _declare(queues)
+    pod.runtime()
+    assert await _ended(pod.sidecar(f"--{store}", url, "--start-timeout", "1s")) == 5, pod.log("sidecar")
+    assert f"{store}: was not there within 1 s" in pod.log("sidecar")
+    assert "canary-77" not in pod.log("sidecar")
+
+
+@pytest.mark.req("MESH-25.1", "MESH-25.2")
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_broker_that_starts_last_is_waited_for(tmp_path: Path, own_server: Any) -> None:
+    broker = await asyncio.to_thread(own_server, "rabbitmq")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "queues_url").write_text(broker.url)
+    found = Pod(tmp_path, broker.url)
+    async with Queues.open(broker.url, state=tmp_path / "state") as queues:
+        await _declare(queues)
+    await asyncio.to_thread(broker.stop)
+    try:
+        found.runtime()
+        sidecar = found.sidecar("--start-timeout", "60s")
+        await _eventually(lambda: _get(found.port, "/readyz")[0] == 503, "the sidecar lives and is not ready")
+        await _eventually(lambda: found.probe() == 0, "the runtime serves")
+        assert sidecar.poll() is None
+        await asyncio.to_thread(broker.start)
+        await _eventually(lambda: _get(found.port, "/readyz") == (200, "ok\n"), "it is ready", 60.0)
+        async with Queues.open(broker.url, state=tmp_path / "state") as queues:
+            assert (await _result(queues, 3)).payload == 6
+    finally:
+        found.end()
+
+
 async def test_a_taken_admin_port_ends_a_sidecar_with_code_1_and_says_so(pod: Pod) -> None:
     with socket.create_server(("127.0.0.1", pod.port)):
         assert await _ended(pod.sidecar()) == 1
