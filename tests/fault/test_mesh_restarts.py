@@ -29,11 +29,12 @@ class Scene:
         self.lab = lab
         self.effects = folder / "effects"
         self.gate = folder / "gate"
+        self.runs = folder / "runs"
         self.job_id = ""
 
     async def begin(self) -> None:
         await self.lab.start(PAYS, NOTES)
-        payload = {"file": str(self.effects), "key": "order-17", "wait_for": str(self.gate)}
+        payload = {"file": str(self.effects), "key": "order-17", "wait_for": str(self.gate), "runs": str(self.runs)}
         self.job_id = await self.lab.job(["pays", "notes"], payload)
         await lines(self.effects, 1)
 
@@ -110,6 +111,7 @@ async def test_a_server_that_is_killed_in_the_middle_of_a_handler_costs_no_effec
             await _troubled(lab, "pays")
         await asyncio.to_thread(servers[server].start)
         await scene.succeeds()
+        assert await lines(scene.runs, 1) == ["1"]  # its outcome waited; what the broker handed out again waited for it
 
 
 async def _troubled(lab: Lab, actor: str) -> None:

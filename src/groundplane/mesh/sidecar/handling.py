@@ -6,7 +6,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -40,6 +40,8 @@ from groundplane.mesh.start import ENDED_JOB, JOB_TOKEN, TOLD, outbox_message, t
 from groundplane.queues.port import MAY_REPEAT, Ack, Carried, Delivery, Nack, OutgoingMessage, Reject, Settlement
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
+
+T = TypeVar("T")
 
 HAND_BACK_S = 1.0
 _SETTLE_BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
@@ -290,7 +292,7 @@ class Handling:
         """Report, send and settle as decided, in one transaction where it can be. True when the envelope went on."""
         parts = self._p
         try:
-            kept, messages = await self._messages(work, decision)
+            kept, messages = await self._persist(work, lambda again: self._messages(work, decision))
             state = await self._told_and_settled(work, decision, kept, messages)
         except (InvalidArgument, NotFound) as error:
             return await self._undeliverable(work, decision, error)
@@ -316,9 +318,10 @@ class Handling:
 
     async def _told(self, work: Work, reports: list[Change]) -> JobState | None:
         """Tell the job. The state in which it ended before, if it has."""
-        if self._p.reporter is None or not reports:
+        reporter = self._p.reporter
+        if reporter is None or not reports:
             return None
-        outcomes = await self._p.reporter.apply(reports, token_of(work.envelope))
+        outcomes = await self._persist(work, lambda again: reporter.apply(reports, token_of(work.envelope)))
         state = outcomes[-1].state
         return state if state is not None and state.terminal else None
 
@@ -445,18 +448,21 @@ class Handling:
         if key and isinstance(settlement, Reject):
             await self._persist(work, lambda again: staged.repeats.record(key))
 
-    async def _persist(self, work: Work, step: Callable[[bool], Awaitable[None]]) -> None:
-        """Take a step, with False at first; while its backend is away, again, with True."""
-        for tries in range(1_000_000):
+    async def _persist(self, work: Work, step: Callable[[bool], Awaitable[T]]) -> T:
+        """Take a step of what follows a call, with False at first; while its backend is away, again, with True: the
+        outcome is known, and the handler must not run once more for want of a place to put it.
+        """
+        tries = 0
+        while True:
             try:
-                await step(tries > 0)
-                return
+                return await step(tries > 0)
             except GroundplaneError as error:
                 if not error.retryable or isinstance(error, FailedPrecondition) or self._p.active.draining:
                     raise
                 self._p.active.troubled(error)
                 self._p.log.warning("settle_failed", message_id=work.delivery.id, error=str(error))
-                await asyncio.sleep(_SETTLE_BACKOFF_S[min(tries, len(_SETTLE_BACKOFF_S) - 1)])
+            await asyncio.sleep(_SETTLE_BACKOFF_S[min(tries, len(_SETTLE_BACKOFF_S) - 1)])
+            tries += 1
 
     async def release_claims(self, work: Work, kept: list[Envelope] | tuple[()] = ()) -> None:
         """Delete the claims of a delivery that was acked, but those that `kept` envelopes carry on."""
