@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -172,3 +174,10 @@ async def test_an_older_server_is_refused_with_both_versions(
     assert (type(error), error.reason) == (FailedPrecondition, "server_too_old")
     assert error.details["needed"] == 99
     assert error.details["found"] >= 13
+
+
+@pytest.mark.parametrize("package", ["psycopg", "psycopg_pool"])
+def test_a_missing_package_names_the_extra_that_brings_it(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; import groundplane.jobs.drivers.postgres"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'groundplane[postgres]'" in done.stderr.splitlines()[-1]

@@ -12,6 +12,19 @@ comes back is used again by itself.
 
 from __future__ import annotations
 
+import importlib
+
+from groundplane.core.errors import FailedPrecondition
+
+try:
+    for _package in ("psycopg", "psycopg_pool"):
+        importlib.import_module(_package)
+except ImportError as error:
+    raise FailedPrecondition(
+        "postgres: postgresql:// needs the packages of the extra postgres; pip install 'groundplane[postgres]'",
+        reason="missing_extra",
+    ) from error
+
 from groundplane.backends.postgres.bells import Listener
 from groundplane.backends.postgres.database import Database
 from groundplane.backends.postgres.engine import VERSION_MIN, Statistics
