@@ -21,9 +21,10 @@ pytestmark = pytest.mark.anyio
 LIMITS = Limits(payload_inline_bytes_max=1000, payload_bytes_max=10_000)
 
 
-@pytest.fixture
-async def blobs(tmp_path: Path) -> AsyncIterator[Blobs]:
-    async with Blobs.open(state=tmp_path) as blobs:
+@pytest.fixture(params=["embedded", pytest.param("s3", marks=pytest.mark.integration)])
+async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Blobs]:
+    url = request.getfixturevalue("s3_url") if request.param == "s3" else "embedded://"
+    async with Blobs.open(url, state=tmp_path) as blobs:
         yield blobs
 
 

@@ -94,8 +94,15 @@ class _Full:
         return await self._blobs.put(*args, **kwargs)
 
 
+@pytest.fixture(params=["embedded", pytest.param("s3", marks=pytest.mark.integration)])
+def store(request: pytest.FixtureRequest) -> str:
+    """The URL of the blobs."""
+    return str(request.getfixturevalue("s3_url")) if request.param == "s3" else "embedded://"
+
+
 async def _run(
     tmp_path: Path,
+    store: str,
     envelope: Envelope | bytes,
     *,
     failed: bool = False,
@@ -108,7 +115,7 @@ async def _run(
     """Deliver one message to an end until it is settled: objects, reports, attempts."""
     reporter = _Reporter(refusals, carries)
     attempts: list[int] = []
-    async with Queues.open(state=tmp_path) as queues, Blobs.open(state=tmp_path) as disk:
+    async with Queues.open(state=tmp_path) as queues, Blobs.open(store, state=tmp_path) as disk:
         blobs: Any = _Full(disk, full)
         await queues.declare(QueueSpec(name="end"))
         data = envelope if isinstance(envelope, bytes) else envelope.to_bytes()
@@ -129,8 +136,8 @@ async def _run(
 
 
 @pytest.mark.req("MESH-16.1")
-async def test_a_result_is_persisted_reported_and_acked(tmp_path: Path) -> None:
-    (found,), reporter, (attempt, dead) = await _run(tmp_path, _envelope())
+async def test_a_result_is_persisted_reported_and_acked(tmp_path: Path, store: str) -> None:
+    (found,), reporter, (attempt, dead) = await _run(tmp_path, store, _envelope())
     assert (found["payload"], found["status"], found["last_actor"], found["error"]) == (
         {"x": 1},
         "succeeded",
@@ -147,10 +154,10 @@ async def test_a_result_is_persisted_reported_and_acked(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("MESH-16.1")
-async def test_an_error_is_persisted_with_the_payload_and_fails_the_job(tmp_path: Path) -> None:
+async def test_an_error_is_persisted_with_the_payload_and_fails_the_job(tmp_path: Path, store: str) -> None:
     error = {"code": "internal", "message": "m", "reason": "processing_error", "type": "ValueError"}
     envelope = _envelope(error=error, route=Route(["a", "b"], 0))
-    (found,), reporter, _ = await _run(tmp_path, envelope, failed=True)
+    (found,), reporter, _ = await _run(tmp_path, store, envelope, failed=True)
     assert (found["status"], found["error"]["type"], found["last_actor"]) == ("failed", "ValueError", "a")
     (told,) = reporter.told
     assert isinstance(told, Finish)
@@ -159,15 +166,15 @@ async def test_an_error_is_persisted_with_the_payload_and_fails_the_job(tmp_path
 
 
 @pytest.mark.req("MESH-16.3")
-async def test_without_a_job_it_is_still_persisted(tmp_path: Path) -> None:
-    (found,), reporter, _ = await _run(tmp_path, _envelope(job_id=None))
+async def test_without_a_job_it_is_still_persisted(tmp_path: Path, store: str) -> None:
+    (found,), reporter, _ = await _run(tmp_path, store, _envelope(job_id=None))
     assert found["payload"] == {"x": 1}
     assert reporter.told == []
 
 
 @pytest.mark.req("MESH-16.2")
-async def test_it_is_tried_again_without_costing_attempts_until_the_job_knows(tmp_path: Path) -> None:
-    found, reporter, (*attempts, dead) = await _run(tmp_path, _envelope(), refusals=2)
+async def test_it_is_tried_again_without_costing_attempts_until_the_job_knows(tmp_path: Path, store: str) -> None:
+    found, reporter, (*attempts, dead) = await _run(tmp_path, store, _envelope(), refusals=2)
     assert len(found) == 1
     assert len(reporter.told) == 1
     assert (attempts, dead) == ([1, 1, 1], 0)
@@ -176,10 +183,10 @@ async def test_it_is_tried_again_without_costing_attempts_until_the_job_knows(tm
 @pytest.mark.req("MESH-16.2")
 @pytest.mark.parametrize("failed", [False, True])
 async def test_it_is_tried_again_without_costing_attempts_until_the_outcome_is_persisted(
-    tmp_path: Path, failed: bool
+    tmp_path: Path, store: str, failed: bool
 ) -> None:
     envelope = _envelope(error={"code": "internal", "message": "m"} if failed else None)
-    found, reporter, (*attempts, dead) = await _run(tmp_path, envelope, failed=failed, full=2)
+    found, reporter, (*attempts, dead) = await _run(tmp_path, store, envelope, failed=failed, full=2)
     assert [one["payload"] for one in found] == [{"x": 1}]
     assert (attempts, dead) == ([1, 1, 1], 0)
     assert {(type(one), one.job_id) for one in reporter.told} == {(Finish, "j")}
@@ -187,11 +194,11 @@ async def test_it_is_tried_again_without_costing_attempts_until_the_outcome_is_p
 
 @pytest.mark.req("MESH-16.2")
 async def test_a_result_that_is_only_in_blobs_is_told_once_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("groundplane.mesh.ends.RESULT_INLINE_BYTES_MAX", 100)
     payload = {"x": "y" * 101}
-    (found,), reporter, (*attempts, _) = await _run(tmp_path, _envelope(payload=payload), full=1)
+    (found,), reporter, (*attempts, _) = await _run(tmp_path, store, _envelope(payload=payload), full=1)
     (told,) = reporter.told
     assert isinstance(told, Finish)
     assert list(told.result) == ["$blob", "size"]
@@ -202,8 +209,11 @@ async def test_a_result_that_is_only_in_blobs_is_told_once_it_is_there(
 @pytest.mark.req("MESH-16.2")
 async def test_what_the_job_was_told_by_the_last_hop_is_persisted_and_filed_with_the_acknowledgement(
     tmp_path: Path,
+    store: str,
 ) -> None:
-    (found,), reporter, (*attempts, dead) = await _run(tmp_path, _envelope(), full=1, carries=True, headers={TOLD: "1"})
+    (found,), reporter, (*attempts, dead) = await _run(
+        tmp_path, store, _envelope(), full=1, carries=True, headers={TOLD: "1"}
+    )
     assert (found["payload"], attempts, dead) == ({"x": 1}, [1, 1], 0)
     assert reporter.told == []
     (filed,) = reporter.carried_
@@ -213,11 +223,11 @@ async def test_what_the_job_was_told_by_the_last_hop_is_persisted_and_filed_with
 
 
 @pytest.mark.req("MESH-13")
-async def test_a_failed_child_holds_when_a_join_is_ahead(tmp_path: Path) -> None:
+async def test_a_failed_child_holds_when_a_join_is_ahead(tmp_path: Path, store: str) -> None:
     envelope = _envelope(
         error={"code": "internal", "message": "m"}, route=Route(["a", "b", "sum"], 1), branches=[Branch("p", 0, 0, 2)]
     )
-    _, reporter, _ = await _run(tmp_path, envelope, failed=True, joins=["sum"])
+    _, reporter, _ = await _run(tmp_path, store, envelope, failed=True, joins=["sum"])
     assert isinstance(reporter.told[0], Finish)
     assert reporter.told[0].holds is True
 
@@ -225,22 +235,22 @@ async def test_a_failed_child_holds_when_a_join_is_ahead(tmp_path: Path) -> None
 @pytest.mark.req("MESH-15.2")
 @pytest.mark.parametrize("failed", [False, True])
 async def test_the_claim_of_a_success_is_released_and_that_of_a_failure_is_kept_for_its_dead_letter(
-    tmp_path: Path, failed: bool
+    tmp_path: Path, store: str, failed: bool
 ) -> None:
-    async with Blobs.open(state=tmp_path) as blobs:
+    async with Blobs.open(store, state=tmp_path) as blobs:
         whole = _envelope(error={"code": "internal", "message": "m"} if failed else None, payload={"big": 1})
         envelope, _ = await Claims(blobs, Limits(payload_inline_bytes_max=4)).outgoing(whole)
     claim = envelope.claim
     assert claim is not None
-    (found,), _, _ = await _run(tmp_path, envelope, failed=failed)
+    (found,), _, _ = await _run(tmp_path, store, envelope, failed=failed)
     assert found["payload"] == {"big": 1}
-    async with Blobs.open(state=tmp_path) as blobs:
+    async with Blobs.open(store, state=tmp_path) as blobs:
         kept = [info.key async for info in blobs.list() if info.key == claim.key]
     assert kept == ([claim.key] if failed else [])
 
 
-async def test_bytes_that_are_no_envelope_become_a_dead_letter_of_the_end(tmp_path: Path) -> None:
-    found, reporter, (attempt, dead) = await _run(tmp_path, b"nonsense")
+async def test_bytes_that_are_no_envelope_become_a_dead_letter_of_the_end(tmp_path: Path, store: str) -> None:
+    found, reporter, (attempt, dead) = await _run(tmp_path, store, b"nonsense")
     assert (found, reporter.told, attempt, dead) == ([], [], 1, 1)
 
 
