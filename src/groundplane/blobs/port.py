@@ -22,6 +22,10 @@ class Capability(enum.Flag):
     """The store keeps earlier versions itself. Without, the façade keeps them under keys with a suffix."""
 
 
+    SHARES_SYNC = enum.auto()
+    """Puts that come together cost less than one by one: they wait for one sync of a disk. Nothing to refuse."""
+
+
 class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an object: size in bytes, etag (changes with the content), SHA-256 in hex, Unix ms of its last
     change.

@@ -38,7 +38,7 @@ _LANES, _LANE_PUTS = 2, 32
 class FileBlobs:
     """The driver. Every call that touches the disk runs in a thread; a cancelled one is waited for and undone."""
 
-    capabilities = Capability.NONE
+    capabilities = Capability.SHARES_SYNC
 
     def __init__(self, root: Path) -> None:
         self.native = root
