@@ -377,7 +377,8 @@ class RabbitConsumer:
         session = self._parts.link.session
         if not taken or session is None:
             return
-        ordered = sorted(taken, key=lambda one: one.note.copy)
+        unreadable = [one for one in taken if not one.since]
+        ordered = sorted((one for one in taken if one.since), key=lambda one: one.note.copy)
         if any(one.delivered.redelivered and not one.attempt for one in ordered):
             await self._parts.returns.read()
         back = []
@@ -387,7 +388,7 @@ class RabbitConsumer:
                 one.attempt, one.seen = self._parts.returns.attempt(note.copy, note.attempt, count)
             back.append((note.copy, one.attempt, count, not one.seen and not one.shown))
         await self._parts.returns.record(session, back)
-        intake.requeue(ordered)
+        intake.requeue([*unreadable, *ordered])
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=f"groundplane-consumer-{self._queue}-background")
@@ -406,7 +407,7 @@ class RabbitConsumer:
             ready=len(buffer),
             in_flight=len(self._held) + self._burying,
             delayed=self._delays.held if self._delays is not None else 0,
-            oldest=min((one.note.since for one in buffer), default=0),
+            oldest=min((since for one in buffer if (since := one.since)), default=0),
             waited_ms=intake.last_wait_ms if intake is not None and fresh else -1,
             last_copy=intake.last_copy if intake is not None else b"",
         )

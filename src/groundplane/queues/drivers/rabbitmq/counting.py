@@ -132,6 +132,9 @@ class Counting:
             delivered = await channel.get(broker_queue)
             if delivered is None:
                 return 0
+            if not messages.since(delivered):  # of a newer version: its age is not known here
+                channel.nack(delivered.tag)
+                return 0
             try:
                 note, count = messages.note_of(delivered), messages.count_of(delivered)
                 if count:

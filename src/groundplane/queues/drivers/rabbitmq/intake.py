@@ -42,6 +42,11 @@ class Taken:
         return self._note
 
     @property
+    def since(self) -> int:
+        """Unix ms of its publishing; 0 where its note cannot be read."""
+        return self._note.since if self._note is not None else messages.since(self.delivered)
+
+    @property
     def count(self) -> int:
         """How often the broker handed it out before."""
         return messages.count_of(self.delivered) if self.delivered.redelivered else 0

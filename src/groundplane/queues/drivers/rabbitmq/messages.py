@@ -95,6 +95,11 @@ def again(note: Note, *, now_ms: int, delay_s: float = 0.0, **changes: Any) -> N
     return msgspec.structs.replace(note, copy=new_copy(), due_at=due_at, **changes)
 
 
+def moved(note: Note, *, repeat: bool) -> Note:
+    """The note of a copy that changes only its place: it is due when it was."""
+    return msgspec.structs.replace(note, copy=new_copy(), repeat=repeat)
+
+
 def encode(exchange: str, key: str, note: Note, payload: bytes) -> Message:
     """What is published."""
     message_id = note.id if len(note.id) * 4 <= _ID_BYTES_MAX or len(note.id.encode()) <= _ID_BYTES_MAX else None
@@ -109,7 +114,9 @@ def note_of(delivered: Delivered) -> Note:
     if isinstance(stored, bytes):
         try:
             note = _decode(stored)
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:
+            if not _is_newer(stored):
+                return _foreign(delivered, headers)  # the header is somebody else's
             raise FailedPrecondition(
                 f"message: the note of a message in {delivered.routing_key!r} cannot be read ({error}); "
                 "upgrade Groundplane, or remove the message",
@@ -118,6 +125,23 @@ def note_of(delivered: Delivered) -> Note:
         if note.version == VERSION:
             return note
     return _foreign(delivered, headers)
+
+
+def _is_newer(stored: bytes) -> bool:
+    """Whether it begins as a note does, with a version that is not known here."""
+    try:
+        values = msgspec.msgpack.decode(stored)
+    except msgspec.DecodeError:
+        return False
+    return isinstance(values, list) and bool(values) and isinstance(values[0], int) and values[0] > VERSION
+
+
+def since(delivered: Delivered) -> int:
+    """Unix ms of its publishing; 0 where its note cannot be read."""
+    try:
+        return note_of(delivered).since
+    except FailedPrecondition:
+        return 0
 
 
 def count_of(delivered: Delivered) -> int:
