@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+import groundplane
 from deployed import plan
 from groundplane.core.envelope import Envelope
 from groundplane.deploy import roles
@@ -38,7 +39,8 @@ from groundplane.telemetry.metrics import new_registry
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 WAIT_S = 20.0
-GROUNDPLANE = Path(sys.executable).with_name("groundplane")
+GROUNDPLANE = [sys.executable, "-m", "groundplane.cli"]
+SOURCES = Path(groundplane.__file__).parents[1]
 SYSTEM_PYTHON = next((path for path in (Path("/usr/bin/python3"),) if path.exists()), Path(sys.executable))
 HANDLERS = """
 import os, time
@@ -87,7 +89,8 @@ class Pod:
         }  # fmt: skip
         without = ["--jobs", "", "--blobs", "", "--ledger", ""]
         chosen = {key: value for key, value in given.items() if value != ""}
-        return self.begin("sidecar", [GROUNDPLANE, "sidecar", *without, *flags], **chosen)
+        chosen["PYTHONPATH"] = SOURCES
+        return self.begin("sidecar", [*GROUNDPLANE, "sidecar", *without, *flags], **chosen)
 
     def runtime(self, *flags: str, handler: str = "handlers:double") -> subprocess.Popen[bytes]:
         folder = self.home / "runtime"
@@ -102,7 +105,7 @@ class Pod:
     def printed(self) -> Path:
         file = self.home / "runtime.py"
         if not file.exists():
-            done = subprocess.run([GROUNDPLANE, "runtime", "--print"], capture_output=True, check=True)
+            done = subprocess.run([*GROUNDPLANE, "runtime", "--print"], capture_output=True, check=True)
             file.write_bytes(done.stdout)
         return file
 
