@@ -21,7 +21,7 @@ from amqp_peer import (
     served,
 )
 from groundplane.backends.amqp import Address, Channel, Connection, Delivery, Message, encode_properties
-from groundplane.backends.amqp import channel as channels
+from groundplane.backends.amqp import confirms as bounds
 from groundplane.backends.amqp import connection as connections
 from groundplane.backends.amqp import wire as wires
 from groundplane.core.errors import (
@@ -419,7 +419,7 @@ async def test_a_message_that_was_given_up_is_forgotten_and_its_late_confirm_har
 
 
 async def test_too_many_unconfirmed_messages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "PENDING_MAX", 2)
+    monkeypatch.setattr(bounds, "PENDING_MAX", 2)
     async with served(FakeBroker(Basic_Publish=b"")) as peer, await _open(peer.url) as connection:
         channel = await connection.channel(confirms=True)
         futures = [channel.publish("", "q", b"1"), channel.publish("", "q", b"2")]
@@ -433,6 +433,23 @@ async def _publish_without_end(channel: Channel) -> None:
     for _ in range(200):
         channel.publish("", "q", bytes(1024 * 1024))
         await asyncio.sleep(0)
+
+
+async def test_too_many_unconfirmed_bytes_are_refused_until_some_are_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "PENDING_BYTES_MAX", 1000)
+    async with served(FakeBroker(Basic_Publish=b"")) as peer, await _open(peer.url) as connection:
+        channel = await connection.channel(confirms=True)
+        futures = [channel.publish("", "q", bytes(600)), channel.publish("", "q", bytes(600))]
+        with pytest.raises(ResourceExhausted) as caught:
+            channel.publish("", "q", b"")
+        assert caught.value.reason == "queue_full"
+        await _until(lambda: len(peer.broker.bodies) == 2)
+        peer.say(method(1, commands.Basic.Ack(2, True)))
+        await asyncio.gather(*futures)
+        third = channel.publish("", "q", bytes(600))
+        await _until(lambda: len(peer.broker.bodies) == 3)
+        peer.say(method(1, commands.Basic.Ack(3)))
+        await third
 
 
 async def test_a_peer_that_does_not_read_stops_the_publisher_before_memory_fills(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from groundplane.backends.amqp import methods
-from groundplane.backends.amqp.confirms import PENDING_MAX, Confirms, Many, Message, One, Waiter
+from groundplane.backends.amqp.confirms import Confirms, Many, Message, One, Waiter
 from groundplane.backends.amqp.content import (
     Assembly,
     Delivery,
@@ -355,7 +355,7 @@ class Channel(Topology):
                 f"broker: it takes no messages now ({self._host.blocked!r}); nothing was sent, try again later",
                 reason="broker_blocked",
             )
-        if self._wire.full or self.unconfirmed + count > PENDING_MAX:
+        if self._wire.full or not (self._confirms is None or self._confirms.has_room(count)):
             raise ResourceExhausted(
                 f"broker: {self.unconfirmed} messages are unconfirmed, {self._wire.buffered_bytes} bytes unwritten; "
                 "wait for confirms before sending more",

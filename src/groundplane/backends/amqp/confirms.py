@@ -17,6 +17,7 @@ from groundplane.backends.amqp.tables import EMPTY, Properties, WireError, decod
 from groundplane.core.errors import GroundplaneError
 
 PENDING_MAX = 100_000
+PENDING_BYTES_MAX = 256 * 1024 * 1024
 
 
 class Message(NamedTuple):
@@ -86,18 +87,23 @@ class _Pending:
 class Confirms:
     """Numbers messages as the broker does (from 1, per channel) and settles their waiters."""
 
-    __slots__ = ("_last", "_pending", "_proven", "confirmed", "refused", "returned")
+    __slots__ = ("_last", "_pending", "_proven", "confirmed", "pending_bytes", "refused", "returned")
 
     def __init__(self) -> None:
         self._last = 0
         self._pending: dict[int, _Pending] = {}  # ascending: that is the order of publishing
         self._proven: set[str] = {""}
+        self.pending_bytes = 0
         self.confirmed = 0
         self.returned = 0
         self.refused = 0
 
     def __len__(self) -> int:
         return len(self._pending)
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many more may be in flight: they are kept until the broker has answered."""
+        return len(self._pending) + count <= PENDING_MAX and self.pending_bytes < PENDING_BYTES_MAX
 
     @property
     def published(self) -> int:
@@ -108,6 +114,7 @@ class Confirms:
         """A message goes out now: it gets the next number."""
         self._last += 1
         self._pending[self._last] = _Pending(waiter, index, message)
+        self.pending_bytes += len(message.body)
 
     def acknowledge(self, tag: int, multiple: bool) -> None:
         """`basic.ack`: the broker is responsible for them now, or has returned them before."""
@@ -139,7 +146,7 @@ class Confirms:
         """Nobody will confirm the rest. `blamed` is the method that made the broker close the channel, None when it was
         no method's fault: then the error is everybody's; else the innocent are told that theirs is in doubt.
         """
-        pending, self._pending = list(self._pending.values()), {}
+        pending, self._pending, self.pending_bytes = list(self._pending.values()), {}, 0
         guilty = None if blamed is None else self._guilty(pending, error, blamed)
         for one in pending:
             innocent = guilty is not None and one not in guilty
@@ -151,10 +158,13 @@ class Confirms:
         if not multiple:
             one = self._pending.pop(tag, None)  # None: its waiters were told of a failure before
             if one is not None:
+                self.pending_bytes -= len(one.message.body)
                 yield one
             return
         for number in list(self._until(tag or self._last)):
-            yield self._pending.pop(number)
+            one = self._pending.pop(number)
+            self.pending_bytes -= len(one.message.body)
+            yield one
 
     def _until(self, tag: int) -> Iterator[int]:
         for number in self._pending:
