@@ -20,12 +20,14 @@ from groundplane.queues.drivers.rabbitmq.intake import Intake
 
 HELD_MAX = 20_000
 BYTES_MAX = 16_000_000
+ROTATE_S = 1.0
 HELD_S = 900.0
 """How long one is held at a time: the broker closes the channel of who holds one for longer than 30 minutes."""
 
 _AT_ONCE = 500
+_ROTATED_AT_ONCE = 2000
 _AGAIN_S = 0.3
-_LOOK_S = 1.0
+_TIMER_S_MAX = 60.0
 _NEVER = 2**62
 
 
@@ -57,6 +59,7 @@ class Delays:
         self._moving: asyncio.Task[None] | None = None
         self._tag: str | None = None
         self._stopping = False
+        self._rotating: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> int:
@@ -77,6 +80,7 @@ class Delays:
         channel = self._intake.channel
         await channel.qos(HELD_MAX)
         self._tag = await channel.consume(self._source, self._receive, on_cancel=self._on_cancel)
+        self._rotating = asyncio.create_task(self._rotate(), name="groundplane-rabbitmq-rotation")
 
     async def stop(self) -> int:
         """Let those that are being published finish, and give back the rest; how many."""
@@ -87,6 +91,9 @@ class Delays:
         if self._tag is not None:
             await channel.cancel(self._tag)
             await channel.declare_queue(self._source, passive=True)  # what it had pushed has come then
+        if self._rotating is not None:
+            self._rotating.cancel()
+            await asyncio.wait([self._rotating])
         if self._moving is not None:
             await asyncio.wait([self._moving], timeout=2.0)
         tags = list(self._held)
@@ -99,6 +106,8 @@ class Delays:
         """The channel is no more."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._rotating is not None:
+            self._rotating.cancel()
         if self._moving is not None:
             self._moving.cancel()
         self._held.clear()
@@ -127,7 +136,7 @@ class Delays:
             self._timer = None
         if self._due and self._moving is None and self._intake.alive and not self._stopping:
             wait_s = max(0, self._due[0][0] - self._clock.now_ms()) / 1000
-            self._timer = self._loop.call_later(min(wait_s, _LOOK_S * 60), self._fire)
+            self._timer = self._loop.call_later(min(wait_s, _TIMER_S_MAX), self._fire)
 
     def _fire(self) -> None:
         self._timer = None
@@ -173,6 +182,56 @@ class Delays:
         note = messages.note_of(delivery)
         again = messages.again(note, now_ms=now_ms, repeat=note.repeat or delivery.redelivered)
         return messages.encode(self._exchange, self._target, again, delivery.body)
+
+    async def _rotate(self) -> None:
+        """Look at what lies behind: one whole turn, then again when something came, or something seen is nearly due."""
+        left = rested = 0
+        soonest = _NEVER
+        while True:
+            await asyncio.sleep(ROTATE_S)
+            if len(self._held) < HELD_MAX:
+                left = rested = 0
+                continue
+            try:
+                behind = await self.waiting()
+                if not behind or (rested and behind <= rested and soonest > self._clock.now_ms()):
+                    continue
+                if left <= 0:
+                    left, rested, soonest = behind + len(self._held), 0, _NEVER
+                moved, first = await self._rotate_some()
+            except GroundplaneError:
+                continue  # the broker is away, or busy
+            left, soonest = left - max(1, moved), min(soonest, first)
+            if left <= 0:
+                rested = behind
+
+    async def _rotate_some(self) -> tuple[int, int]:
+        """Put those that are due last behind all others; how many, and when the first of them is due."""
+        last = heapq.nlargest(_ROTATED_AT_ONCE, self._due)
+        bodies = [(entry, body) for entry in last if (body := self._held.get(entry[2])) is not None]
+        chosen = bodies[: max(1, HELD_MAX // 2)]
+        if not chosen:
+            return 0, _NEVER
+        gone = {entry[2] for entry, _ in chosen}
+        self._due = [entry for entry in self._due if entry[2] not in gone]
+        heapq.heapify(self._due)
+        copies, first = [], _NEVER
+        for _, delivery in chosen:
+            note = messages.note_of(delivery)
+            first = min(first, note.due_at)
+            copy = messages.moved(note, repeat=note.repeat or delivery.redelivered)
+            copies.append(messages.encode(self._exchange, self._source, copy, delivery.body))
+        try:
+            await self._publish(copies)
+        except BaseException:
+            for entry, _ in chosen:
+                heapq.heappush(self._due, entry)
+            raise
+        for _, delivery in chosen:
+            self._forget(delivery.tag)
+            if self._intake.channel.is_open:
+                self._intake.drop_aside(delivery.tag, requeue=False)
+        return len(chosen), first
 
     def _forget(self, tag: int) -> None:
         delivery = self._held.pop(tag)

@@ -1,8 +1,9 @@
 """The desk at which the dead letters of one queue are read: alone, all at once, and for as long as somebody asks.
 
-A queue of RabbitMQ cannot be looked at, only consumed. So whoever wants to see dead letters consumes them all, for
-itself, and settles none: when the desk closes, a moment after the last question, they are back. Payloads are kept up to
-a bound; beyond it the broker sends them again when they are wanted.
+A queue of RabbitMQ cannot be looked at, only consumed. So whoever wants to see dead letters consumes them all and
+settles none: when the desk closes, a moment after the last question, they are back. That nobody else does so meanwhile
+is seen to by a queue that only one connection can have (quorum queues know no exclusive consumers). Payloads are kept
+up to a bound; beyond it the broker sends them again when they are wanted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from contextlib import suppress
 
 from groundplane.backends.amqp import Channel, Delivery
-from groundplane.core.errors import FailedPrecondition, GroundplaneError, PermissionDenied, Unavailable
+from groundplane.core.errors import FailedPrecondition, GroundplaneError, Unavailable
 from groundplane.queues.drivers.rabbitmq import asking, messages
 from groundplane.queues.drivers.rabbitmq.asking import Share
 from groundplane.queues.drivers.rabbitmq.link import Session
@@ -23,7 +24,7 @@ from groundplane.queues.drivers.rabbitmq.names import Names
 BYTES_MAX = 32_000_000
 LINGER_S = 0.5
 _ALONE_S = 6.0
-_AGAIN_S = 0.1
+_AGAIN_S = 0.05
 _READ_S = 60.0
 _VISIBLE_S = 1.0
 
@@ -43,8 +44,9 @@ class Letter:
 class Desk:
     """The dead letters of one queue, all of them, by key; keys grow with the time of death."""
 
-    def __init__(self, session: Session, channel: Channel, broker_queue: str) -> None:
+    def __init__(self, session: Session, lock: Channel, channel: Channel, broker_queue: str) -> None:
         self.session = session
+        self._lock = lock
         self.letters: dict[str, Letter] = {}
         self._channel = channel
         self._queue = broker_queue
@@ -56,21 +58,14 @@ class Desk:
     @classmethod
     async def open(cls, session: Session, names: Names, broker_queue: str) -> Desk:
         """Wait until nobody else reads, then read. `unavailable` while another process does."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _ALONE_S
-        while True:
-            channel = await session.consuming.channel()
-            desk = cls(session, channel, broker_queue)
-            try:
-                await desk._consume(names)
-                return desk
-            except (PermissionDenied, FailedPrecondition) as error:
-                if loop.time() > until or error.reason not in ("access_refused", "resource_locked"):
-                    raise _taken(broker_queue) from error
-            except BaseException:
-                await channel.aclose()
-                raise
-            await asyncio.sleep(_AGAIN_S)
+        lock = await _locked(session, broker_queue)
+        desk = cls(session, lock, await session.consuming.channel(), broker_queue)
+        try:
+            await desk._consume(names)
+        except BaseException:
+            await desk.aclose()
+            raise
+        return desk
 
     @property
     def is_open(self) -> bool:
@@ -101,29 +96,33 @@ class Desk:
         self._channel.ack(letter.tag)
 
     async def aclose(self) -> None:
-        """Give all back; returns when they are."""
-        tag, self._tag = self._tag, None
+        """Give all back; returns when they are.
+
+        By ending the channel: the broker then ends the consumer and takes the letters back in one step, so that who
+        waits to read finds them.
+        """
+        self._tag = None
         letters, self.letters = self.letters, {}
-        if self._channel.is_open and tag is not None:
-            with suppress(GroundplaneError):
-                await self._channel.cancel(tag)
-                if letters:
-                    self._channel.nack(max(letter.tag for letter in letters.values()), multiple=True)
-                    await self._visible(len(letters))
         with suppress(GroundplaneError):
             await self._channel.aclose()
+            if letters and self.session.alive:
+                await self._visible(len(letters))
+        with suppress(GroundplaneError):
+            if self._lock.is_open:
+                await self._lock.delete_queue(_lock_of(self._queue))
+            await self._lock.aclose()
 
     async def _visible(self, count: int) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + _VISIBLE_S
         while loop.time() < until:
-            state = await self._channel.declare_queue(self._queue, passive=True)
-            if state.ready >= count or state.consumers:
+            state = await self.session.state(self._queue)
+            if state is None or state.ready >= count or state.consumers:
                 return
             await asyncio.sleep(0.002)
 
     async def _consume(self, names: Names) -> None:
-        self._tag = await self._channel.consume(self._queue, self._receive, on_cancel=self._end, exclusive=True)
+        self._tag = await self._channel.consume(self._queue, self._receive, on_cancel=self._end)
         await asking.answer_on(self.session, self._channel, names, self._queue, self._share)
         await self.read()
 
@@ -144,6 +143,27 @@ class Desk:
         self._tag = None
 
 
+def _lock_of(broker_queue: str) -> str:
+    return f"{broker_queue}:desk"
+
+
+async def _locked(session: Session, broker_queue: str) -> Channel:
+    """A channel that has the lock; `unavailable` when another process does not give it up in time."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _ALONE_S
+    while True:
+        channel = await session.consuming.channel()
+        try:
+            await channel.declare_queue(_lock_of(broker_queue), durable=False, exclusive=True)
+            return channel
+        except FailedPrecondition as error:
+            if error.reason != "resource_locked":
+                raise
+            if loop.time() > until:
+                raise _taken(broker_queue) from error
+        await asyncio.sleep(_AGAIN_S)
+
+
 def _key_and_note(delivery: Delivery) -> tuple[str, Note]:
     try:
         note = messages.note_of(delivery)
@@ -158,8 +178,7 @@ def _key_and_note(delivery: Delivery) -> tuple[str, Note]:
 
 def _taken(broker_queue: str) -> Unavailable:
     return Unavailable(
-        f"queue: another process reads the dead letters of {broker_queue!r}; try again when it has finished, or give "
-        "this user the permission to read it",
+        f"queue: another process reads the dead letters of {broker_queue!r}; try again when it has finished",
         reason="resource_locked",
         retryable=True,
     )

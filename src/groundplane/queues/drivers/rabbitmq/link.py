@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from groundplane.backends.amqp import Address, Channel, Connection, Message, QueueState
@@ -16,7 +16,9 @@ from groundplane.core.errors import Closed, GroundplaneError, NotFound, Unavaila
 from groundplane.core.retry import RetryPolicy
 
 READY_S = 3.0
-"""How long a call waits for a link that is being opened again, before it fails with what prevents that."""
+"""How long after its loss calls wait for the link to be opened again, before they fail with what prevents that."""
+
+_LEAST_S = 0.02
 
 CONFIRM_S = 10.0
 """How long a confirmation may take: a queue without a leader never gives one."""
@@ -138,7 +140,7 @@ class Link:
         self._up = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self._closing = False
-        self._on_up: list[Callable[[Session], None]] = []
+        self._lost_at = 0.0
 
     def __repr__(self) -> str:
         state = "closed" if self._closing else "up" if self._up.is_set() else f"down: {self.last_failure}"
@@ -157,11 +159,13 @@ class Link:
         return session if session is not None and session.alive else None
 
     async def ready(self, within_s: float = READY_S) -> Session:
-        """The session that is alive, waited for: `unavailable` with the cause after `within_s`; `Closed`."""
+        """The session that is alive, waited for: `unavailable` with the cause `within_s` after its loss; `Closed`."""
         session = self.session
         if session is not None:
             return session
-        until = asyncio.get_running_loop().time() + within_s
+        now = asyncio.get_running_loop().time()
+        lost_at = now if self._up.is_set() else self._lost_at  # who renews it has not seen it yet
+        until = max(lost_at + within_s, now + _LEAST_S)
         while not self._closing:
             try:
                 async with asyncio.timeout_at(until):
@@ -172,11 +176,6 @@ class Link:
                 return session
             await asyncio.sleep(0)  # lost, and not seen yet by who renews it
         raise Closed("queues: are closed; open them again")
-
-    def on_up(self, callback: Callable[[Session], None]) -> Callable[[], None]:
-        """Call `callback` with each new session; returns how to stop that."""
-        self._on_up.append(callback)
-        return lambda: self._on_up.remove(callback)
 
     async def aclose(self) -> None:
         """Close for good."""
@@ -201,14 +200,13 @@ class Link:
             assert self._session is not None
             await self._session.lost.wait()
             self._up.clear()
+            self._lost_at = asyncio.get_running_loop().time()
             self.last_failure = self._session.error
             with suppress(GroundplaneError):
                 await self._session.aclose(self._session.error)
             self._session = await self._renew()
             self.renewals += 1
             self._up.set()
-            for callback in list(self._on_up):
-                callback(self._session)
 
     async def _renew(self) -> Session:
         attempt = 0
