@@ -59,6 +59,7 @@ def measured(name: str) -> dict[str, Any]:
     """Medians of one server's life: ready after the first start and after a kill, memory then, seconds to end."""
     first, again, ended, memory = [], [], [], []
     version = origin = ""
+    load = os.getloadavg()[0]
     for _ in range(ROUNDS):
         with Instance.open(name) as one:
             version, origin = one.version, one.origin
@@ -74,6 +75,7 @@ def measured(name: str) -> dict[str, Any]:
         "version": version, "origin": origin, "date": datetime.now(UTC).date().isoformat(),
         "ready_s": round(statistics.median(first), 2), "again_s": round(statistics.median(again), 2),
         "stop_s": round(statistics.median(ended), 2), "memory_mb": round(statistics.median(memory) / 1e6),
+        "load": round(load, 1),
     }  # fmt: skip
 
 
@@ -117,10 +119,11 @@ def page(rows: dict[str, Any]) -> str:
         f"Medians of {ROUNDS} starts on {rows['machine']}, by "
         "`python tools/server_table.py`. *Ready* counts from the start of the first process until the server does what "
         "its clients need, with the making of its data folder; *after a kill* the same on the data that SIGKILL left. "
-        "Memory is the resident set of the server's processes when it is ready, shared pages counted once, without its "
-        "companions (RabbitMQ's port mapper, the etcd of Kubernetes' API server).\n",
+        "Memory is the resident set of the server's processes when it is ready, shared pages counted once, without "
+        "its companions (RabbitMQ's port mapper, the etcd of Kubernetes' API server). *Load* is how many processes "
+        "wanted a core before: times are worth comparing where it is low.\n",
         _table(
-            ("server", "version", "origin", "ready", "after a kill", "ends in", "memory", "date"),
+            ("server", "version", "origin", "ready", "after a kill", "ends in", "memory", "load", "date"),
             [_cells(name, rows[name]) for name in ordered],
         ),
     ]
@@ -134,7 +137,15 @@ def page(rows: dict[str, Any]) -> str:
 
 def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     times = (f"{row[word]:.2f} s" for word in ("ready_s", "again_s", "stop_s"))
-    return (name, row["version"], row["origin"], *times, f"{row['memory_mb']} MB", row["date"])
+    return (
+        name,
+        row["version"],
+        row["origin"],
+        *times,
+        f"{row['memory_mb']} MB",
+        str(row.get("load", "-")),
+        row["date"],
+    )
 
 
 def described(one: Server) -> str:
