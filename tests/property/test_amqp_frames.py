@@ -297,6 +297,26 @@ def test_properties_come_back_as_they_were(properties: Properties) -> None:
     assert decode_headers(data) == (properties.headers or {})
 
 
+@untimed
+@given(st.none() | tables, st.none() | texts, st.none() | st.integers(0, 2**40).map(str), st.sampled_from((None, 1, 2)))
+def test_the_short_way_of_writing_properties_is_the_long_way(
+    headers: dict[str, Any] | None, message_id: str | None, expiration: str | None, mode: int | None
+) -> None:
+    common = {"message_id": message_id, "expiration": expiration, "delivery_mode": mode}
+    assert encode_properties(headers, **common) == encode_properties(headers, **common, user_id=None)
+
+
+@untimed
+@given(st.dictionaries(names | st.just("\ud800"), st.binary(max_size=40) | st.just("\udfff") | texts, max_size=4))
+def test_names_and_texts_that_are_no_unicode_are_refused_by_name(table: dict[str, Any]) -> None:
+    broken = any("\ud800" in key or value == "\udfff" for key, value in table.items())
+    if broken:
+        with pytest.raises(InvalidArgument, match=r"\\ud"):
+            encode_table(table)
+    else:
+        assert decode.field_table(encode_table(table))[1].keys() == table.keys()
+
+
 # -- a message out of frames
 
 

@@ -19,6 +19,8 @@ from groundplane.core.errors import InvalidArgument
 
 DEPTH_MAX = 32
 _KEY_BYTES_MAX = 255
+_NAMES_MAX = 1024
+_names: dict[str, bytes] = {}
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _LETTER_U32 = struct.Struct(">cI")
@@ -82,17 +84,33 @@ def encode_properties(
 
     `invalid_argument` for a value that AMQP cannot carry, or a text of more than 255 bytes.
     """
-    values = {
-        **others,
-        "headers": headers if headers else None,
-        "delivery_mode": delivery_mode,
-        "message_id": message_id,
-        "expiration": expiration,
-    }
+    if others:
+        return _encode_all(
+            {**others, "headers": headers, "delivery_mode": delivery_mode, "message_id": message_id,
+             "expiration": expiration}
+        )  # fmt: skip
+    flags, parts = 0, [b""]  # what most messages have, in its order
+    if headers:
+        flags |= _HEADERS
+        parts.append(_table(headers, "headers", 0))
+    if delivery_mode is not None:
+        flags |= _DELIVERY_MODE
+        parts.append(_encode_property("delivery_mode", "octet", delivery_mode))
+    if expiration is not None:
+        flags |= _EXPIRATION
+        parts.append(short_text("expiration", expiration))
+    if message_id is not None:
+        flags |= _MESSAGE_ID
+        parts.append(short_text("message_id", message_id))
+    parts[0] = _U16.pack(flags)
+    return b"".join(parts)
+
+
+def _encode_all(values: dict[str, Any]) -> bytes:
     flags, parts = 0, [b""]
     for bit, name, kind in _PROPERTIES:
         value = values.pop(name, None)
-        if value is None:
+        if value is None or (kind == "table" and not value):
             continue
         flags |= bit
         parts.append(_encode_property(name, kind, value))
@@ -135,20 +153,31 @@ def _utf8(field: str, value: str) -> bytes:
 
 def _table(values: Mapping[str, Any], field: str, depth: int) -> bytes:
     parts = [b""]
+    add, pack = parts.append, _LETTER_U32.pack
     for key, value in values.items():
-        name = _utf8(field, key)
-        if not name or len(name) > _KEY_BYTES_MAX:
-            raise InvalidArgument(f"{field}: {key!r} is no name; use a text of 1 to {_KEY_BYTES_MAX} bytes")
-        parts.append(bytes((len(name),)))
-        parts.append(name)
+        add(_names.get(key) or _name(key, field))
         if type(value) is str:  # most values, most of the time
             data = _utf8(field, value)
-            parts.append(_LETTER_U32.pack(b"S", len(data)))
-            parts.append(data)
+            add(pack(b"S", len(data)))
+            add(data)
+        elif type(value) is bytes:
+            add(pack(b"x", len(value)))
+            add(value)
         else:
-            parts.append(_value(value, field, depth))
+            add(_value(value, field, depth))
     body = b"".join(parts)
     return _U32.pack(len(body)) + body
+
+
+def _name(key: str, field: str) -> bytes:
+    """A name with its length in front, remembered: there are few names."""
+    name = _utf8(field, key)
+    if not name or len(name) > _KEY_BYTES_MAX:
+        raise InvalidArgument(f"{field}: {key!r} is no name; use a text of 1 to {_KEY_BYTES_MAX} bytes")
+    if len(_names) >= _NAMES_MAX:
+        _names.clear()
+    found = _names[key] = bytes((len(name),)) + name
+    return found
 
 
 def _value(value: Any, field: str, depth: int) -> bytes:
@@ -325,16 +354,17 @@ def _decode_properties(data: bytes) -> tuple[dict[str, Any], int]:
 
 
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 0x8000, 0x4000, 0x2000
+_DELIVERY_MODE, _EXPIRATION, _MESSAGE_ID = 0x1000, 0x0100, 0x0080
 _PROPERTIES = (
     (_CONTENT_TYPE, "content_type", "text"),
     (_CONTENT_ENCODING, "content_encoding", "text"),
     (_HEADERS, "headers", "table"),
-    (0x1000, "delivery_mode", "octet"),
+    (_DELIVERY_MODE, "delivery_mode", "octet"),
     (0x0800, "priority", "octet"),
     (0x0400, "correlation_id", "text"),
     (0x0200, "reply_to", "text"),
-    (0x0100, "expiration", "text"),
-    (0x0080, "message_id", "text"),
+    (_EXPIRATION, "expiration", "text"),
+    (_MESSAGE_ID, "message_id", "text"),
     (0x0040, "timestamp", "time"),
     (0x0020, "type", "text"),
     (0x0010, "user_id", "text"),
