@@ -65,7 +65,7 @@ def test_into_a_folder_files_are_written_and_those_of_others_left(home: Path) ->
     (out / "Dockerfile").write_text("FROM mine\n")
     (out / "override.yaml").write_text("services: {}\n")
     run = _deploy(home, "compose", "app:app", "--image", "acme:1.0", "--out", out)
-    assert (run.returncode, run.stdout) == (0, f"{out}/compose.yaml\n")
+    assert (run.returncode, run.stdout) == (0, f"{out}/compose.yaml\n{out}/Dockerfile.dockerignore\n")
     assert "Dockerfile is left as it is" in run.stderr
     assert (out / "Dockerfile").read_text() == "FROM mine\n"
     assert set(yaml.safe_load((out / "compose.yaml").read_text())["services"]) >= {"migration", "gateway", "ends"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from groundplane.deploy import roles
-from groundplane.deploy.dockerfile import dockerfile
+from groundplane.deploy.dockerfile import dockerfile, dockerignore
 from groundplane.deploy.document import to_yaml
 from groundplane.deploy.names import object_name
 from groundplane.deploy.objects import digest
@@ -24,7 +24,11 @@ _READY = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}/readyz'
 
 def render(plan: Plan, *, publish: str = "127.0.0.1:8080") -> dict[str, str]:
     """The files by name. `publish` is the address of the host that the proxy of the gateway gets."""
-    return {"compose.yaml": to_yaml([document(plan, publish=publish)]), "Dockerfile": dockerfile(plan)}
+    return {
+        "compose.yaml": to_yaml([document(plan, publish=publish)]),
+        "Dockerfile": dockerfile(plan),
+        "Dockerfile.dockerignore": dockerignore(),
+    }
 
 
 def document(plan: Plan, *, publish: str) -> dict[str, Any]:

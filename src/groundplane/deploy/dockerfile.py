@@ -10,18 +10,23 @@ EXTRAS = "gateway,rabbitmq,postgres,s3"
 
 
 def dockerfile(plan: Plan) -> str:
-    """The text. The folder that it is built in holds the App, and `requirements.txt` where the App needs more."""
+    """The text. The folder that is the context holds the App, and `requirements.txt` where the App needs more."""
     return _TEXT.format(base=BASE, extras=EXTRAS, version=__version__, user=USER, folder=plan.folder)
 
 
+def dockerignore() -> str:
+    """What never gets into the image: secrets, stored data, and what is built elsewhere."""
+    return _IGNORED
+
+
 _TEXT = """\
-# written by `groundplane deploy`; build it beside the app:  docker build -t IMAGE .
+# written by `groundplane deploy`; from the folder of the app:  docker build -f FOLDER/Dockerfile -t IMAGE .
 FROM {base} AS build
 ARG GROUNDPLANE="groundplane[{extras}]=={version}"
 RUN python -m venv /opt/groundplane
 ENV PATH=/opt/groundplane/bin:$PATH
 RUN pip install --no-cache-dir "$GROUNDPLANE"
-COPY requirements*.txt /build/
+COPY . /build
 RUN if [ -f /build/requirements.txt ]; then pip install --no-cache-dir -r /build/requirements.txt; fi
 
 FROM {base}
@@ -30,9 +35,20 @@ RUN groupadd --gid {user} groundplane \\
  && install -d -o {user} -g {user} -m 0700 /run/groundplane
 COPY --from=build /opt/groundplane /opt/groundplane
 ENV PATH=/opt/groundplane/bin:$PATH PYTHONUNBUFFERED=1
-WORKDIR {folder}
 COPY . {folder}
+WORKDIR {folder}
 USER {user}:{user}
 ENTRYPOINT ["groundplane"]
 CMD ["--help"]
+"""
+_IGNORED = """\
+# written by `groundplane deploy`
+**/secrets
+**/*.env
+**/.env
+**/htpasswd
+**/.groundplane
+**/.git
+**/.venv
+**/__pycache__
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from typing import Any
 
 import msgspec
@@ -227,3 +228,17 @@ def test_the_image_runs_as_a_user_without_rights_and_copies_what_it_names() -> N
     assert "WORKDIR /srv/app" in lines
     assert not any(line.startswith("ADD ") or "latest" in line or "sudo" in line for line in lines)
     assert all("--no-cache-dir" in line for line in lines if "pip install" in line)
+
+
+def test_the_secrets_beside_the_file_never_get_into_the_image() -> None:
+    ignored = compose.render(plan())["Dockerfile.dockerignore"].splitlines()
+    assert {f"**/{compose.SECRETS_FOLDER}", "**/htpasswd", "**/.groundplane"} <= set(ignored)
+
+
+def test_the_shell_of_the_image_is_shell() -> None:
+    text = dockerfile(plan()).replace("\\\n", "")
+    commands = [line.removeprefix("RUN ") for line in text.splitlines() if line.startswith("RUN ")]
+    assert len(commands) == 4
+    for command in commands:
+        checked = subprocess.run(["/bin/sh", "-n", "-c", command], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
