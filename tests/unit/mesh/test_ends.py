@@ -17,6 +17,7 @@ from groundplane.core.errors import ResourceExhausted, Unavailable
 from groundplane.jobs.port import Change, Finish, JobState, Outcome, Watch
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.ends import End, error_of, inline_result, object_key, outcome_document, to_json
+from groundplane.mesh.repeats import Repeats, Window
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.spec import Limits
@@ -163,6 +164,32 @@ async def test_an_error_is_persisted_with_the_payload_and_fails_the_job(tmp_path
     assert isinstance(told, Finish)
     assert told.error is not None
     assert (told.error.reason, told.result, told.holds) == ("processing_error", None, False)
+
+
+@pytest.mark.req("MESH-16.2", "MESH-15.2", "MESH-12")
+async def test_an_end_whose_claim_was_deleted_with_it_is_not_repeated_where_queues_repeat(
+    tmp_path: Path, store: str
+) -> None:
+    payload = {"data": "x" * 3000}
+    async with Queues.open(state=tmp_path) as queues, Blobs.open(store, state=tmp_path) as blobs:
+        await queues.declare(QueueSpec(name="end"))
+        claims = Claims(blobs, Limits(payload_inline_bytes_max=1000))
+        _, data = await claims.outgoing(_envelope(payload=payload, job_id=None))
+        for _ in range(2):  # a broker that did not see the ack hands it out again
+            await queues.send(OutgoingMessage(queue="end", payload=data, id="e"))
+        metrics = ActorMetrics(new_registry(), "end")
+        async with queues.consume("end") as consumer:
+            end = End(
+                "end", failed=False, prefix="out", blobs=blobs, claims=claims, settler=Settler(consumer),
+                active=Active(), metrics=metrics, log=get_logger("test"), repeats=Repeats(Window()),
+            )  # fmt: skip
+            for _ in range(2):
+                (delivery,) = await consumer.receive(1, 5.0)
+                await end.handle(delivery)
+        found = [msgspec.json.decode(await blobs.get(info.key)) async for info in blobs.list("out/")]
+        assert [one["payload"] for one in found] == [payload]
+        assert metrics.repeats.value == 1
+        assert (await queues.depth("end")).total == 0
 
 
 @pytest.mark.req("MESH-16.3")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from groundplane.core.envelope import HAPPY_END, Envelope
+from groundplane.core.envelope import ERROR_END, HAPPY_END, Envelope
 from groundplane.core.errors import GroundplaneError, Unavailable
 from groundplane.jobs.conformance.subjects import eventually
+from groundplane.jobs.port import Change, JobState, Park
 from groundplane.mesh.ledger import Ledger, open_ledger
 from groundplane.mesh.ledger.port import HANDLED_WINDOW_S
 from groundplane.mesh.repeats import Repeats, Sender, Window, may_repeat, needs
@@ -41,6 +42,7 @@ class Forgetful:
         self._driver = driver
         self.capabilities = driver.capabilities & ~(Capability.DEDUP | Capability.ATOMIC_SETTLE | Capability.CARRY)
         self.fail_acks = 0
+        self.before_settling: Callable[[], Awaitable[None]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)
@@ -69,6 +71,8 @@ class _Consumer:
         self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage] = (), carry: Sequence[Carried] = ()
     ) -> None:
         await self._queues.send(sends)
+        if self._queues.before_settling is not None:
+            await self._queues.before_settling()
         if self._queues.fail_acks:
             self._queues.fail_acks -= 1
             raise Unavailable("broker: is away")
@@ -96,7 +100,9 @@ class Runtime:
 class Sidecar:
     """One actor `a` on forgetful queues: what the process puts together, without the process."""
 
-    def __init__(self, queues: Queues, consumer: Any, repeats: Repeats, spec: ActorSpec, ledger: Ledger | None) -> None:
+    def __init__(
+        self, queues: Queues, consumer: Any, repeats: Repeats, spec: ActorSpec, ledger: Ledger | None, reporter: Any
+    ) -> None:
         registry = new_registry()
         self.runtime, self.metrics, self.queues, self.consumer = (
             Runtime(),
@@ -114,6 +120,7 @@ class Sidecar:
             custom=CustomMetrics(registry, "a"),
             log=get_logger("test"),
             ledger=ledger,
+            reporter=reporter,
             staged=staged,
         )
         handling = Handling(parts, asyncio.Semaphore(8))
@@ -136,6 +143,11 @@ class Sidecar:
             await self.gate.handle(delivery)
 
     @property
+    def driver(self) -> Any:
+        """The forgetful driver."""
+        return self.queues.driver
+
+    @property
     def dropped(self) -> float:
         return float(self.metrics.repeats.value)
 
@@ -150,14 +162,19 @@ class Sidecar:
 
 @asynccontextmanager
 async def sidecar(
-    state: Path, *, repeats: Repeats | None = None, spec: ActorSpec | None = None, ledger: Ledger | None = None
+    state: Path,
+    *,
+    repeats: Repeats | None = None,
+    spec: ActorSpec | None = None,
+    ledger: Ledger | None = None,
+    reporter: Any = None,
 ) -> AsyncIterator[Sidecar]:
     spec = spec or ActorSpec(name="a", handler="m:f")
     async with open_driver("embedded://", namespace="default", state=state, inline=False, upgrade=False) as driver:
         queues = Queues(Forgetful(driver))
         await queues.declare(*queue_specs([spec]))
         async with queues.consume("a", max_in_flight=100) as consumer:
-            yield Sidecar(queues, consumer, repeats or Repeats(ledger or Window()), spec, ledger)
+            yield Sidecar(queues, consumer, repeats or Repeats(ledger or Window()), spec, ledger, reporter)
 
 
 @pytest.fixture
@@ -263,7 +280,7 @@ async def test_a_dead_letter_that_is_redriven_runs_although_it_was_handled(tmp_p
     async with sidecar(tmp_path, ledger=ledger) as one:
         one.runtime.says = lambda _: Failure(reason="processing_error", message="no")
         envelope = Envelope.new(["a"], 7)
-        await one.send(envelope)
+        await one.send(envelope, headers={MAY_REPEAT: "1"})
         await one.handled()
         (letter,) = (await one.queues.list_dead("a")).items
         copy = await ledger.handled(ask=[f"a/{envelope.id}:0", f"a/{envelope.id}:0:r1"])
@@ -275,20 +292,57 @@ async def test_a_dead_letter_that_is_redriven_runs_although_it_was_handled(tmp_p
         assert len(await one.sent()) == 1
 
 
-async def test_a_delivery_is_recorded_before_it_is_acked(tmp_path: Path, ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "known"), [(Result([Output(7)]), True), (Failure(reason="processing_error", message="no"), False)]
+)
+async def test_a_delivery_is_recorded_before_it_is_acked_and_after_it_became_a_dead_letter(
+    tmp_path: Path, ledger: Ledger, outcome: Outcome, known: bool
+) -> None:
     envelope = Envelope.new(["a"], 7)
+    key = f"a/{envelope.id}:0"
     async with sidecar(tmp_path, ledger=ledger) as one:
-        one.queues.driver.fail_acks = 1  # type: ignore[attr-defined]
+        found: list[bool] = []
+
+        async def look() -> None:
+            found.append(key in await ledger.handled(ask=[key]))
+
+        one.driver.before_settling = look
+        one.driver.fail_acks = 1
+        one.runtime.says = lambda _: outcome
         await one.send(envelope)
-        (delivery,) = await one.receive()
-        task = asyncio.create_task(one.gate.handle(delivery))
+        await one.handled()
+        assert found == [known, known]
+        assert await ledger.handled(ask=[key]) == {key}
+        assert len(await one.sent(HAPPY_END if known else ERROR_END)) == 1  # the failed ack did not send it again
+        assert len(one.runtime.calls) == 1
 
-        async def known() -> bool:
-            return bool(await ledger.handled(ask=[f"a/{envelope.id}:0"]))
 
-        await eventually(known)
-        await task
-        assert len(await one.sent()) == 1  # the failed ack did not send it again
+class Paused:
+    """A job that is paused, and what was parked for it."""
+
+    def __init__(self) -> None:
+        self.parked: list[Park] = []
+
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
+        return JobState.PAUSED, []
+
+    async def apply(self, changes: Sequence[Change], token: str = "") -> list[Any]:
+        self.parked += [one for one in changes if isinstance(one, Park)]
+        return []
+
+
+async def test_what_is_parked_for_a_paused_job_is_not_taken_for_handled_and_comes_back_marked(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    envelope = msgspec.structs.replace(Envelope.new(["a"], 7), job_id="j")
+    paused = Paused()
+    async with sidecar(tmp_path, ledger=ledger, reporter=paused) as one:
+        await one.send(envelope)
+        await one.handled()
+        assert one.runtime.calls == []
+        assert await ledger.handled(ask=[f"a/{envelope.id}:0"]) == frozenset()
+        (parked,) = paused.parked
+        assert MAY_REPEAT in parked.message.headers
 
 
 async def test_a_delivery_that_cannot_be_looked_up_goes_back_and_costs_no_attempt(tmp_path: Path) -> None:
