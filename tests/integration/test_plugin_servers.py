@@ -463,7 +463,8 @@ def test_a_container_is_the_last_way_and_only_where_a_daemon_answers(suite: Suit
     package.mkdir(parents=True)
     for path, source in ((suite.folder / "docker.py", FAKE_DOCKER), (package / "container.py", FAKE_CONTAINER)):
         path.write_text(textwrap.dedent(source))
-    env = {"PYTHONPATH": str(suite.folder), "PATH": "/nowhere", "REAL_PATH": os.environ["PATH"]}
+    libraries = os.pathsep.join((str(suite.folder), os.environ.get("PYTHONPATH", "")))
+    env = {"PYTHONPATH": libraries, "PATH": "/nowhere", "REAL_PATH": os.environ["PATH"]}
     source = """
         from groundplane.testing.servers import sources
         sources._program = lambda path, found=sources._program: (
