@@ -37,10 +37,11 @@ def load(*sources: str | Path) -> list[Manifest]:
     """Manifests out of YAML texts, files, and folders of `*.yaml`, `*.yml` and `*.json`; lists are unfolded."""
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # KEDA's definitions are large
     found: list[Manifest] = []
     for text in _texts(sources):
         try:
-            documents = [one for one in yaml.safe_load_all(text) if one]
+            documents = [one for one in yaml.load_all(text, loader) if one]
         except yaml.YAMLError as error:
             raise InvalidArgument(f"manifests: no YAML: {error}") from error
         for one in documents:
