@@ -3,6 +3,9 @@
 A job has no rows here until its first `Split`: the only envelope is then the implicit root. The progress of a split
 branch is the mean of its children, kept up to date on the way to the root. A job ends when no branch is live.
 
+What a transaction has read or written of a tree it keeps (`Tree`): the ends of a thousand children that come in one
+call are judged without asking for each.
+
 States: `live`; `split` into children; `done`; `failed`; `held` (failed, but a join may still stand for it); `joined`
 (absorbed by a join, with all that was below it).
 """
@@ -18,6 +21,7 @@ from groundplane.jobs.drivers.unit import Steps, Unit, one, pack
 from groundplane.jobs.port import Finish, Joined, Split
 from groundplane.jobs.progress import mean_after
 
+_WITNESSES = 64
 _unpack_error = msgspec.msgpack.Decoder(ErrorRecord).decode
 
 
@@ -30,6 +34,35 @@ class Branch(msgspec.Struct, frozen=True):
     total: int
     state: str
     progress: float
+
+
+class Tree:
+    """What a transaction knows of the branches of a job: rows as they are now, and some that are live."""
+
+    __slots__ = ("known", "live")
+
+    def __init__(self) -> None:
+        self.known: dict[str, Branch] = {}
+        self.live: set[str] = set()
+
+    def set(self, branch: Branch) -> Branch:
+        """The row is so now."""
+        self.known[branch.envelope_id] = branch
+        if branch.state != "live":
+            self.live.discard(branch.envelope_id)
+        return branch
+
+    def change(self, envelope_id: str, *, state: str | None = None, progress: float | None = None) -> None:
+        """The row has changed so."""
+        one = self.known.get(envelope_id)
+        if one is not None:
+            state, progress = state or one.state, one.progress if progress is None else progress
+            self.set(Branch(envelope_id, one.parent, one.position, one.total, state, progress))
+
+    def forget(self) -> None:
+        """More rows have changed than are worth telling."""
+        self.known.clear()
+        self.live.clear()
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,15 +83,18 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(first, details=details)
 
 
-def find(seq: int, envelope_id: str) -> Steps[Branch | None]:
+def find(unit: Unit, seq: int, envelope_id: str) -> Steps[Branch | None]:
     """The branch of an envelope."""
+    tree = _tree(unit, seq)
+    if envelope_id in tree.known:
+        return tree.known[envelope_id]
     row = yield from one(
         "SELECT envelope_id, parent, position, total, state, progress FROM job_branches "
         "WHERE job = ? AND envelope_id = ?",
         seq,
         envelope_id,
     )
-    return None if row is None else Branch(*row)
+    return None if row is None else tree.set(Branch(*row))
 
 
 def plant(unit: Unit, seq: int, envelope_id: str, progress: float) -> Branch:
@@ -73,6 +109,7 @@ def advance(unit: Unit, seq: int, branch: Branch, progress: float) -> Steps[floa
         "UPDATE job_branches SET progress = ?, heard = TRUE WHERE job = ? AND envelope_id = ?",
         (after, seq, branch.envelope_id),
     )
+    _tree(unit, seq).change(branch.envelope_id, progress=after)
     return (yield from _climb(unit, seq, branch, after))
 
 
@@ -86,12 +123,16 @@ def split(unit: Unit, seq: int, branch: Branch, change: Split) -> Steps[str]:
     elif branch.state != "live":
         return "late"
     unit.tell("UPDATE job_branches SET state = 'split' WHERE job = ? AND envelope_id = ?", (seq, branch.envelope_id))
+    tree = _tree(unit, seq)
+    tree.change(branch.envelope_id, state="split")
     total = len(change.children)
     unit.tell_each(
         "INSERT INTO job_branches (job, envelope_id, parent, position, total, state, progress) "
         "VALUES (?, ?, ?, ?, ?, 'live', ?)",
         [(seq, child, branch.envelope_id, at, total, branch.progress) for at, child in enumerate(change.children)],
     )
+    for at, child in enumerate(change.children):
+        tree.set(Branch(child, branch.envelope_id, at, total, "live", branch.progress))
     return ""
 
 
@@ -107,13 +148,14 @@ def withdraw(unit: Unit, seq: int, branch: Branch) -> Steps[bool]:
         return False
     unit.tell("DELETE FROM job_branches WHERE job = ? AND parent = ?", (seq, branch.envelope_id))
     unit.tell("UPDATE job_branches SET state = 'live' WHERE job = ? AND envelope_id = ?", (seq, branch.envelope_id))
+    _tree(unit, seq).forget()
     return True
 
 
 def join(unit: Unit, seq: int, parent: Branch, change: Joined) -> Steps[str]:
     """Replace a split branch and all below it by the joined envelope. Returns '' or why nothing changed."""
     if parent.state != "split":
-        return "repeated" if (yield from find(seq, change.envelope_id)) is not None else "late"
+        return "repeated" if (yield from find(unit, seq, change.envelope_id)) is not None else "late"
     unit.tell(
         """WITH RECURSIVE below (id) AS (
              SELECT envelope_id FROM job_branches WHERE job = :job AND parent = :parent
@@ -125,6 +167,7 @@ def join(unit: Unit, seq: int, parent: Branch, change: Joined) -> Steps[str]:
         {"job": seq, "parent": parent.envelope_id},
     )
     unit.tell("UPDATE job_branches SET state = 'joined' WHERE job = ? AND envelope_id = ?", (seq, parent.envelope_id))
+    _tree(unit, seq).forget()
     _insert(unit, seq, msgspec.structs.replace(parent, envelope_id=change.envelope_id, state="live"))
     return ""
 
@@ -144,12 +187,17 @@ def finish(unit: Unit, seq: int, branch: Branch, change: Finish) -> str:
             branch.envelope_id,
         ),
     )
+    _tree(unit, seq).change(branch.envelope_id, state=state)
     return state
 
 
-def any_live(seq: int) -> Steps[bool]:
+def any_live(unit: Unit, seq: int) -> Steps[bool]:
     """Whether the job still waits for a branch."""
-    return (yield from one("SELECT 1 FROM job_branches WHERE job = ? AND state = 'live' LIMIT 1", seq)) is not None
+    tree = _tree(unit, seq)
+    if not tree.live:
+        rows = yield "SELECT envelope_id FROM job_branches WHERE job = ? AND state = 'live' LIMIT ?", (seq, _WITNESSES)
+        tree.live.update(row[0] for row in rows)
+    return bool(tree.live)
 
 
 def ending(seq: int) -> Steps[Ending]:
@@ -182,7 +230,7 @@ def _insert(unit: Unit, seq: int, branch: Branch) -> Branch:
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
         (seq, branch.envelope_id, branch.parent, branch.position, branch.total, branch.state, branch.progress),
     )
-    return branch
+    return _tree(unit, seq).set(branch)
 
 
 def _children(seq: int, branch: Branch) -> Steps[list[str]]:
@@ -196,7 +244,7 @@ def _children(seq: int, branch: Branch) -> Steps[list[str]]:
 def _climb(unit: Unit, seq: int, branch: Branch, after: float) -> Steps[float]:
     before, total, parent = branch.progress, branch.total, branch.parent
     while parent is not None:
-        above = yield from find(seq, parent)
+        above = yield from find(unit, seq, parent)
         if above is None:  # a join took its place: the branch is no part of the tree any more
             break
         mean = mean_after(above.progress, before, after, total)
@@ -207,3 +255,11 @@ def _climb(unit: Unit, seq: int, branch: Branch, after: float) -> Steps[float]:
 
 def _set_progress(unit: Unit, seq: int, envelope_id: str, progress: float) -> None:
     unit.tell("UPDATE job_branches SET progress = ? WHERE job = ? AND envelope_id = ?", (progress, seq, envelope_id))
+    _tree(unit, seq).change(envelope_id, progress=progress)
+
+
+def _tree(unit: Unit, seq: int) -> Tree:
+    tree: Tree | None = unit.trees.get(seq)
+    if tree is None:
+        tree = unit.trees[seq] = Tree()
+    return tree

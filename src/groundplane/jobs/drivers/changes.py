@@ -80,6 +80,7 @@ def _progress(unit: Unit, run: Sequence[Any]) -> Steps[list[Outcome]]:
             f"updated_at = ? WHERE seq = ? AND state IN {LIVE}",
             (*row[1:], unit.now, row[0]),
         )
+        unit.remember(run[0].job_id, job.found(row))
     return outcomes
 
 
@@ -91,7 +92,7 @@ def _after_alone(row: Row, change: Progress) -> Row:
 
 def _after_in_branch(unit: Unit, row: Row, change: Progress) -> Steps[Row | str]:
     """The row, or why the branch has nothing to report."""
-    branch = yield from branches.find(row[0], change.envelope_id)
+    branch = yield from branches.find(unit, row[0], change.envelope_id)
     if branch is None or branch.state != "live":
         return "late" if branch is not None else "unknown_branch"
     percent = progress.of_branch(change.hop, change.hops, change.weight)
@@ -112,7 +113,7 @@ def _split(unit: Unit, change: Split) -> Steps[Outcome]:
     job = yield from _find(unit, change.job_id)
     if job is None or job.state.terminal:
         return _refused(job)
-    branch = yield from branches.find(job.seq, change.envelope_id)
+    branch = yield from branches.find(unit, job.seq, change.envelope_id)
     if branch is None and job.fan_out:
         return _refused(job, "unknown_branch")
     if branch is None:
@@ -135,7 +136,7 @@ def _joined(unit: Unit, change: Joined) -> Steps[Outcome]:
     job = yield from _find(unit, change.job_id)
     if job is None or job.state.terminal:
         return _refused(job)
-    parent = yield from branches.find(job.seq, change.parent_id)
+    parent = yield from branches.find(unit, job.seq, change.parent_id)
     if parent is None:
         return _refused(job, "unknown_branch")
     refused = yield from branches.join(unit, job.seq, parent, change)
@@ -163,26 +164,30 @@ def _finish(unit: Unit, change: Finish) -> Steps[Outcome]:
 
 
 def _finish_of_a_branch(unit: Unit, job: _Job, change: Finish) -> Steps[Outcome]:
-    branch = yield from branches.find(job.seq, change.envelope_id)
+    branch = yield from branches.find(unit, job.seq, change.envelope_id)
     split = branch is not None and branch.state == "split" and not job.state.terminal
     if branch is not None and split and (yield from branches.withdraw(unit, job.seq, branch)):
         # it split, crashed before it sent its children, ran again, and ended
-        branch = yield from branches.find(job.seq, change.envelope_id)
+        branch = yield from branches.find(unit, job.seq, change.envelope_id)
     if job.state.terminal or branch is None or branch.state != "live":
         known = branch is not None and branch.state in ("done", "failed", "held")
         if job.finished_by == change.envelope_id and (yield from branches.ending(job.seq)).single:
             _filed(unit, job, change)
         return (yield from _late(unit, job, change, repeated=known))
     state = branches.finish(unit, job.seq, branch, change)
+    percent = job.progress
     if state == "done":
-        yield from branches.advance(unit, job.seq, branch, 100.0)
-    row = yield from _touch(unit, job.seq)
+        root = yield from branches.advance(unit, job.seq, branch, 100.0)
+        percent = max(percent, min(progress.REPORTED_MAX, root))
+    row = (*job.shown[:2], percent, *job.shown[3:])
+    unit.tell("UPDATE jobs SET updated_at = ?, progress = ? WHERE seq = ?", (unit.now, percent, job.seq))
     data: dict[str, Any] = {**shown(row), "envelope_id": branch.envelope_id, "parent_id": branch.parent}
     data |= {"index": branch.position, "total": branch.total, "outcome": state, "aborted": change.aborted}
     if change.error is not None:
         data["error"] = error_shown(change.error)
     unit.event(job.seq, "branch", data)
-    if (yield from branches.any_live(job.seq)):
+    if (yield from branches.any_live(unit, job.seq)):
+        unit.remember(change.job_id, job.found(row))
         return Outcome(applied=True, state=job.state)
     tree = yield from branches.ending(job.seq)
     if tree.failures:
@@ -315,6 +320,10 @@ class _Job:
         self.fan_out = bool(row[7])
         self.finished_by: str | None = row[8]
         self.pauses: int = row[9]
+
+    def found(self, row: Row) -> Row:
+        """The columns `FOUND`, where those that are shown have become `row`."""
+        return (*row, self.fan_out, self.finished_by, self.pauses)
 
 
 def _find(unit: Unit, job_id: str) -> Steps[_Job | None]:

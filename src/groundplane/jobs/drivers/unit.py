@@ -48,6 +48,8 @@ class Unit(Protocol):
     """One transaction of a store. `now` is the store's clock, Unix milliseconds."""
 
     scope: Scope
+    trees: dict[int, Any]
+    """What the transaction knows of trees of branches, by job (`branches.Tree`)."""
 
     @property
     def now(self) -> int:
@@ -72,6 +74,10 @@ class Unit(Protocol):
 
     def find(self, job_id: str) -> Steps[Row | None]:
         """The columns `FOUND` of a job as they are now, or None."""
+        ...
+
+    def remember(self, job_id: str, row: Row) -> None:
+        """The columns `FOUND` of a job as they are now: the next `find` need not ask."""
         ...
 
     def told_late(self, seq: int, envelope_id: str) -> Steps[bool]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from groundplane.backends.postgres import Bindings, Database, Row, Statement, Transaction
-from groundplane.jobs.drivers import changes, unit
+from groundplane.jobs.drivers import branches, changes, unit
 from groundplane.jobs.drivers.postgres import sequence
 from groundplane.jobs.drivers.postgres.dialect import storable, text, translated
 from groundplane.jobs.drivers.unit import FOUND, Scope, Steps, as_json
@@ -42,13 +42,14 @@ class Moment:
 class JobUnit:
     """The unit of the decisions on one job, within a transaction with those on others."""
 
-    __slots__ = ("_moment", "_schema", "events", "found", "scope", "told")
+    __slots__ = ("_moment", "_schema", "events", "found", "scope", "told", "trees")
 
     def __init__(self, moment: Moment, schema: str, found: Row | None = None) -> None:
         self._moment = moment
         self._schema = schema
         self.scope = moment.scope
         self.found = found
+        self.trees: dict[int, Any] = {}
         self.told: list[Statement] = []
         self.events: list[sequence.Event] = []
 
@@ -79,7 +80,7 @@ class JobUnit:
         self._moment.outbox = True
 
     def find(self, job_id: str) -> Steps[Row | None]:
-        """See `Unit`. The first time it is the row that was locked."""
+        """See `Unit`. The first time it is the row that was locked, later perhaps the one that was remembered."""
         found, self.found = self.found, None
         if found is not None:
             return found
@@ -88,6 +89,10 @@ class JobUnit:
                 f"SELECT {FOUND} FROM jobs WHERE namespace = ? AND job_id = ?", self.scope.number, job_id
             )
         )
+
+    def remember(self, job_id: str, row: Row) -> None:
+        """See `Unit`."""
+        self.found = row
 
     def told_late(self, seq: int, envelope_id: str) -> Steps[bool]:
         """See `Unit`."""
@@ -138,20 +143,33 @@ def log(tx: Transaction, schema: str, moment: Moment, units: Iterable[JobUnit]) 
         tx.ring(moment.scope.topic("outbox"))
 
 
-async def lock_jobs(tx: Transaction, schema: str, moment: Moment, job_ids: Iterable[str]) -> dict[str, Row]:
-    """The rows of the jobs by id, locked in one order for everybody; then the moment of the transaction is known."""
-    rows, clock = await tx.batch(
+async def lock_jobs(
+    tx: Transaction, schema: str, moment: Moment, job_ids: Sequence[str], envelope_ids: Sequence[str]
+) -> tuple[dict[str, Row], dict[int, branches.Tree]]:
+    """The rows of the jobs by id, locked in one order for everybody, and the branches that are spoken of; then the
+    moment of the transaction is known.
+    """
+    rows, found, clock = await tx.batch(
         [
             (
                 f"SELECT {FOUND}, job_id FROM {schema}.jobs WHERE namespace = %s AND job_id = ANY(%s) "
                 "ORDER BY job_id FOR NO KEY UPDATE",
-                (moment.scope.number, list(job_ids)),
+                (moment.scope.number, job_ids),
+            ),
+            (
+                "SELECT job, envelope_id, parent, position, total, branch.state, branch.progress "
+                f"FROM {schema}.jobs JOIN {schema}.job_branches AS branch ON job = seq "
+                "WHERE namespace = %s AND job_id = ANY(%s) AND fan_out AND envelope_id = ANY(%s)",
+                (moment.scope.number, job_ids, envelope_ids),
             ),
             (f"SELECT {CLOCK}", ()),
         ]
     )
     moment.now = moment.now or clock[0][0]
-    return {row[-1]: row[:-1] for row in rows}
+    trees: dict[int, branches.Tree] = {}
+    for job, *row in found:
+        trees.setdefault(job, branches.Tree()).set(branches.Branch(*row))
+    return {row[-1]: row[:-1] for row in rows}, trees
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -188,12 +206,17 @@ async def apply_together(
         for position, change in enumerate(call.changes):
             by_job.setdefault(change.job_id, []).append((number, position, change))
 
+    spoken_of = (getattr(change, "envelope_id", "") for call in calls for change in call.changes)
+    envelope_ids = [text(one) for one in dict.fromkeys(spoken_of) if one]
+
     async def work(tx: Transaction) -> list[list[Outcome]]:
         moment = Moment(scope, now)
-        found = await lock_jobs(tx, schema, moment, [text(job_id) for job_id in by_job])
+        found, trees = await lock_jobs(tx, schema, moment, [text(job_id) for job_id in by_job], envelope_ids)
         decisions = []
         for job_id, given in by_job.items():
             job = JobUnit(moment, schema, found.get(job_id))
+            if job.found is not None and job.found[0] in trees:
+                job.trees[job.found[0]] = trees[job.found[0]]
             decisions.append((job, changes.apply(job, [change for _, _, change in given])))
         outcomes = await run_together(tx, decisions)
         log(tx, schema, moment, [job for job, _ in decisions])
