@@ -21,6 +21,7 @@ from groundplane.testing.servers.catalog import LIGHT
 from groundplane.testing.servers.contract import Running
 from groundplane.testing.servers.instance import Instance
 from groundplane.testing.servers.rabbitmq import registered
+from groundplane.testing.servers.smtp import Mailbox, caught
 from leaks import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -155,8 +156,6 @@ def _smtp_write(server: Running, word: str) -> None:
 
 
 def _smtp_read(server: Running) -> list[str]:
-    from groundplane.testing.servers.smtp import caught
-
     return sorted(str(message["Subject"]) for message in caught(server.data))
 
 
@@ -313,6 +312,37 @@ def test_a_server_runs_without_a_keeper_too(tmp_path: Path) -> None:
         pid, folder = server.pid, server.folder
     assert not processes.alive(pid)
     assert not folder.exists()
+
+
+@pytest.mark.req("KIT-12.1")
+def test_mail_of_a_test_is_listed_filtered_and_cleared_without_that_of_others(
+    mailbox: Mailbox, smtp_server: Running
+) -> None:
+    other = Mailbox(smtp_server, "other.test")
+    with smtplib.SMTP("127.0.0.1", smtp_server.port, timeout=10) as client:
+        for name, subject in (("ann", "first"), ("bob", "second"), ("ann", "third")):
+            text = f"Subject: {subject}\r\nTo: {mailbox.address(name)}\r\n\r\nhello {name}"
+            client.sendmail("kit@test", [mailbox.address(name)], text)
+        client.sendmail("kit@test", [other.address(), mailbox.address("bob")], "Subject: both\r\n\r\n")
+    assert [str(one["Subject"]) for one in mailbox.messages()] == ["first", "second", "third", "both"]
+    assert [str(one["Subject"]) for one in mailbox.messages(to=mailbox.address("ann"))] == ["first", "third"]
+    [second] = mailbox.messages(subject="second")
+    assert second.get_content().strip() == "hello bob"
+    assert second["X-Envelope-From"] == "kit@test"
+    assert len(other.messages()) == 1
+    assert mailbox.clear() == 4
+    assert mailbox.messages() == []
+    assert len(other.messages()) == 1
+
+
+def test_a_recipient_that_is_refused_gets_nothing(own_server: Callable[..., Running]) -> None:
+    server = own_server("smtp", reject="nobody")
+    with (
+        smtplib.SMTP("127.0.0.1", server.port, timeout=10) as client,
+        pytest.raises(smtplib.SMTPRecipientsRefused, match="no such mailbox"),
+    ):
+        client.sendmail("kit@test", ["nobody@test"], "Subject: x\r\n\r\n")
+    assert caught(server.data) == []
 
 
 @pytest.mark.postgres

@@ -21,6 +21,7 @@ from groundplane.testing.servers.names import MODULES
 if TYPE_CHECKING:
     from groundplane.testing.plugin_run import Run
     from groundplane.testing.servers.contract import Running
+    from groundplane.testing.servers.smtp import Mailbox
 
 pytest_plugins = ("groundplane.testing.toolchain_fixtures", "groundplane.testing.plugin_planes")
 _MARKERS = {
@@ -86,7 +87,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def servers_of(item: pytest.Item) -> list[str]:
     """The names of the servers whose fixtures a test asks for."""
     asked = set(getattr(item, "fixturenames", ()))
-    return [name for name in MODULES if asked & {f"{name}_server", f"{name}_url", f"{name}_prefix"}]
+    return [name for name in MODULES if asked & {f"{name}_server", f"{name}_url"}]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -165,6 +166,14 @@ def etcd_prefix(request: pytest.FixtureRequest, etcd_server: Running, unique_nam
 
     with namespace(etcd_server, unique_name, lambda: request.node.stash.get(_FAILED, False)) as prefix:
         yield prefix
+
+
+@pytest.fixture
+def mailbox(smtp_server: Running, unique_name: str) -> Mailbox:
+    """A mail domain of this test's own: lists, filters and clears what the run's SMTP server accepted for it."""
+    from groundplane.testing.servers.smtp import Mailbox
+
+    return Mailbox(smtp_server, f"{unique_name}.test")
 
 
 @pytest.fixture

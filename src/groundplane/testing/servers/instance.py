@@ -353,7 +353,7 @@ def temporary_folder() -> str:
     """A folder for instances that every account may walk through, with a path short enough for unix sockets."""
     given = Path(tempfile.gettempdir()).resolve()
     open_to_all = all(one.stat().st_mode & 0o001 for one in (given, *given.parents))
-    return str(given) if open_to_all and len(str(given)) < 40 else "/tmp"
+    return str(given) if open_to_all and len(str(given)) < 34 else "/tmp"
 
 
 _: Callable[..., Running] = Instance

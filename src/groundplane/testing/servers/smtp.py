@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from email import policy
 from email.message import EmailMessage
 from email.parser import BytesParser
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from groundplane.testing.servers import wire
-from groundplane.testing.servers.contract import NotReady, Place, Program, Server, Source
+from groundplane.testing.servers.contract import NotReady, Place, Program, Running, Server, Source
 from groundplane.testing.servers.sources import PyPI
 
 
@@ -56,25 +58,49 @@ class SmtpServer(Server):
 
 
 def caught(data: Path, *, to: str = "") -> list[EmailMessage]:
-    """The mail that was accepted, oldest first; `to`: only where the envelope names this in a recipient. The envelope's
-    addresses are in the headers X-Envelope-From and X-Envelope-To.
+    """The mail that was accepted, oldest first, one copy for each recipient; `to`: only where this is in the
+    recipient's address. The envelope's addresses are in the headers X-Envelope-From and X-Envelope-To.
     """
-    found = [BytesParser(EmailMessage, policy=policy.default).parsebytes(p.read_bytes()) for p in _files(data)]
-    return [message for message in found if to in str(message["X-Envelope-To"])]
+    return [message for _, message in _stored(data, to)]
 
 
 def clear(data: Path, *, to: str = "") -> int:
     """Forget caught mail, all or that to a recipient; how many."""
-    count = 0
-    for path, message in zip(_files(data), caught(data), strict=True):
-        if to in str(message["X-Envelope-To"]):
-            path.unlink()
-            count += 1
-    return count
+    found = _stored(data, to)
+    for path, _ in found:
+        path.unlink(missing_ok=True)
+    return len(found)
 
 
-def _files(data: Path) -> list[Path]:
-    return sorted(data.glob("*.eml"))
+@dataclass(frozen=True)
+class Mailbox:
+    """A domain of one test's own on the shared server: other tests' mail is neither seen nor cleared."""
+
+    server: Running
+    domain: str
+
+    def address(self, name: str = "somebody") -> str:
+        """An address whose mail is caught here."""
+        return f"{name}@{self.domain}"
+
+    def messages(self, *, to: str = "", subject: str = "") -> list[EmailMessage]:
+        """What was accepted, oldest first; only to this address, only with this in the subject."""
+        found = caught(self.server.data, to=to or f"@{self.domain}")
+        return [message for message in found if subject in str(message["Subject"])]
+
+    def clear(self) -> int:
+        """Forget it; how many there were."""
+        return clear(self.server.data, to=f"@{self.domain}")
+
+
+def _stored(data: Path, to: str) -> list[tuple[Path, EmailMessage]]:
+    found = []
+    for path in sorted(data.glob("*.eml")):
+        with contextlib.suppress(FileNotFoundError):  # another test cleared its own meanwhile
+            message = BytesParser(EmailMessage, policy=policy.default).parsebytes(path.read_bytes())
+            if to in str(message["X-Envelope-To"]):
+                found.append((path, message))
+    return found
 
 
 SERVER = SmtpServer()

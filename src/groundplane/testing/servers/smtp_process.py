@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ class Keeper:
         return "250 OK"
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
-        self.count += 1
-        recipients = ", ".join(envelope.rcpt_tos)
-        headers = f"X-Envelope-From: {envelope.mail_from}\r\nX-Envelope-To: {recipients}\r\n"
-        name = f"{os.getpid():08d}-{self.count:08d}"
-        half = self.folder / f"{name}.tmp"
-        half.write_bytes(headers.encode() + envelope.original_content)
-        half.rename(self.folder / f"{name}.eml")
+        for recipient in envelope.rcpt_tos:  # a copy for each, as if delivered to their mailboxes
+            self.count += 1
+            headers = f"X-Envelope-From: {envelope.mail_from}\r\nX-Envelope-To: {recipient}\r\n"
+            name = f"{time.time_ns():020d}-{self.count:08d}"
+            half = self.folder / f"{name}.tmp"
+            half.write_bytes(headers.encode() + envelope.original_content)
+            half.rename(self.folder / f"{name}.eml")
         return "250 OK"
 
 
