@@ -26,6 +26,9 @@ from groundplane.deploy.proxy import CONFIG as PROXY_CONFIG
 from groundplane.deploy.proxy import PASSWORDS, nginx_conf
 from groundplane.mesh.spec import ActorSpec
 
+_MEMORY_MAX = "768Mi"
+"""Of those that hold payloads: some 60 MiB without any; a large payload may be held several times over."""
+
 _LATER = ["python3", "-c", "import time; time.sleep(5)"]
 """Between the removal from the Service and SIGTERM, so that nobody is still sent here."""
 
@@ -115,7 +118,9 @@ def gateway(place: Place) -> list[Object]:
     if plan.gateway_replicas > 1:
         objects.append(disruption_budget(place, name, "gateway"))
     if files:
-        objects.append(_service(place, name, {"name": "http", "port": 80, "targetPort": "http"}))
+        # sessions of older MCP revisions live in one process
+        affinity = {"sessionAffinity": "ClientIP"} if plan.gateway_replicas > 1 else {}
+        objects.append(_service(place, name, {"name": "http", "port": 80, "targetPort": "http"}, **affinity))
     # depths are told as long as the gateway lives, also while it is not ready
     port = {"name": "admin", "port": ADMIN_PORT, "targetPort": "admin"}
     return [*objects, _service(place, admin, port, publishNotReadyAddresses=True)]
@@ -125,7 +130,7 @@ def ends(place: Place) -> list[Object]:
     """Both end actors in one process."""
     plan, name = place.plan, place.name("ends")
     one = container(
-        "ends", plan.image, roles.ends(plan), memory="256Mi", cpu="50m",
+        "ends", plan.image, roles.ends(plan), memory="96Mi", memory_max=_MEMORY_MAX, cpu="50m",
         envFrom=place.shared(), env=[*place.urls(), *_actor_admin()], ports=_admin_ports(), **admin_probes(ADMIN_PORT),
         volumeMounts=[TMP],
     )  # fmt: skip
@@ -182,7 +187,7 @@ def _gateway_container(place: Place) -> Object:
     own = [*variables(roles.gateway_environment(plan)), {"name": "GROUNDPLANE_ADMIN_HOST", "valueFrom": ADMIN_HOST}]
     routes = [{"name": "routes", "mountPath": roles.ROUTES_FOLDER, "readOnly": True}] if plan.routes else []
     return container(
-        "gateway", plan.image, roles.gateway(plan), memory="512Mi", cpu="100m",
+        "gateway", plan.image, roles.gateway(plan), memory="192Mi", memory_max=_MEMORY_MAX, cpu="100m",
         workingDir=plan.folder, envFrom=place.shared(), env=[*place.urls(), *own], ports=_admin_ports(),
         **admin_probes(ADMIN_PORT), lifecycle=_before_stop(_LATER), volumeMounts=[TMP, *routes],
     )  # fmt: skip
@@ -206,7 +211,7 @@ def _sidecar_container(place: Place) -> Object:
     mounts.append({"name": "config", "mountPath": roles.CONFIG_FOLDER, "readOnly": True})
     level = {"GROUNDPLANE_LOG_LEVEL": place.plan.settings.log_level.upper()}
     return container(
-        "sidecar", place.plan.image, roles.sidecar(), memory="128Mi", cpu="50m",
+        "sidecar", place.plan.image, roles.sidecar(), memory="96Mi", memory_max=_MEMORY_MAX, cpu="50m",
         env=[*place.urls(), *_actor_admin(), *variables(level)],
         ports=_admin_ports(), **admin_probes(ADMIN_PORT), volumeMounts=mounts,
     )  # fmt: skip
@@ -234,7 +239,7 @@ def _waiting(place: Place) -> Object:
     )  # fmt: skip
 
 
-def _service(place: Place, name: str, port: Object, **more: bool) -> Object:
+def _service(place: Place, name: str, port: Object, **more: bool | str) -> Object:
     body = {**more, "selector": place.labels("gateway"), "ports": [port]}
     return {**place.head(("v1", "Service"), name, "gateway"), "spec": body}
 

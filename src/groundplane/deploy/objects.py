@@ -64,12 +64,15 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def container(name: str, image: str, command: Sequence[str] | None, *, memory: str, cpu: str, **more: Any) -> Object:
-    """A container without privileges on a file system that is not written. The memory is request and limit."""
+    """A container without privileges on a file system that is not written. It requests `memory`, and may take
+    `memory_max`, else no more than it requests.
+    """
     found: Object = {"name": name, "image": image}
     if command is not None:
         found["command"] = list(command)
+    memory_max = more.pop("memory_max", memory)
     found |= {key: value for key, value in more.items() if value}
-    found["resources"] = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
+    found["resources"] = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory_max}}
     found["securityContext"] = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
