@@ -35,11 +35,11 @@ def test_by_default_no_other_host_is_allowed_and_the_admin_port_is_where_the_gat
 
 @pytest.mark.parametrize("wrong", ["https://a.example", "a.example,,b", "a b", ","])
 def test_what_is_no_list_of_hosts_is_refused_by_name(wrong: str) -> None:
-    with pytest.raises(InvalidArgument, match="^GROUNDPLANE_ALLOWED_HOSTS: "):
+    with pytest.raises(InvalidArgument, match=r"^GROUNDPLANE_ALLOWED_HOSTS: "):
         load(environ={"GROUNDPLANE_ALLOWED_HOSTS": wrong})
 
 
 @pytest.mark.parametrize("wrong", [[], [1], 7, True])
 def test_a_list_of_toml_is_checked_too(wrong: Any) -> None:
-    with pytest.raises(InvalidArgument, match="^allowed_hosts: "):
+    with pytest.raises(InvalidArgument, match=r"^allowed_hosts: "):
         load({"allowed_hosts": wrong}, environ={})
