@@ -139,6 +139,29 @@ def test_a_frame_that_announces_more_than_was_agreed_is_refused_before_it_arrive
     assert reader.held_bytes == 0
 
 
+@pytest.mark.parametrize("end", [0x00, 0xCD, 0xCF, 0xFF])
+def test_a_frame_that_does_not_end_as_it_must_is_refused(end: int) -> None:
+    whole = method(1, commands.Basic.Ack(1))
+    with pytest.raises(WireError, match="instead of 0xce"):
+        list(FrameReader(FRAME_MAX).feed(whole[:-1] + bytes((end,))))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"\x00\x00\x00\x07\x01aS\x00\x00\x00\x02xx",
+        b"\x00\x00\x00\x04\x01al\x00" + bytes(7),
+        b"\x00\x00\x00\x07\x01aA\x00\x00\x00\x01t\x01",
+        b"\x00\x00\x00\x08\x01aA\x00\x00\x00\x01t\x01",
+        b"\x00\x00\x00\x02\x09abcdefghi",
+        b"\x00\x00\x00\x02\x01aV",
+    ],
+)
+def test_a_value_that_reaches_beyond_its_table_is_refused_although_the_bytes_are_there(table: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_headers(b"\x20\x00" + table + bytes(40))
+
+
 @untimed
 @given(st.binary(max_size=200))
 def test_no_decoder_of_methods_raises_anything_but_its_own_error(payload: bytes) -> None:
