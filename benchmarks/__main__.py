@@ -13,6 +13,7 @@ SECTIONS = {
     "durable_hop": "durable_hop",
     "hop_rabbitmq": "hop_rabbitmq",
     "jobs_postgres": "jobs_postgres",
+    "blobs": "blobs",
     "gateway": "gateway",
     "weight": "weight",
 }

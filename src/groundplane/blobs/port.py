@@ -21,7 +21,6 @@ class Capability(enum.Flag):
     VERSIONS = enum.auto()
     """The store keeps earlier versions itself. Without, the façade keeps them under keys with a suffix."""
 
-
     SHARES_SYNC = enum.auto()
     """Puts that come together cost less than one by one: they wait for one sync of a disk. Nothing to refuse."""
 

@@ -222,7 +222,7 @@ class Blobs:
         async with self._opened(key, version) as reader:
             if bytes_max is not None and reader.info.size > bytes_max:
                 raise ResourceExhausted(f"bytes_max: {key!r} has {reader.info.size} bytes, more than {bytes_max!r}")
-            return b"".join([chunk async for chunk in reader.chunks()])
+            return b"".join([chunk async for chunk in reader.chunks(max(1, reader.info.size))])
 
 
 def _check_own(key: str) -> str:

@@ -61,13 +61,13 @@ class Objects:
 
         mode: Any = "create" if create else {"e_tag": f'"{if_match}"'} if if_match is not None else "overwrite"
         call = obstore.put_async(self.native, name, data, attributes=dict(headers), mode=mode, use_multipart=False)
-        return _etag((await self._answer(call, doing))["e_tag"])
+        return _etag((await self.answer(call, doing))["e_tag"])
 
     async def get(self, name: str, *, version: str | None = None, doing: str) -> tuple[Stat, GetResult]:
         """The object's headers; its bytes are still to be read."""
         import obstore
 
-        found = await self._answer(
+        found = await self.answer(
             obstore.get_async(self.native, name, options={"version": version} if version else None), doing
         )
         return _stat(found), found
@@ -77,8 +77,8 @@ class Objects:
         import obstore
 
         options: Any = {"head": True, **({"version": version} if version else {})}
-        found = await self._answer(obstore.get_async(self.native, name, options=options), doing)
-        await self._answer(found.bytes_async(), doing)  # there are none, but a connection is free when they were read
+        found = await self.answer(obstore.get_async(self.native, name, options=options), doing)
+        await self.answer(found.bytes_async(), doing)  # there are none, but a connection is free when they were read
         return _stat(found)
 
     async def names(self, folder: str, after: str | None, doing: str) -> AsyncGenerator[str, None]:
@@ -95,15 +95,13 @@ class Objects:
         import obstore
 
         if names:
-            await self._answer(obstore.delete_async(self.native, list(names)), doing)
+            await self.answer(obstore.delete_async(self.native, list(names)), doing)
 
     async def sign(self, name: str, expires_s: float, doing: str) -> str:
         """A URL that reads the object. No request."""
         import obstore
 
-        return str(
-            await self._answer(obstore.sign_async(self.native, "GET", name, timedelta(seconds=expires_s)), doing)
-        )
+        return str(await self.answer(obstore.sign_async(self.native, "GET", name, timedelta(seconds=expires_s)), doing))
 
     def translated(self, error: BaseException, doing: str) -> GroundplaneError:
         """The error of ours for one of obstore's."""
@@ -142,7 +140,8 @@ class Objects:
                 return
             yield page
 
-    async def _answer(self, call: Awaitable[T], doing: str) -> T:
+    async def answer(self, call: Awaitable[T], doing: str) -> T:
+        """What a call of obstore gives, its error translated."""
         try:
             return await call
         except GroundplaneError:

@@ -51,6 +51,8 @@ ABANDONED_S = 86_400.0
 """After this an upload that was not completed is taken for one whose process was killed."""
 
 _HEADS_AT_ONCE = 16
+_INLINE_HASH_BYTES = 256 * 1024
+_PIECE_BYTES = 4 * 1024 * 1024
 
 
 class S3Blobs:
@@ -308,20 +310,47 @@ class _Reader:
     async def chunks(self, chunk_bytes: int = 1024 * 1024) -> AsyncIterator[bytes]:
         """See the port."""
         digest, size = hashlib.sha256(), 0
-        stream = self._found.stream(min_chunk_size=chunk_bytes)
-        while True:
-            try:
-                piece = await anext(stream, None)
-            except Exception as error:
-                raise self._objects.translated(error, self._doing) from error
-            if piece is None:
-                break
+        if self.info.size <= chunk_bytes:
+            yield await self._whole()
+            return
+        async for piece in self._pieces(chunk_bytes):
             view = memoryview(piece)
             size += len(view)
             digest.update(view)
             for at in range(0, len(view), chunk_bytes):
                 yield bytes(view[at : at + chunk_bytes])
-        if size != self.info.size or (self.info.checksum and digest.hexdigest() != self.info.checksum):
+        self._check(size, digest.hexdigest())
+
+    async def _whole(self) -> bytes:
+        """All bytes; of many, those that are there are hashed in a thread while others come."""
+        digest, loop = hashlib.sha256(), asyncio.get_running_loop()
+        if self.info.size <= _INLINE_HASH_BYTES:
+            data = bytes(await self._objects.answer(self._found.bytes_async(), self._doing))
+            digest.update(data)
+            self._check(len(data), digest.hexdigest())
+            return data
+        pieces: list[memoryview] = []
+        hashing: asyncio.Future[None] | None = None
+        try:
+            async for piece in self._pieces(_PIECE_BYTES):
+                if hashing is not None:
+                    await hashing
+                pieces.append(memoryview(piece))
+                hashing = loop.run_in_executor(None, digest.update, pieces[-1])
+        finally:
+            if hashing is not None:
+                await hashing
+        data = b"".join(pieces)
+        self._check(len(data), digest.hexdigest())
+        return data
+
+    async def _pieces(self, size: int) -> AsyncIterator[Any]:
+        stream = self._found.stream(min_chunk_size=size)
+        while (piece := await self._objects.answer(anext(stream, None), self._doing)) is not None:
+            yield piece
+
+    def _check(self, size: int, checksum: str) -> None:
+        if size != self.info.size or (self.info.checksum and checksum != self.info.checksum):
             raise Internal(
                 f"key: the bytes of {self.info.key!r} do not match their checksum; restore it from a backup",
                 reason="checksum_mismatch",
