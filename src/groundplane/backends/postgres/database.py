@@ -13,7 +13,7 @@ from groundplane.backends.postgres.engine import Engine, Statistics, check_serve
 from groundplane.backends.postgres.migrations import missing
 from groundplane.backends.postgres.settings import Settings, parse_url
 from groundplane.backends.postgres.transaction import Bindings, Row, Statement, Transaction
-from groundplane.core.errors import Closed
+from groundplane.core.errors import Closed, Unavailable
 from groundplane.core.migrations import Migration, MigrationSet
 
 T = TypeVar("T")
@@ -74,14 +74,17 @@ class Database:
         """The URL for people, without its password."""
         return self._engine.settings.shown
 
-    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, durable: bool = True) -> T:
-        """Run `work` in a transaction of its own and return its value once that is durable.
+    async def write(
+        self, work: Callable[[Transaction], Awaitable[T]], *, durable: bool = True, more_s: float = 0.0
+    ) -> T:
+        """Run `work` in a transaction of its own and return its value once that is durable. `more_s` is allowed beyond
+        the call timeout, for much work.
 
         An exception of `work` rolls it back and is raised here. With `durable=False` it returns after the commit: a
         crash of the server may take the last 0.6 s of such writes. Cancelling the call ends the connection: the outcome
         is not known.
         """
-        return await self._call(self._engine.write(work, durable=durable))
+        return await self._call(self._engine.write(work, durable=durable, more_s=more_s))
 
     async def query(self, sql: str, bindings: Bindings = ()) -> list[Row]:
         """One statement, a transaction by itself, in one round trip; its rows. It may write."""
@@ -148,6 +151,12 @@ class Database:
         task.add_done_callback(self._calls.discard)
         try:
             return await asyncio.shield(task)
+        except Unavailable as error:
+            if self._closing is None:
+                raise
+            raise Closed(
+                f"database: this handle to {self.shown!r} was closed during the call; its outcome is not known"
+            ) from error
         except asyncio.CancelledError:
             if not task.done():
                 self._engine.cut_off(task)

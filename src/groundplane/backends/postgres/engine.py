@@ -103,10 +103,10 @@ class Engine:
             state = "" if silent else await asyncio.to_thread(probe.state_of, self.settings)
             raise translate(error, self.settings.shown, state) from error
 
-    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, durable: bool) -> T:
+    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, durable: bool, more_s: float = 0.0) -> T:
         """`work` in a transaction; its bells are rung after the commit."""
         self.transactions += 1
-        async with self._connection() as connection:
+        async with self._connection(more_s) as connection:
             try:
                 async with connection.pipeline() as pipeline:
                     tx = Transaction(connection, pipeline, _begin(durable))
@@ -152,7 +152,7 @@ class Engine:
         )
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
+    async def _connection(self, more_s: float = 0.0) -> AsyncIterator[Connection]:
         """A connection for one call, which is cut off at its deadline."""
         pool = self._pool
         assert pool is not None
@@ -163,7 +163,7 @@ class Engine:
             task = asyncio.current_task()
             self._busy[task] = connection
             try:
-                async with bounded(connection, max(0.05, until - loop.time())):
+                async with bounded(connection, max(0.05, until - loop.time()) + more_s):
                     yield connection
                 self._used[id(connection)] = loop.time()
                 self.failure = ""

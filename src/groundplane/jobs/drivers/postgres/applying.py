@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 GROUP_MAX = 2_000
 OF_ONE_JOB_MAX = 40
+_S_PER_CHANGE = 0.003
 CLOCK = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -226,7 +227,8 @@ async def apply_together(
                 told[number][position] = outcome
         return [[one[at] for at in range(len(one))] for one in told]
 
-    return await database.write(work, durable=any(one.durable for one in calls))
+    many = sum(len(one.changes) for one in calls)
+    return await database.write(work, durable=any(one.durable for one in calls), more_s=many * _S_PER_CHANGE)
 
 
 _: type[unit.Unit] = JobUnit
