@@ -32,6 +32,7 @@ from stacks import Stack
 T = TypeVar("T")
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "mesh"
 TIMEOUT_S = 20.0
+START_S = 60.0
 
 
 class Ports(Protocol):
@@ -115,7 +116,7 @@ class Lab:
             except FileNotFoundError:
                 return None
 
-        data = await eventually(there)
+        data = await eventually(there, START_S)
         try:
             return dict(msgspec.json.decode(data))
         except msgspec.DecodeError:

@@ -5,9 +5,9 @@ the two leaves a message that is handed out again, and whose outputs are sent ag
 of a hop is therefore: handle, send the outputs (confirmed), record the delivery's key, ack. A delivery that may be a
 repeat is looked up before it is begun; known ones are acked and not run.
 
-A delivery may be a repeat when it was handed out before (`attempt`, `redelivered`), or when its sender says that it may
-have sent it before (the header `MAY_REPEAT`): because the sender handled a delivery of that kind itself, or because it
-did not learn what became of an earlier sending. All others are first copies, and cost no look.
+A delivery may be a repeat when it was handed out before (`attempt`, `redelivered`, `redrives`), or when its sender says
+that it may have sent it before (the header `MAY_REPEAT`): because the sender handled a delivery of that kind itself, or
+because it did not learn what became of an earlier sending. All others are first copies, and cost no look.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def key_of(delivery: Delivery, envelope: Envelope) -> str:
 
 
 def may_repeat(delivery: Delivery) -> bool:
-    """Whether it may have been handed out, or sent, before."""
-    return delivery.attempt > 1 or delivery.redelivered or MAY_REPEAT in delivery.headers
+    """Whether it may have been handed out, or sent, before. A redriven dead letter was handed out; what it sends may
+    have been sent by the attempt that killed its process.
+    """
+    return delivery.attempt > 1 or delivery.redelivered or delivery.redrives > 0 or MAY_REPEAT in delivery.headers
 
 
 def marked(messages: Iterable[OutgoingMessage]) -> list[OutgoingMessage]:

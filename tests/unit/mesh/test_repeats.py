@@ -110,12 +110,13 @@ class Sidecar:
             queues,
             consumer,
         )
+        self.active = Active()
         staged = Staged(repeats=repeats, sender=Sender(queues))
         parts = Parts(
             router=Router(spec),
             client=self.runtime,  # type: ignore[arg-type]
             settler=Settler(consumer),
-            active=Active(),
+            active=self.active,
             metrics=self.metrics,
             custom=CustomMetrics(registry, "a"),
             log=get_logger("test"),
@@ -289,7 +290,24 @@ async def test_a_dead_letter_that_is_redriven_runs_although_it_was_handled(tmp_p
         await one.queues.redrive(letter.id)
         await one.handled()
         assert (len(one.runtime.calls), one.dropped) == (2, 0)
-        assert len(await one.sent()) == 1
+        assert [MAY_REPEAT in delivery.headers for delivery in await one.sent()] == [True]
+
+
+@pytest.mark.req("MESH-18")
+async def test_a_copy_that_waited_until_the_drain_began_is_handed_back(tmp_path: Path) -> None:
+    envelope = Envelope.new(["a"], 7)
+    async with sidecar(tmp_path) as one:
+        one.runtime.gate.clear()
+        for _ in range(2):
+            await one.send(envelope)
+        tasks = [asyncio.create_task(one.gate.handle(delivery)) for delivery in await one.receive(2)]
+        await eventually(lambda: one.runtime.called(1))
+        one.active.draining = True
+        one.runtime.says = lambda _: Failure(reason="runtime_crashed", message="killed")
+        one.runtime.gate.set()
+        await asyncio.gather(*tasks)
+        assert len(one.runtime.calls) == 1
+        assert sorted(delivery.attempt for delivery in await one.receive(2)) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -442,5 +460,5 @@ async def test_a_look_that_fails_or_is_given_up_holds_up_no_other() -> None:
 def test_whatever_was_handed_out_or_sent_before_may_be_a_repeat() -> None:
     first = Delivery(tag=0, queue="a", id="e", payload=b"", headers={}, attempt=1, enqueued_at=0)
     assert not may_repeat(first)
-    for change in ({"attempt": 2}, {"redelivered": True}, {"headers": {MAY_REPEAT: "1"}}):
+    for change in ({"attempt": 2}, {"redelivered": True}, {"redrives": 1}, {"headers": {MAY_REPEAT: "1"}}):
         assert may_repeat(msgspec.structs.replace(first, **change))

@@ -8,7 +8,7 @@ from groundplane.core.envelope import Envelope
 from groundplane.mesh.repeats import key_of, may_repeat
 from groundplane.mesh.routing import note
 from groundplane.mesh.sidecar.handling import Handling, Parts, Staged, token_of
-from groundplane.queues.port import Ack, Delivery
+from groundplane.queues.port import Ack, Delivery, Nack
 
 
 class Gate:
@@ -38,10 +38,13 @@ class Gate:
             await self._handling.guarded(delivery, lambda: self._looked_up(delivery, envelope, key))
 
     async def _looked_up(self, delivery: Delivery, envelope: Envelope, key: str) -> None:
-        if await self._repeats.begin(key):
-            await self._first(delivery, envelope, key)
-        else:
+        if not await self._repeats.begin(key):
             await self._drop(delivery, envelope)
+        elif self._p.active.draining:  # it waited for another copy, and now it is too late to begin
+            self._repeats.end(key)
+            await self._handling.settle(self._handling.work_of(delivery, envelope), Nack(delivery, counts=False))
+        else:
+            await self._first(delivery, envelope, key)
 
     async def _first(self, delivery: Delivery, envelope: Envelope, key: str) -> None:
         try:
