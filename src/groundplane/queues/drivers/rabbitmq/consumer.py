@@ -138,6 +138,8 @@ class RabbitConsumer:
             self._check_open()
             self._changed.clear()
             intake = self._intake
+            if intake is not None and not intake.channel.is_open:
+                intake = None  # closed in this moment: `_detached` wakes us
             if intake is None and self._failure is not None:
                 raise self._failure
             wanted = min(limit, self._max_in_flight - len(self._held))
@@ -198,11 +200,14 @@ class RabbitConsumer:
         while intake.run_is_open():
             await self._wait(RUN_QUIET_S)
             self._changed.clear()
-        intake.sort_run()
-        chosen = list(itertools.islice(intake.buffer, wanted))
-        if any(one.delivered.redelivered and not one.attempt for one in chosen):
-            await self._resolve(intake)
+        while True:
+            intake.sort_run()
             chosen = list(itertools.islice(intake.buffer, wanted))
+            if not any(one.delivered.redelivered and not one.attempt for one in chosen):
+                break
+            await self._resolve(intake)  # others may have come meanwhile
+        if self._intake is not intake or not intake.channel.is_open:
+            return []
         attempts_max = self._parts.registry.spec(self._queue).attempts_max
         for one in chosen:
             _ = one.note  # raises for one that cannot be read, before any is taken
