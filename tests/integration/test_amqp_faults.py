@@ -103,6 +103,21 @@ async def test_a_tls_port_without_tls_is_found_out(broker: Running) -> None:
     assert "amqps://" in caught.value.message
 
 
+async def test_a_broker_that_asks_for_a_certificate_gets_it_or_says_that_it_misses(
+    own_server: Callable[..., Running],
+) -> None:
+    strict = {"ssl_options.verify": "verify_peer", "ssl_options.fail_if_no_peer_cert": True}
+    broker = await asyncio.to_thread(own_server, "rabbitmq", tls=True, config=strict)
+    files = broker.folder / "tls"
+    authority = {"cafile": files / "ca.pem"}
+    mine = {"certfile": files / "server.pem", "keyfile": files / "server.key"}
+    async with await _open(broker.url, **authority, **mine) as connection:
+        assert connection.is_open
+    with pytest.raises(GroundplaneError, match="certificate") as caught:
+        await _open(broker.url, **authority)
+    assert caught.value.reason in ("tls_failed", "broker_unreachable")  # its alert may be lost in a reset
+
+
 # -- the network
 
 

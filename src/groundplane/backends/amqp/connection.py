@@ -207,10 +207,13 @@ class Connection:
         match error:
             case Unavailable(reason="malformed_frame") if self._control.phase == "greeting":
                 return FailedPrecondition(f"{where} is no AMQP 0-9-1 broker: {error.message}", reason="not_amqp")
+            case Unavailable(reason="connection_lost") if isinstance(error.__cause__, ssl.SSLError):
+                return _tls_failed(where, error.__cause__)  # TLS 1.3: the peer refuses after the handshake
             case Unavailable(reason="connection_lost"):
+                guess = "want a client's certificate (certfile)" if self.address.tls else "need TLS (amqps://)"
                 return Unavailable(
                     f"{where} closed the connection during the {self._control.phase}; it may be starting or stopping, "
-                    "or the port may belong to another service or need TLS (amqps://)",
+                    f"or the port may belong to another service or {guess}",
                     reason="broker_unreachable",
                 )
             case GroundplaneError():
@@ -222,10 +225,7 @@ class Connection:
                     reason="broker_silent",
                 )
             case ssl.SSLError():
-                return FailedPrecondition(
-                    f"{where}: TLS failed ({error}); mend cafile, the host's name or the port, or write amqp://",
-                    reason="tls_failed",
-                )
+                return _tls_failed(where, error)
             case OSError():
                 return Unavailable(
                     f"{where} cannot be reached ({error}); start the broker, or mend host and port",
@@ -302,6 +302,13 @@ class Connection:
             f"broker: it has read nothing {waited}, {self._wire.buffered_bytes} bytes wait; send less, or look at it",
             reason="queue_full",
         )
+
+
+def _tls_failed(where: str, error: ssl.SSLError) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{where}: TLS failed ({error}); mend cafile, certfile, the host's name or the port, or write amqp://",
+        reason="tls_failed",
+    )
 
 
 def _none_of(address: Address, failures: list[GroundplaneError]) -> GroundplaneError:
