@@ -42,7 +42,10 @@ class Keeper:
         self.folder, self.settings = folder, settings
         self.instances: dict[str, Instance] = {}
         self.tickets: Counter[str] = Counter()
+        self.ending = threading.Event()
+        """Nothing is started any more."""
         self.over = threading.Event()
+        """The process may go: whoever asked for the end has the answer."""
         self._starting: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -60,7 +63,7 @@ class Keeper:
                 )
                 try:
                     instance.start()
-                    if self.over.is_set():
+                    if self.ending.is_set():
                         raise InvalidArgument("keeper: is ending; start another run")
                 except BaseException:
                     instance.end()
@@ -116,7 +119,7 @@ class Keeper:
 
     def shut(self) -> int:
         """End everything, at once and side by side; the guard's pid, which goes last."""
-        self.over.set()
+        self.ending.set()
         threads = [threading.Thread(target=one.end) for one in [*self.instances.values()]]
         for thread in threads:
             thread.start()
@@ -141,22 +144,25 @@ class _Conversation(socketserver.StreamRequestHandler):
         line = self.rfile.readline(_REQUEST_BYTES_MAX)
         if not line:
             return
-        answer = self._answer(line)
+        verb, answer = self._answer(line)
         with contextlib.suppress(OSError):  # who asked is gone
             self.wfile.write(json.dumps(answer).encode() + b"\n")
+        if verb == "shut":
+            self.server.keeper.over.set()
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answer(self, line: bytes) -> tuple[str, dict[str, Any]]:
+        verb = ""
         try:
             request = json.loads(line)
-            verb = request.pop("do")
+            verb = str(request.pop("do"))
             if verb.startswith("_") or not callable(getattr(self.server.keeper, verb, None)):
                 raise InvalidArgument(f"do: {verb!r} is not something that the keeper does")
-            return {"ok": getattr(self.server.keeper, verb)(**request)}
+            return verb, {"ok": getattr(self.server.keeper, verb)(**request)}
         except GroundplaneError as error:
-            return {"error": {"type": type(error).__name__, "code": error.code, "message": error.message}}
+            return verb, {"error": {"type": type(error).__name__, "code": error.code, "message": error.message}}
         except Exception as error:  # noqa: BLE001  reported to who asked, with its name
             wrapped = Internal(f"keeper: {error!r}")
-            return {"error": {"type": "Internal", "code": wrapped.code, "message": wrapped.message}}
+            return verb, {"error": {"type": "Internal", "code": wrapped.code, "message": wrapped.message}}
 
 
 class _Listener(socketserver.ThreadingUnixStreamServer):
