@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
+import leaks
 from groundplane.backends.s3.bucket import LifecycleRule
 from groundplane.blobs import Blobs, Capability
 from groundplane.blobs.conformance import BlobConformance
@@ -26,6 +27,7 @@ from groundplane.core.errors import (
     Unavailable,
     Unsupported,
 )
+from groundplane.testing import eventually
 from groundplane.testing.checkers import Memory
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +57,8 @@ class TestS3Blobs(BlobConformance):
 
 
 class TestS3BlobsBelowAPrefix(BlobConformance):
+    test_a_hundred_megabytes_pass_through_bounded_memory = None  # once is enough
+
     @pytest.fixture
     async def blobs(self, s3_url: str) -> AsyncIterator[Blobs]:
         bucket, _, query = s3_url.partition("?")
@@ -67,6 +71,8 @@ class TestS3BlobsBelowAPrefix(BlobConformance):
 
 
 class TestS3BlobsOfAVersionedBucket(BlobConformance):
+    test_a_hundred_megabytes_pass_through_bounded_memory = None
+
     @pytest.fixture
     async def blobs(self, s3_url: str) -> AsyncIterator[Blobs]:
         async with Blobs.open(s3_url) as plain:
@@ -172,6 +178,17 @@ async def test_certificates_that_are_not_there_are_told(s3_url: str) -> None:
     error = await refused(with_option(s3_url, ca="/no/such/file"))
     assert isinstance(error, FailedPrecondition)
     assert "/no/such/file" in error.message
+
+
+async def test_when_it_is_closed_its_connections_are_gone_within_the_timeout(s3_url: str) -> None:
+    before = set(leaks.descriptors().values())
+    async with Blobs.open(with_option(s3_url, timeout="2")) as blobs:
+        await asyncio.gather(*(blobs.put(f"k/{n}", b"1") for n in range(8)))
+        assert len([info async for info in blobs.list()]) == 8
+        with pytest.raises(NotFound):
+            await blobs.get("missing")
+        assert any(one.startswith("socket:") for one in set(leaks.descriptors().values()) - before)
+    await eventually(lambda: not any(one.startswith("socket:") for one in set(leaks.descriptors().values()) - before))
 
 
 # Objects --------------------------------------------------------------------------------------------------------------

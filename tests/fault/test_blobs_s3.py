@@ -294,7 +294,7 @@ async def test_a_full_disk_of_the_store_is_told_and_leaves_what_was_there(
         assert await blobs.get("old") == b"old"
         assert await uploads(blobs) == []
         await blobs.delete(*[info.key async for info in blobs.list("fill/")])
-        await eventually(lambda: blobs.put("old", pieces(10)), tolerate=(ResourceExhausted, Unavailable))
+        await eventually(lambda: blobs.put("old", pieces(10)), timeout_s=30, tolerate=(ResourceExhausted, Unavailable))
 
 
 async def filled(blobs: Blobs) -> GroundplaneError:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -37,11 +38,18 @@ class Stat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Objects:
-    """One bucket. Names are whole names in it. Every method is one request, unless it says otherwise."""
+    """One bucket. Names are whole names in it. Every method is one request, unless it says otherwise.
+
+    obstore closes connections when the last of its objects is gone, but for some that were not idle yet at that moment:
+    these go `timeout_s` later. `ports` are those that they lead to.
+    """
+
+    ports: ClassVar[set[int]] = set()
 
     def __init__(self, address: S3Address) -> None:
         self.address = address
         self.native: Any = _store(address)
+        self.ports.add(_port(address))
 
     async def check(self) -> None:
         """Prove that the bucket is there and that its objects may be listed. Bounded by both timeouts together."""
@@ -194,6 +202,11 @@ def _chain(address: S3Address) -> Any:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             reason="store_keys_refused",
         ) from error
+
+
+def _port(address: S3Address) -> int:
+    parts = urlsplit(address.endpoint or "https://amazonaws.com")
+    return parts.port or (80 if parts.scheme == "http" else 443)
 
 
 def _certificates(path: str) -> bytes:
