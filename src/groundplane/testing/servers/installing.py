@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from groundplane.core.errors import FailedPrecondition
+from groundplane.testing.servers.cache import build, cache_folder, locked
 from groundplane.testing.servers.catalog import chosen
 from groundplane.testing.servers.contract import Installation, Report, Server, ServerMissing, Source
 
-VARIABLE = "GROUNDPLANE_SERVERS_DIR"
-
-
-def cache_folder() -> Path:
-    """GROUNDPLANE_SERVERS_DIR, or `~/.cache/groundplane/servers` (XDG_CACHE_HOME)."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        return Path(given).expanduser().absolute()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "groundplane" / "servers"
+__all__ = ["Plan", "cache_folder", "find", "folder_of", "install", "plan"]
 
 
 @dataclass(frozen=True)
@@ -90,43 +77,17 @@ def install(spec: str, report: Report) -> Installation:
         install(need, report)
     if one.installed is not None:
         return one.installed
-    if one.source is None:
+    source = one.source
+    if source is None:
         if one.poorer is not None:
             return one.poorer
         raise ServerMissing(f"{spec}: {one.words}")
-    folder = folder_of(one.server, one.source)
-    with _locked(folder):
-        found = one.source.find(folder)
+    folder = folder_of(one.server, source)
+    with locked(folder):
+        found = source.find(folder)
         if found is None:
-            _build(one.source, folder, report)
-            found = one.source.find(folder)
+            build(folder, lambda half: source.install(half, report), report)
+            found = source.find(folder)
     if found is None:
-        raise FailedPrecondition(f"{spec}: {one.source.command} ended well, but its programs are not there")
+        raise FailedPrecondition(f"{spec}: {source.command} ended well, but its programs are not there")
     return found
-
-
-def _build(source: Source, folder: Path, report: Report) -> None:
-    """Into a folder beside, renamed when it is whole."""
-    half = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    started = time.monotonic()
-    try:
-        source.install(half, report)
-        if any(half.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
-            half.rename(folder)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-    report(f"done in {time.monotonic() - started:.0f} s")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder.with_name(folder.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

