@@ -111,37 +111,23 @@ def note_of(delivered: Delivered) -> Note:
     """The note of what was delivered; a made up one for a message of a foreign sender."""
     headers = _headers(delivered)
     stored = headers.get(HEADER)
-    if isinstance(stored, bytes):
-        try:
-            note = _decode(stored)
-        except msgspec.DecodeError as error:
-            if not _is_newer(stored):
-                return _foreign(delivered, headers)  # the header is somebody else's
-            raise FailedPrecondition(
-                f"message: the note of a message in {delivered.routing_key!r} cannot be read ({error}); "
-                "upgrade Groundplane, or remove the message",
-                reason="schema_newer",
-            ) from error
-        if note.version == VERSION:
-            return note
-    return _foreign(delivered, headers)
-
-
-def _is_newer(stored: bytes) -> bool:
-    """Whether it begins as a note does, with a version that is not known here."""
+    if not isinstance(stored, bytes):
+        return _foreign(delivered, headers)
     try:
-        values = msgspec.msgpack.decode(stored)
-    except msgspec.DecodeError:
-        return False
-    return isinstance(values, list) and bool(values) and isinstance(values[0], int) and values[0] > VERSION
+        note = _decode(stored)
+    except msgspec.DecodeError as error:
+        raise _unreadable(delivered, str(error)) from error
+    if note.version != VERSION:
+        raise _unreadable(delivered, f"its version is {note.version!r}")
+    return note
 
 
-def since(delivered: Delivered) -> int:
-    """Unix ms of its publishing; 0 where its note cannot be read."""
-    try:
-        return note_of(delivered).since
-    except FailedPrecondition:
-        return 0
+def _unreadable(delivered: Delivered, why: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"message: the note of a message in {delivered.routing_key!r} cannot be read ({why}); "
+        "upgrade Groundplane, or remove the message",
+        reason="schema_newer",
+    )
 
 
 def count_of(delivered: Delivered) -> int:
