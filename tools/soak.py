@@ -33,13 +33,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=130, help="of each window (130)")
     parser.add_argument("--outage", type=float, default=30.0, help="seconds for which a server is away (30)")
     parser.add_argument("--select", default="", help="a pytest -k expression")
+    parser.add_argument("--log", type=Path, help="a file that keeps what runs did; the table has all of them")
     given = parser.parse_args()
-    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "soak.jsonl"
+        log = (given.log or Path(folder) / "soak.jsonl").absolute()
+        started = time.monotonic()
         code = _run(given, log)
-        facts = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    TABLE.write_text(_page(facts, given, time.monotonic() - started, code), encoding="utf-8")
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"code": code, "seconds": time.monotonic() - started}) + "\n")
+        facts = [json.loads(line) for line in log.read_text().splitlines()]
+    TABLE.write_text(_page(facts, given), encoding="utf-8")
     print(f"{TABLE.relative_to(ROOT)} is written")
     return 1 if code else 0
 
@@ -57,10 +60,12 @@ def _run(given: argparse.Namespace, log: Path) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
-def _page(facts: list[dict[str, Any]], given: argparse.Namespace, seconds: float, code: int) -> str:
+def _page(log: list[dict[str, Any]], given: argparse.Namespace) -> str:
     day = datetime.datetime.now(datetime.UTC).date()
-    rounds = sum(int(one["hits"]) for one in facts)
-    passed = "all tests passed" if code == 0 else f"**pytest ended with {code}**"
+    facts, runs = [one for one in log if "hits" in one], [one for one in log if "code" in one]
+    rounds, seconds = sum(int(one["hits"]) for one in facts), sum(float(one["seconds"]) for one in runs)
+    codes = sorted({int(one["code"]) for one in runs})
+    passed = "all tests passed" if codes == [0] else f"**pytest ended with {codes}**"
     lines = [
         _HEAD,
         f"Run of {day}: {rounds} rounds in {seconds / 60:.0f} minutes; {passed}. "
