@@ -79,6 +79,8 @@ class FakeBroker:
                 self.bodies.append(payload)
 
     def _answer(self, name: str, channel: int, what: Any) -> bytes:
+        if name == "Channel.Open":
+            self.published[channel] = 0
         chosen = self.answers.get(name, _CUSTOMARY.get(name, b""))
         if name == "Basic.Publish":
             self.published[channel] = tag = self.published.get(channel, 0) + 1

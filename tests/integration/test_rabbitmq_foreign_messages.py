@@ -30,7 +30,7 @@ async def foreigner(rabbitmq_url: str) -> AsyncIterator[Channel]:
         yield await connection.channel(confirms=True)
 
 
-@pytest.mark.parametrize("note", [b"\xc1garbage", b"", b"\x00", b"\x91\x01", "text", 7, {"a": 1}, None])
+@pytest.mark.parametrize("note", ["text", 7, {"a": 1}, None])
 async def test_a_foreign_header_of_our_name_is_no_note_and_the_payload_is_handed_out(
     queues: Queues, foreigner: Channel, note: object
 ) -> None:
@@ -42,12 +42,12 @@ async def test_a_foreign_header_of_our_name_is_no_note_and_the_payload_is_handed
     assert (await queues.depth("work")).total == 0
 
 
+@pytest.mark.parametrize("note", [msgspec.msgpack.encode([99, {"unknown": "shape"}]), b"\xc1garbage", b""])
 @pytest.mark.parametrize("key", ["plane:work", "plane:work:delayed"])
-async def test_a_note_of_a_newer_version_is_kept_and_counted_and_breaks_no_connection(
-    queues: Queues, foreigner: Channel, key: str
+async def test_a_note_that_cannot_be_read_is_kept_and_counted_and_breaks_no_connection(
+    queues: Queues, foreigner: Channel, key: str, note: bytes
 ) -> None:
-    newer = msgspec.msgpack.encode([99, {"unknown": "shape"}])
-    await foreigner.publish("groundplane", key, b"newer", encode_properties({"gp": newer}))
+    await foreigner.publish("groundplane", key, b"newer", encode_properties({"gp": note}))
     async with queues.consume("work", max_in_flight=2) as consumer:
         if key == "plane:work":
             with pytest.raises(FailedPrecondition, match="upgrade Groundplane") as caught:

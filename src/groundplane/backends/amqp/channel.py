@@ -163,9 +163,9 @@ class Channel(Topology):
             self._loop.call_soon(listener, error)
 
     def abandon(self) -> None:
-        """Close it without waiting: opening it failed half-way."""
+        """Close it without waiting, whatever is under way on it."""
         if self.error is None:
-            self._close(Closed("channel: opening it was cancelled"))
+            self._close(Closed("channel: it was given up"))
 
     def lose(self, error: GroundplaneError) -> None:
         """The whole connection is over."""

@@ -91,6 +91,7 @@ class Session:
                 async with asyncio.timeout(CONFIRM_S):
                     outcomes += await channel.publish_batch(batch)
             except TimeoutError as error:
+                self._retire(channel)
                 raise Unavailable(
                     f"queues: the broker did not confirm {len(batch)} messages to {batch[0].routing_key!r} within "
                     f"{CONFIRM_S:g} s; it is overloaded, or the queue has no leader (`groundplane doctor`)",
@@ -98,6 +99,14 @@ class Session:
                     details={"queue": batch[0].routing_key},
                 ) from error
         return outcomes
+
+    def _retire(self, channel: Channel) -> None:
+        """Publish on another channel from now on: this one keeps what is never confirmed, until the others on it have
+        had their time.
+        """
+        if self._publisher is channel:
+            self._publisher = None
+        asyncio.get_running_loop().call_later(CONFIRM_S, channel.abandon)
 
     async def state(self, broker_queue: str) -> QueueState | None:
         """Messages that are ready, and consumers; None where there is no such queue."""
