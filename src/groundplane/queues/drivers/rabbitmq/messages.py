@@ -130,6 +130,14 @@ def _unreadable(delivered: Delivered, why: str) -> FailedPrecondition:
     )
 
 
+def since(delivered: Delivered) -> int:
+    """Unix ms of its publishing; 0 where its note cannot be read."""
+    try:
+        return note_of(delivered).since
+    except FailedPrecondition:
+        return 0
+
+
 def count_of(delivered: Delivered) -> int:
     """How often the broker handed this copy out before, as it counts."""
     count = _headers(delivered).get("x-delivery-count", 0)
