@@ -45,6 +45,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor:doctor", "Find what is wrong, and say what to do."),
     "demo": ("demo:demo", "Make a library of Python code answerable, killing workers on the way."),
     "bench": ("bench:bench", "Run the benchmarks of the sources."),
+    "conformance": ("conformance:conformance", "Run the suite of a port on the driver of a URL."),
     "completion": ("completion:completion", "Print the completion script of a shell."),
     "jobs list": ("jobs:list_", "List jobs, newest first."),
     "jobs show": ("jobs:show", "Show one job with its events."),
