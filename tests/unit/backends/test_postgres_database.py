@@ -207,6 +207,17 @@ async def test_a_migration_that_fails_leaves_nothing_behind(postgres_url: str) -
         assert await _notes(db) == []
 
 
+@pytest.mark.req("CORE-06", "JOB-10.1")
+async def test_ten_openers_at_once_migrate_once(postgres_url: str) -> None:
+    async def one(number: int) -> None:
+        async with Database.open(f"{postgres_url}{_more(postgres_url)}application_name=n{number}", [NOTES]) as db:
+            await db.query(_insert(db), (number,))
+
+    await asyncio.gather(*(one(number) for number in range(10)))
+    async with Database.open(postgres_url, [NOTES]) as db:
+        assert await _notes(db) == list(range(10))
+
+
 _OPENER = """
 import asyncio, sys
 from groundplane.backends.postgres import Database, MigrationSet

@@ -12,7 +12,16 @@ from groundplane.backends.postgres import Transaction
 from groundplane.core.errors import AlreadyExists, Conflict, GroundplaneError, InvalidArgument, Unavailable, Unsupported
 from groundplane.core.ids import new_id
 from groundplane.jobs import Jobs, JobState
-from groundplane.jobs.conformance.subjects import eventually, history, message, new_job, report, started, succeed
+from groundplane.jobs.conformance.subjects import (
+    BROKEN,
+    eventually,
+    history,
+    message,
+    new_job,
+    report,
+    started,
+    succeed,
+)
 from groundplane.jobs.drivers.postgres import PostgresJobs
 from groundplane.jobs.drivers.postgres.sequence import IDS_LEFT_OUT
 from groundplane.jobs.port import Created, Finish, NewJob, Note, OutboxMessage, Retention, Split
@@ -170,10 +179,11 @@ async def test_refused_jobs_in_a_group_are_refused_alone(store: PostgresJobs) ->
 
 async def test_the_same_id_twice_at_once_is_one_job(store: PostgresJobs) -> None:
     job = new_job()
-    outcomes = await asyncio.gather(*(store.create(job, [message("e")]) for _ in range(5)), return_exceptions=True)
-    assert [type(one) for one in outcomes].count(Created) == 1
-    assert [type(one) for one in outcomes].count(AlreadyExists) == 4
-    assert len(await store.outbox.take(10)) == 1
+    jobs = [each for _ in range(5) for each in (job, job, new_job())]
+    outcomes = await asyncio.gather(*(store.create(each, [message("e")]) for each in jobs), return_exceptions=True)
+    assert [type(one) for one in outcomes].count(Created) == 6
+    assert [type(one) for one in outcomes].count(AlreadyExists) == 9
+    assert len(await store.outbox.take(10)) == 6
 
 
 @pytest.mark.req("JOB-06.1", "JOB-02.1")
@@ -295,6 +305,24 @@ async def test_a_fan_out_of_many_children_is_told_in_few_transactions(store: Pos
     told = [event.data["progress"] for event in events if "progress" in event.data]
     assert told == sorted(told)
     assert [event.kind for event in events].count("succeeded") == 1
+
+
+@pytest.mark.req("JOB-05.3", "JOB-12.2")
+async def test_a_success_and_then_a_failure_in_one_call_are_judged_one_after_the_other(store: PostgresJobs) -> None:
+    job_id = (await store.create(new_job(), [])).job.job_id
+    await store.apply([Split(job_id=job_id, envelope_id="root", children=["a", "b", "c"])])
+    outcomes = await store.apply(
+        [
+            report(job_id, 0, 50, envelope_id="c"),
+            Finish(job_id=job_id, envelope_id="a", result=1),
+            Finish(job_id=job_id, envelope_id="b", error=BROKEN),
+            report(job_id, 1, 50, envelope_id="c"),
+        ]
+    )
+    assert all(outcome.applied for outcome in outcomes)
+    told = [event.data["progress"] for event in (await store.events(after=0, job_id=job_id)).items]
+    assert told == sorted(told)
+    assert round((await store.get(job_id)).progress, 3) == told[-1]
 
 
 async def test_what_is_called_after_closing_is_refused(postgres_url: str) -> None:

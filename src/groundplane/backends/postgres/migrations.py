@@ -47,9 +47,13 @@ async def migrate(
 
 
 async def _applied(connection: Connection, settings: Settings) -> list[AppliedMigration]:
-    found = await connection.execute("SELECT to_regclass(%s) IS NOT NULL", [f"{settings.schema}.{TABLE}"])
-    row = await found.fetchone()
-    if row is None or not row[0]:
+    # not by to_regclass: what it did not find before it waited for the lock, a session does not look for again
+    found = await connection.execute(
+        "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+        "WHERE nspname = %s AND relname = %s",
+        [settings.schema, TABLE],
+    )
+    if await found.fetchone() is None:
         return []
     done = await connection.execute(f"SELECT component, version, name, checksum FROM {settings.schema}.{TABLE}")
     return [AppliedMigration(component=c, version=v, name=n, checksum=s) for c, v, n, s in await done.fetchall()]
