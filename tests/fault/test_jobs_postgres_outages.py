@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.fault]
 
 OwnServer = Callable[..., Running]
 WITHIN_S = 5.0
+ROUNDS = int(os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS", "3"))
 _QUICK = "?call_timeout=1&connect_timeout=2"
 
 
@@ -145,6 +147,7 @@ async def test_a_follower_that_hears_no_notification_is_told_by_the_poll(own_ser
 
 
 @pytest.mark.req("JOB-01.2", "JOB-02.1", "JOB-03.1", "JOB-03.3")
+@pytest.mark.timeout(60 + 30 * ROUNDS)
 async def test_killed_and_started_again_under_load_nothing_is_lost_and_no_id_is_given_twice(
     own_server: OwnServer,
 ) -> None:
@@ -200,9 +203,9 @@ async def test_killed_and_started_again_under_load_nothing_is_lost_and_no_id_is_
             for _ in range(6):
                 tasks.create_task(work(jobs))
         tasks.create_task(read(two))
-        for round_ in range(3):
+        for round_ in range(ROUNDS):
             await more_work()
-            if round_ == 2:
+            if round_ % 3 == 2:
                 await asyncio.to_thread(server.restart)
             else:
                 await asyncio.to_thread(server.kill)
