@@ -70,7 +70,6 @@ class Instance:
         self._main: subprocess.Popen[bytes] | None = None
         self._companions: list[subprocess.Popen[bytes]] = []
         self._stops: dict[int, Program] = {}
-        self._down = threading.Event()
         self._ended = threading.Event()
         self._lock = threading.RLock()
 
@@ -180,7 +179,6 @@ class Instance:
 
     def kill(self) -> None:
         with self._lock:
-            self._down.set()
             if self._main is not None:
                 processes.kill_tree([self._main.pid])
                 self._main.wait()
@@ -197,7 +195,6 @@ class Instance:
 
     def stop(self) -> None:
         with self._lock:
-            self._down.set()
             for one in (self._main, *reversed(self._companions)):
                 if one is not None:
                     self._stop(one)
@@ -223,7 +220,6 @@ class Instance:
 
     def _start(self, first: bool) -> None:
         started = time.monotonic()
-        self._down.clear()
         if self._place is None:
             self._place = self._make_place()
         try:
@@ -320,7 +316,6 @@ class Instance:
         process.wait()
 
     def _end_processes(self) -> None:
-        self._down.set()
         for one in (self._main, *reversed(self._companions)):
             if one is not None:
                 processes.kill_tree([one.pid])
