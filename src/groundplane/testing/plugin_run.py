@@ -64,7 +64,7 @@ class Run:
         try:
             return self._open(spec, options, shared=False)
         except ServerMissing as error:
-            self._refuse(spec.partition("@")[0], error)
+            self._refuse(spec, error)
 
     def row(self, name: str) -> Row | None:
         """What a report says of a shared server that was asked for."""

@@ -43,7 +43,10 @@ def test_settings_come_from_the_environment_with_the_stated_defaults() -> None:
     assert loaded.allow_remote
     assert loaded.requires("nats")
     assert not loaded.requires("postgres")
-    assert KitSettings.load({"GROUNDPLANE_REQUIRE_SERVERS": "all"}).requires("postgres")
+    everything = KitSettings.load({"GROUNDPLANE_REQUIRE_SERVERS": "all"})
+    assert everything.requires("postgres")
+    assert not everything.requires("postgres@15")
+    assert KitSettings.load({"GROUNDPLANE_REQUIRE_SERVERS": "redis,postgres@15"}).requires("postgres@15")
 
 
 @pytest.mark.parametrize(

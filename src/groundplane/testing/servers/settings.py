@@ -30,7 +30,9 @@ class KitSettings:
     allow_remote: bool = False
     """GROUNDPLANE_TEST_ALLOW_REMOTE: servers given by a URL need not be on loopback."""
     require: frozenset[str] = frozenset()
-    """GROUNDPLANE_REQUIRE_SERVERS: names, or `all`: a server that is missing fails its tests instead of skipping."""
+    """GROUNDPLANE_REQUIRE_SERVERS: names (or NAME@VERSION), or `all`: a server that is missing fails its tests instead of
+    skipping.
+    """
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> KitSettings:
@@ -45,9 +47,11 @@ class KitSettings:
             require=frozenset(n.strip() for n in given.get("GROUNDPLANE_REQUIRE_SERVERS", "").split(",") if n.strip()),
         )
 
-    def requires(self, name: str) -> bool:
-        """Whether a missing server of this name is a failure."""
-        return "all" in self.require or name in self.require
+    def requires(self, spec: str) -> bool:
+        """Whether it is a failure that a server is missing: `all` means each name; a version (`postgres@15`) is required
+        where it is listed as such.
+        """
+        return spec in self.require or ("all" in self.require and "@" not in spec)
 
 
 def _seconds(given: Mapping[str, str], name: str, default: float, *, lowest: float) -> float:
