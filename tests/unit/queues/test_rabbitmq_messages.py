@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from groundplane.backends.amqp import Message, encode_properties
 from groundplane.backends.amqp.tables import decode_properties
 from groundplane.core.errors import ErrorRecord, FailedPrecondition
 from groundplane.queues import OutgoingMessage
@@ -87,7 +88,7 @@ def test_a_copy_for_the_next_attempt_keeps_what_it_is_and_is_a_new_copy() -> Non
 
 
 def test_headers_of_the_broker_are_never_taken_over() -> None:
-    delivered = Delivered(messages.encode_properties({"x-death": "again", "a": "b", "n": 1}, message_id="theirs"))
+    delivered = Delivered(encode_properties({"x-death": "again", "a": "b", "n": 1}, message_id="theirs"))
     note = messages.note_of(delivered)  # type: ignore[arg-type]
     assert (note.id, note.headers, note.attempt) == ("theirs", {"a": "b"}, 1)
 
@@ -95,11 +96,11 @@ def test_headers_of_the_broker_are_never_taken_over() -> None:
 def test_a_newer_note_is_refused_by_name_and_one_with_more_fields_is_read() -> None:
     note, _ = sent()
     values = msgspec.to_builtins(note, builtin_types=(bytes,))
-    more = messages.encode_properties({"gp": msgspec.msgpack.encode([*values, "new"])})
+    more = encode_properties({"gp": msgspec.msgpack.encode([*values, "new"])})
     assert messages.note_of(Delivered(more)) == note  # type: ignore[arg-type]
     for stored in (msgspec.msgpack.encode([2, *values[1:]]), msgspec.msgpack.encode(["1"]), b"\xc1"):
         with pytest.raises(FailedPrecondition) as caught:
-            messages.note_of(Delivered(messages.encode_properties({"gp": stored})))  # type: ignore[arg-type]
+            messages.note_of(Delivered(encode_properties({"gp": stored})))  # type: ignore[arg-type]
         assert caught.value.reason == "schema_newer"
 
 
@@ -175,7 +176,7 @@ def test_every_queue_is_one_that_the_broker_never_drops_from() -> None:
 
 @given(st.lists(st.integers(0, 3_000_000), max_size=60))
 def test_large_calls_are_published_in_slices_that_keep_their_order(sizes: list[int]) -> None:
-    published = [messages.Message("e", str(n), bytes(size)) for n, size in enumerate(sizes)]
+    published = [Message("e", str(n), bytes(size)) for n, size in enumerate(sizes)]
     slices = _batches(published)
     assert [one for part in slices for one in part] == published
     assert all(part for part in slices)

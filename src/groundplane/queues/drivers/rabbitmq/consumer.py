@@ -523,8 +523,7 @@ class RabbitConsumer:
         await intake.pause()
         delays = self._delays
         if delays is not None:
-            waiting = await delays.waiting()
-            delayed = await delays.stop()
+            delayed, waiting = await delays.stop()
             await self._until_seen(lambda: delays.returned(delayed, waiting))
         mine = [one for number, one in self._held.items() if number not in self._being_settled]
         back = [one for one in mine if one.intake is intake] + intake.take_buffer()

@@ -26,6 +26,7 @@ HELD_S = 900.0
 
 _AT_ONCE = 500
 _ROTATED_AT_ONCE = 2000
+_LOOKS_MAX = 20
 _AGAIN_S = 0.3
 _TIMER_S_MAX = 60.0
 _NEVER = 2**62
@@ -69,7 +70,7 @@ class Delays:
     async def returned(self, count: int, before: int) -> bool:
         """Whether `count` that were given back are seen in the queue, that had `before`."""
         state = await self._intake.channel.declare_queue(self._source, passive=True)
-        return state.consumers > 0 or state.ready >= before + count
+        return state.ready >= before + count
 
     async def waiting(self) -> int:
         """How many lie in the queue and are held by nobody."""
@@ -82,25 +83,32 @@ class Delays:
         self._tag = await channel.consume(self._source, self._receive, on_cancel=self._on_cancel)
         self._rotating = asyncio.create_task(self._rotate(), name="groundplane-rabbitmq-rotation")
 
-    async def stop(self) -> int:
-        """Let those that are being published finish, and give back the rest; how many."""
+    async def stop(self) -> tuple[int, int]:
+        """Let those that are being published finish, and give back the rest; how many to wait for to be seen, and how
+        many lay there before.
+        """
         channel = self._intake.channel
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
         if self._tag is not None:
+            for _ in range(_LOOKS_MAX):  # what the broker pushes to a consumer that ends is nowhere for a while
+                if not await self.waiting() or len(self._held) >= HELD_MAX:
+                    break
+            await self.waiting()  # what waited in the broker's channel has come then
             await channel.cancel(self._tag)
-            await channel.declare_queue(self._source, passive=True)  # what it had pushed has come then
         if self._rotating is not None:
             self._rotating.cancel()
             await asyncio.wait([self._rotating])
         if self._moving is not None:
             await asyncio.wait([self._moving], timeout=2.0)
+        before = await channel.declare_queue(self._source, passive=True)
         tags = list(self._held)
         for tag in tags:
             self._intake.drop_aside(tag, requeue=True)
         self.end()
-        return len(tags)
+        others = before.consumers > bool(tags)  # one that holds something counts until that is back
+        return 0 if others else len(tags), before.ready
 
     def end(self) -> None:
         """The channel is no more."""
