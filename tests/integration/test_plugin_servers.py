@@ -358,6 +358,9 @@ MISSING = """
 
     def test_three():
         pass
+
+    def test_four(own_server):
+        own_server("nats")
 """
 
 
@@ -370,9 +373,9 @@ def _nowhere(tmp_path: Path) -> dict[str, str]:
 def test_a_missing_server_skips_its_tests_with_the_way_to_get_it(suite: Suite, tmp_path: Path) -> None:
     code, output = suite.run(MISSING, env=_nowhere(tmp_path))
     assert code == 0, output
-    assert "1 passed, 2 skipped" in output
+    assert "1 passed, 3 skipped" in output
     assert "nats: NATS is not installed here; get it:" in output
-    assert _table(output)["nats"] == ["-", "missing", "0", "2", "-"]
+    assert _table(output)["nats"] == ["-", "missing", "0", "3", "-"]
     assert not list(Path(temporary_folder()).glob(f"groundplane-kit-{suite.pid}-*"))
 
 
@@ -383,7 +386,7 @@ def test_a_missing_server_that_is_required_fails_its_tests(
 ) -> None:
     code, output = suite.run(MISSING, env={**_nowhere(tmp_path), "GROUNDPLANE_REQUIRE_SERVERS": names})
     assert code == int(fails), output
-    assert ("1 passed, 2 errors" if fails else "1 passed, 2 skipped") in output
+    assert ("1 failed, 1 passed, 2 errors" if fails else "1 passed, 3 skipped") in output
 
 
 GIVEN = """

@@ -188,11 +188,15 @@ def _own(scope: str) -> Callable[[pytest.FixtureRequest], Iterator[Callable[...,
         opened: list[Any] = []
 
         def own_server(spec: str, **options: Any) -> Running:
-            server = run.own(spec, options)
+            told = request.node.user_properties if scope == "function" else []  # reports are those of tests
+            try:
+                server = run.own(spec, options)
+            except (pytest.skip.Exception, pytest.fail.Exception):
+                told.append((PROPERTY, run.missing(spec)))
+                raise
             opened.append(server)
             request.node.stash.setdefault(_OWN, []).append(server)
-            if scope == "function":
-                request.node.user_properties.append((PROPERTY, run.row_of(server)))
+            told.append((PROPERTY, run.row_of(server)))
             return server
 
         yield own_server

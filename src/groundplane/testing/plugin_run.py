@@ -69,9 +69,13 @@ class Run:
     def row(self, name: str) -> Row | None:
         """What a report says of a shared server that was asked for."""
         if name in self._missing:
-            return [name, "", "missing", 0.0]
+            return self.missing(name)
         server = self.shared.get(name)
         return None if server is None else self.row_of(server)
+
+    def missing(self, spec: str) -> Row:
+        """What a report says of a server that is not there."""
+        return [spec, "", "missing", 0.0]
 
     def row_of(self, server: Running) -> Row:
         """What a report says of a server."""

@@ -30,8 +30,8 @@ class KitSettings:
     allow_remote: bool = False
     """GROUNDPLANE_TEST_ALLOW_REMOTE: servers given by a URL need not be on loopback."""
     require: frozenset[str] = frozenset()
-    """GROUNDPLANE_REQUIRE_SERVERS: names (or NAME@VERSION), or `all`: a server that is missing fails its tests instead of
-    skipping.
+    """GROUNDPLANE_REQUIRE_SERVERS: names (or NAME@VERSION), or `all`: a server that is missing fails its tests instead
+    of skipping them.
     """
 
     @classmethod
@@ -48,8 +48,8 @@ class KitSettings:
         )
 
     def requires(self, spec: str) -> bool:
-        """Whether it is a failure that a server is missing: `all` means each name; a version (`postgres@15`) is required
-        where it is listed as such.
+        """Whether it is a failure that a server is missing: `all` means each name; a version (`postgres@15`) is
+        required where it is listed as such.
         """
         return spec in self.require or ("all" in self.require and "@" not in spec)
 
