@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO
 
@@ -110,6 +110,25 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def page(rows: list[Row], sections: list[str], rounds: int) -> str:
+    """The tables as a page of the documentation, with the command that makes them again."""
+    command = (
+        f"python -m benchmarks {' '.join([*sections, f'--rounds {rounds}', '--docs docs/reference/benchmarks.md'])}"
+    )
+    head = [
+        "# Benchmarks on servers",
+        "",
+        "Everything of a table was measured in one run, one after the other, on servers that the kit started on the "
+        "same machine. Ratios carry over to other machines, rates do not. ✓ and ✗ say whether a bar of ours is met.",
+        "",
+        "```",
+        command,
+        "```",
+        "",
+    ]
+    return "\n".join(head) + markdown(rows)
+
+
 def write(rows: list[Row], folder: Path) -> None:
     """`latest.md` and `latest.json` in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +136,65 @@ def write(rows: list[Row], folder: Path) -> None:
     (folder / "latest.json").write_text(
         json.dumps([asdict(row) | {"meets": row.meets} for row in rows], indent=1) + "\n"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A ratio to a peer that is worse than it was; `share` is how much of it is gone, 0 to 1."""
+
+    section: str
+    metric: str
+    subject: str
+    peer: str
+    before: float
+    now: float
+
+    @property
+    def share(self) -> float:
+        return 1 - self.now / self.before
+
+    def __str__(self) -> str:
+        return (
+            f"{self.section}: {self.subject}, {self.metric}: {self.now:.3g} × {self.peer}, was {self.before:.3g} "
+            f"({100 * self.share:.0f} % lost)"
+        )
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of an earlier run's `latest.json`. `ValueError` says what is wrong with another file."""
+    try:
+        names = {one.name for one in fields(Row)}
+        listed = [
+            Row(**{key: value for key, value in one.items() if key in names}) for one in json.loads(file.read_text())
+        ]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"baseline: {str(file)!r} is no latest.json of `make bench`: {error}") from error
+    return listed
+
+
+def losses(rows: list[Row], baseline: list[Row], loss: float) -> tuple[list[Loss], int]:
+    """Where a ratio to a peer is worse than in the baseline by more than `loss` (0.1: a tenth), and how many were
+    compared. Values themselves are not: they tell of the machine. Ratios are turned so that more is better.
+    """
+    before = _ratios(baseline)
+    both = {key: ratio for key, ratio in _ratios(rows).items() if key in before}
+    found = [
+        Loss(section=key[0], metric=key[1], subject=key[2], peer=key[3], before=before[key], now=ratio)
+        for key, ratio in both.items()
+    ]
+    return [one for one in found if one.share > loss], len(both)
+
+
+def _ratios(rows: list[Row]) -> dict[tuple[str, str, str, str], float]:
+    found = {}
+    for row in rows:
+        for peer in rows:
+            if not row.peer and peer.peer and (peer.section, peer.metric) == (row.section, row.metric):
+                ratio = row.value / peer.value if peer.value and row.value else 0.0
+                if ratio:
+                    key = (row.section, row.metric, row.subject, peer.subject)
+                    found[key] = ratio if row.better == "higher" else 1 / ratio
+    return found
 
 
 def _mark(row: Row) -> str:
