@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from groundplane.testing.concurrency import NotInTime, eventually, together, unique, wait_until
     from groundplane.testing.faults import NoSmallDisk, Proxy, SmallDisk, small_disk
     from groundplane.testing.leaks import Snapshot
+    from groundplane.testing.performance import Tracker
 
 __all__ = [
     "BrokenPromise",
@@ -37,6 +38,7 @@ __all__ = [
     "SmallDisk",
     "Snapshot",
     "States",
+    "Tracker",
     "VirtualClock",
     "check_nothing_leaked",
     "check_queues_empty",
@@ -55,6 +57,7 @@ _WHERE = {
     **dict.fromkeys(("NotInTime", "eventually", "together", "unique", "wait_until"), "concurrency"),
     **dict.fromkeys(("NoSmallDisk", "Proxy", "SmallDisk", "small_disk"), "faults"),
     "Snapshot": "leaks",
+    "Tracker": "performance",
     "VirtualClock": "clock",
 }
 

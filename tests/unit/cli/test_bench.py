@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 
 from groundplane.cli import bench
+from groundplane.core.errors import NotFound
 
 _BENCHMARKS = """
 import argparse, pathlib
 parser = argparse.ArgumentParser()
 parser.add_argument("sections", nargs="*", choices=["hops"])
 parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("."))
+parser.add_argument("--baseline", type=pathlib.Path)
+parser.add_argument("--loss")
 options = parser.parse_args()
+if options.baseline:
+    print(options.baseline.read_text(), options.loss)
+    raise SystemExit(1)
 (options.out / "latest.json").write_text('{"rows": []}')
 print("| a table |", *options.sections)
 """
@@ -39,3 +45,17 @@ def test_the_table_is_for_people_and_the_numbers_for_programs(capfd: pytest.Capt
 def test_a_section_that_is_not_there_is_a_wrong_use(capfd: pytest.CaptureFixture[str]) -> None:
     assert bench.bench("nope", json=True) == 2
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.req("KIT-14.1")
+def test_a_baseline_is_found_from_where_the_command_was_given_and_its_verdict_is_ours(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "then.json").write_text("then")
+    monkeypatch.chdir(folder)
+    assert bench.bench("hops", baseline=Path("then.json"), loss="10%") == 1
+    assert capfd.readouterr().out == "then 10%\n"
+    with pytest.raises(NotFound, match=r"^baseline: 'none.json' does not exist"):
+        bench.bench(baseline=Path("none.json"))
