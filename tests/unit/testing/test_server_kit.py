@@ -227,6 +227,15 @@ def test_a_missing_server_is_named_with_the_command_that_brings_it(offer: Callab
         installing.install("thing", lambda _: None)
 
 
+def test_elsewhere_than_on_linux_a_server_is_named_by_its_url(
+    offer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(_Fake("4.2"))
+    monkeypatch.setattr(installing.platform, "system", lambda: "Darwin")
+    with pytest.raises(ServerMissing, match="need Linux; name one that runs by GROUNDPLANE_TEST_THING_URL"):
+        installing.find("thing")
+
+
 def test_the_best_source_that_works_here_is_taken(offer: Callable[..., None]) -> None:
     best, second = _Fake("5", why="no"), _Fake("4")
     offer(best, second)

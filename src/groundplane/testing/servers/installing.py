@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,9 @@ def plan(spec: str) -> Plan:
 def find(spec: str) -> Installation:
     """The installation of a server. Raises `ServerMissing` with the command that brings it."""
     one = plan(spec)
+    if platform.system() != "Linux":
+        variable = f"GROUNDPLANE_TEST_{one.server.name.upper()}_URL"
+        raise ServerMissing(f"{spec}: native servers need Linux; name one that runs by {variable}")
     there = one.installed or one.poorer
     if there is not None:
         return there
