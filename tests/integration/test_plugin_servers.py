@@ -573,14 +573,14 @@ def test_a_test_that_uses_a_server_has_a_time_limit_and_others_have_not(suite: S
     source = """
         import time
         def test_slow_without(): time.sleep(1)
-        def test_slow_with(redis_server): time.sleep(30)
+        def test_slow_with(redis_server): time.sleep(300)
     """
     started = time.monotonic()
     code, output = suite.run(source, env={"GROUNDPLANE_TEST_TIMEOUT": "0.5"})
     assert code == 1, output
     assert "1 failed, 1 passed" in output
     assert "Timeout" in output
-    assert time.monotonic() - started < 25
+    assert time.monotonic() - started < 90
 
 
 @pytest.mark.req("KIT-10.1")
