@@ -65,6 +65,7 @@ SWEEP_INTERVAL_S = 2.0
 _RETRY = RetryPolicy(attempts=3, base_s=0.05, cap_s=1.0)
 _RETRY_WITHIN_S = 2.0
 """A store that took longer to say that it is away is not asked again: its callers wait for seconds already."""
+_CLOCKS_DIFFER_S = 0.1
 _log = get_logger("jobs")
 
 
@@ -404,7 +405,9 @@ class Jobs:
         if deadline_at is None:
             return interval_s
         left = (deadline_at - self._clock.now_ms()) / 1000
-        return min(interval_s, max(0.0, left) + random.uniform(0.001, 0.02))
+        if left <= 0:  # it has passed here, not by the clock of the store: theirs decides
+            return min(interval_s, _CLOCKS_DIFFER_S)
+        return min(interval_s, left + random.uniform(0.001, 0.02))
 
     async def _until_closed(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -61,7 +61,7 @@ class Engine:
 
     async def open(self) -> None:
         """Fill the pool. What it would log is raised by the calls that it concerns."""
-        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+        logging.getLogger("psycopg").setLevel(logging.CRITICAL)
         self._pool = AsyncConnectionPool(
             kwargs=self._keywords(),
             connection_class=_recording(self),
