@@ -123,3 +123,16 @@ async def test_pages_of_jobs_are_looked_up(
 ) -> None:
     await store.list_jobs(query)
     assert await _scans(store, statements) == {}
+
+
+async def test_where_counting_takes_too_long_the_servers_estimate_is_told(
+    store: PostgresJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = await store.sweep(Retention())
+    assert (exact.jobs, exact.events, exact.outbox) == (20_000, 60_000, 10_000)
+    monkeypatch.setattr("groundplane.jobs.drivers.postgres.expiry._COUNT_MS", 1)
+    store._count_again_at = 0.0
+    about = await store.sweep(Retention())
+    assert store.native.statistics().failures == 1  # the count that was given up
+    for found, known in ((about.jobs, 20_000), (about.events, 60_000), (about.outbox, 10_000)):
+        assert 0.5 * known <= found <= 2 * known
