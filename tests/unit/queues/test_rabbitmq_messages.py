@@ -63,6 +63,12 @@ def test_a_message_comes_as_it_was_sent(name: str, headers: dict[str, str], atte
     assert delivered.properties.delivery_mode == 2
 
 
+@given(st.binary(max_size=70_000), st.text(min_size=1, max_size=255))
+def test_properties_are_the_bytes_that_the_client_would_write(stored: bytes, name: str) -> None:
+    message_id = name if len(name.encode()) <= 255 else None
+    assert messages.properties(stored, name.encode()) == encode_properties({"gp": stored}, message_id=message_id)
+
+
 def test_a_delay_is_never_rounded_down() -> None:
     assert sent(delay_s=0.0001)[0].due_at == 1_001
     assert sent(delay_s=1.0)[0].due_at == 2_000

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from groundplane.core.clock import Clock
-from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, NotFound, Unsupported
+from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, NotFound, Unavailable, Unsupported
 from groundplane.queues.drivers.rabbitmq import asking, settling
 from groundplane.queues.drivers.rabbitmq.asking import Share
 from groundplane.queues.drivers.rabbitmq.delays import Delays
@@ -28,6 +28,7 @@ IDLE_S = 0.25
 
 _CLOSE_S = 4.0
 _DEAF_S = 3.0
+_DEAF_LOOKS = 2
 _VISIBLE_S = 0.5
 _LOST_REMEMBERED = 10_000
 _RATE_S = 1.0
@@ -133,7 +134,7 @@ class RabbitConsumer:
 
     async def _receive(self, limit: int, timeout_s: float | None) -> list[Delivery]:
         deadline = None if timeout_s is None else self._loop.time() + timeout_s
-        looked, deaf = False, 0
+        looked = False
         while True:
             self._check_open()
             self._changed.clear()
@@ -152,9 +153,9 @@ class RabbitConsumer:
                             return deliveries
                         continue
                     await self._want(intake, wanted)
-                    if not intake.buffer and (timeout_s == 0 or deaf):
-                        state, looked = await intake.barrier(), True
-                        deaf = self._listens(intake, state.ready, deaf)
+                    if not intake.buffer and (timeout_s == 0 or self._is_long_quiet(intake)):
+                        looked = True
+                        await self._listen(intake)
                 except GroundplaneError:
                     if intake.alive:
                         raise
@@ -167,26 +168,29 @@ class RabbitConsumer:
             if timeout_s == 0 and intake is None:
                 return []
             pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
-            if not await self._wait(pause_s) and wanted > 0 and intake is not None:
-                deaf += 1
+            await self._wait(pause_s)
 
-    async def _wait(self, seconds: float) -> bool:
-        """Whether something changed in that time."""
-        try:
+    async def _wait(self, seconds: float) -> None:
+        """Until something changes, or that time is over."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
 
-    def _listens(self, intake: Intake, ready: int, deaf: int) -> int:
-        """A queue that has messages for a consumer that hears none: after the second look it is opened anew."""
-        if not ready or intake.buffer or intake.free <= 0:
-            return 0
-        if deaf > 2:
-            intake.end(FailedPrecondition("queues: the consumer heard nothing; it is opened again"))
-            return 0
-        return deaf
+    def _is_long_quiet(self, intake: Intake) -> bool:
+        return self._loop.time() - max(intake.last_at, intake.listened_at) >= _DEAF_S
+
+    async def _listen(self, intake: Intake) -> None:
+        """Look what the queue has. One that has messages for a consumer with room that hears none, time after time, is
+        consumed anew.
+        """
+        long_quiet = self._is_long_quiet(intake)
+        state = await intake.barrier()
+        if not long_quiet:
+            return
+        intake.listened_at = self._loop.time()
+        intake.deaf = intake.deaf + 1 if state.ready and not intake.buffer and intake.free > 0 else 0
+        if intake.deaf >= _DEAF_LOOKS:
+            intake.end(Unavailable("queues: the consumer heard nothing; it is opened again"))
 
     async def _want(self, intake: Intake, wanted: int) -> None:
         if intake.free > 0:

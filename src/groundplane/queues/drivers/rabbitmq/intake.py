@@ -63,6 +63,8 @@ class Intake:
         self.last_at = 0.0
         self.last_wait_ms = 0
         self.handed_at = 0.0
+        self.listened_at = asyncio.get_running_loop().time()
+        self.deaf = 0
         self.on_end: Callable[[], None] | None = None
         self.cancelled: GroundplaneError | None = None
         self._queue = broker_queue
