@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import msgspec
 import pytest
+from psycopg import AsyncConnection
 
 from groundplane.backends.postgres import Transaction
 from groundplane.core.errors import AlreadyExists, Conflict, GroundplaneError, InvalidArgument, Unavailable, Unsupported
@@ -24,7 +26,7 @@ from groundplane.jobs.conformance.subjects import (
 )
 from groundplane.jobs.drivers.postgres import PostgresJobs
 from groundplane.jobs.drivers.postgres.sequence import IDS_LEFT_OUT
-from groundplane.jobs.port import Created, Finish, NewJob, Note, OutboxMessage, Retention, Split
+from groundplane.jobs.port import Change, Created, Finish, NewJob, Note, OutboxMessage, Retention, Split
 from groundplane.testing.servers.contract import Running
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +131,33 @@ async def test_calls_that_come_together_go_in_few_transactions(store: PostgresJo
     outcomes = await asyncio.gather(*(store.apply([report(job.job_id, 0, 50)]) for job in jobs))
     assert all(outcome.applied for (outcome,) in outcomes)
     assert store.native.statistics().transactions - middle.transactions <= 5
+
+
+@pytest.mark.req("JOB-01.2")
+@pytest.mark.parametrize("kind", ["finish", "note", "split", "with progress", "progress"])
+async def test_every_change_but_progress_waits_for_the_disk(
+    store: PostgresJobs, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    job_id = (await store.create(new_job(), [])).job.job_id
+    finish = Finish(job_id=job_id, envelope_id="root", result=1)
+    changes: dict[str, list[Change]] = {
+        "finish": [finish],
+        "note": [Note(job_id=job_id, kind="retry")],
+        "split": [Split(job_id=job_id, envelope_id="root", children=["a"])],
+        "with progress": [report(job_id, 1, 100), finish],
+        "progress": [report(job_id, 1, 50)],
+    }
+    sent: list[str] = []
+    execute = AsyncConnection.execute
+
+    async def recorded(self: AsyncConnection[Any], query: Any, *rest: Any, **more: Any) -> Any:
+        sent.append(str(query))
+        return await execute(self, query, *rest, **more)
+
+    monkeypatch.setattr(AsyncConnection, "execute", recorded)
+    await store.apply(changes[kind])
+    unsynced = any("synchronous_commit" in one for one in sent)
+    assert unsynced is (kind == "progress")
 
 
 @pytest.mark.req("JOB-02.1")
