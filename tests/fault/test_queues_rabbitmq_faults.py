@@ -220,6 +220,15 @@ async def test_a_broker_that_is_killed_frozen_or_restarted_under_load_loses_noth
     )
 
 
+async def answers(queues: Queues) -> bool:
+    """Whether the broker's queues are up; until then calls say `unavailable`, never that there are none."""
+    try:
+        await queues.queues()
+    except Unavailable:
+        return False
+    return True
+
+
 def put_broker_fault(server: Running, fault: str) -> None:
     """Break it and mend it; returns when it takes connections."""
     match fault:
@@ -247,6 +256,7 @@ async def test_a_broker_killed_as_soon_as_queues_were_declared_keeps_them_and_wh
             await queues.send(*(OutgoingMessage(queue=f"q{n}", id=str(i), payload=b"x") for i in range(50)))
             await asyncio.to_thread(put_broker_fault, server, "kill")
         async with Queues.open(server.url, namespace="n") as queues:
+            await until(lambda: answers(queues), 20)
             assert [spec.name for spec in await queues.queues()] == [f"q{i}" for i in range(n + 1)]
             async with queues.consume(f"q{n}", max_in_flight=50) as consumer:
                 got: list[str] = []

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundplane.backends.amqp import Message, encode_properties
+from groundplane.backends.amqp.errors import from_reply
 from groundplane.backends.amqp.tables import decode_properties
-from groundplane.core.errors import ErrorRecord, FailedPrecondition
+from groundplane.core.errors import ErrorRecord, FailedPrecondition, Unavailable
 from groundplane.queues import OutgoingMessage
 from groundplane.queues.drivers.rabbitmq import messages
-from groundplane.queues.drivers.rabbitmq.link import _batches
+from groundplane.queues.drivers.rabbitmq.link import _batches, check_is_missing
 from groundplane.queues.drivers.rabbitmq.messages import Note
 from groundplane.queues.drivers.rabbitmq.names import DELIVERY_LIMIT, Names
 from groundplane.queues.drivers.rabbitmq.returns import Returned, Returns, counts_returns
@@ -187,3 +188,12 @@ def test_large_calls_are_published_in_slices_that_keep_their_order(sizes: list[i
     assert [one for part in slices for one in part] == published
     assert all(part for part in slices)
     assert all(len(part) == 1 or sum(len(one.body) for one in part) <= 4_000_000 for part in slices)
+
+
+def test_a_queue_that_is_not_up_yet_is_not_missing() -> None:
+    """What RabbitMQ 3.10 says of either, with the same code, while it starts."""
+    down = "NOT_FOUND - home node 'kit@localhost' of durable queue 'n::registry' in vhost '/' is down or inaccessible"
+    with pytest.raises(Unavailable) as caught:
+        check_is_missing(from_reply("channel", 404, down, (50, 10)))  # type: ignore[arg-type]
+    assert caught.value.retryable
+    check_is_missing(from_reply("channel", 404, "NOT_FOUND - no queue 'q' in vhost '/'", (50, 10)))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from groundplane.queues.drivers.rabbitmq import asking, settling
 from groundplane.queues.drivers.rabbitmq.asking import Share
 from groundplane.queues.drivers.rabbitmq.delays import Delays
 from groundplane.queues.drivers.rabbitmq.intake import RUN_QUIET_S, Intake, Taken
-from groundplane.queues.drivers.rabbitmq.link import Link, Session
+from groundplane.queues.drivers.rabbitmq.link import Link, Session, check_is_missing
 from groundplane.queues.drivers.rabbitmq.names import Names
 from groundplane.queues.drivers.rabbitmq.registry import Registry
 from groundplane.queues.drivers.rabbitmq.returns import Returns
@@ -440,8 +440,10 @@ class RabbitConsumer:
                 clock=self._parts.clock,
             )
             await delays.start()
-        except BaseException:
+        except BaseException as error:
             await channel.aclose()
+            if isinstance(error, NotFound):
+                check_is_missing(error)
             raise
         self._intake, self._delays, self._failure = intake, delays, None
         self._changed.set()
@@ -479,8 +481,10 @@ class RabbitConsumer:
             try:
                 await self._attach(await self._parts.link.ready())
             except NotFound as error:
-                self._failure = error
-                self._changed.set()
+                with suppress(Unavailable):
+                    check_is_missing(error)
+                    self._failure = error
+                    self._changed.set()
                 await asyncio.sleep(_AGAIN_S)
             except Closed:
                 return

@@ -13,12 +13,12 @@ from typing import Any
 from groundplane.backends.amqp import Address
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.dead_letters import DeadLetterSource
-from groundplane.core.errors import Closed, FailedPrecondition, InvalidArgument
+from groundplane.core.errors import Closed, FailedPrecondition, InvalidArgument, NotFound
 from groundplane.queues.drivers.rabbitmq.consumer import Parts, RabbitConsumer
 from groundplane.queues.drivers.rabbitmq.counting import Counting
 from groundplane.queues.drivers.rabbitmq.dead_letters import RabbitDeadLetters
 from groundplane.queues.drivers.rabbitmq.definitions import definitions
-from groundplane.queues.drivers.rabbitmq.link import Link
+from groundplane.queues.drivers.rabbitmq.link import Link, check_is_missing
 from groundplane.queues.drivers.rabbitmq.names import EXCHANGE, Declared, Names
 from groundplane.queues.drivers.rabbitmq.registry import Registry
 from groundplane.queues.drivers.rabbitmq.returns import Returns
@@ -164,6 +164,9 @@ class RabbitQueues:
                 created = created or await session.state(name) is None
                 await channel.declare_queue(name, arguments=arguments)
                 await channel.bind_queue(name, self._names.exchange, name)
+        except NotFound as error:
+            check_is_missing(error)
+            raise
         finally:
             await channel.aclose()
         return created

@@ -115,12 +115,26 @@ class Session:
                 self._prober = await self.consuming.channel()
             try:
                 return await self._prober.declare_queue(broker_queue, passive=True)
-            except NotFound:
+            except NotFound as error:
+                check_is_missing(error)
                 return None
 
     async def aclose(self, why: GroundplaneError | None = None) -> None:
         """Close both connections; what is under way fails with `why`, `Closed` without one."""
         await asyncio.gather(self.publishing.aclose(why), self.consuming.aclose(why))
+
+
+def check_is_missing(error: NotFound) -> None:
+    """`unavailable` where the queue exists and is not up yet, as while a broker starts.
+
+    RabbitMQ answers 404 to both, so here, and nowhere else, its words decide.
+    """
+    text = str(error.details.get("reply_text", ""))
+    if "inaccessible" in text or "is down" in text:
+        raise Unavailable(
+            f"queues: a queue of the broker is not up ({text}); it is tried again by itself: look at the broker's log",
+            reason="broker_error",
+        ) from error
 
 
 def _batches(messages: Sequence[Message]) -> list[Sequence[Message]]:

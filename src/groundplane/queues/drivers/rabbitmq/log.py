@@ -13,7 +13,7 @@ from typing import Any
 
 from groundplane.backends.amqp import Channel, Delivery, Message
 from groundplane.core.errors import GroundplaneError, NotFound, Unavailable
-from groundplane.queues.drivers.rabbitmq.link import Link, Session
+from groundplane.queues.drivers.rabbitmq.link import Link, Session, check_is_missing
 
 _RECORD, _MARK = b"\x01", b"\x00"
 _PREFETCH = 500
@@ -52,7 +52,8 @@ class Log:
                 raise channel.error or Unavailable("queues: the channel broke", reason="connection_lost")
             async with asyncio.timeout(_SYNC_S):
                 await seen
-        except NotFound:
+        except NotFound as error:
+            check_is_missing(error)
             return False
         except TimeoutError as error:
             raise Unavailable(
