@@ -207,6 +207,10 @@ async def test_killed_and_started_again_under_load_nothing_is_lost_and_no_id_is_
             await more_work()
             if round_ % 3 == 2:
                 await asyncio.to_thread(server.restart)
+            elif round_ % 3 == 1:
+                await asyncio.to_thread(server.pause)
+                await asyncio.sleep(4.5)  # longer than a call waits: what was sent may still take effect
+                await asyncio.to_thread(server.resume)
             else:
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
