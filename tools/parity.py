@@ -105,10 +105,10 @@ def page(found: dict[str, dict[str, Any]], requirements: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_INTRO = """The same suite runs on every driver of a port. A cell tells how many of its tests passed there; `n of m` tells
-that some were skipped: a server is not restarted in this run (the repository's own tests do that, on servers of their
-own), and what is about a capability is tested where a driver declares it. Elsewhere the suite asserts that it is refused
-with `unsupported`. `python tools/parity.py --write` makes this page."""
+_INTRO = """The same suite runs on every driver of a port. A cell tells how many of its tests passed there; `n of m`
+tells that some were skipped: a server is not restarted in this run (the repository's own tests do that, on servers of
+their own), and what is about a capability is tested where a driver declares it. Elsewhere the suite asserts that it is
+refused with `unsupported`. `python tools/parity.py --write` makes this page."""
 
 
 def _table(reports: dict[str, Any], requirements: dict[str, Any]) -> Iterator[str]:

@@ -64,4 +64,4 @@ def test_the_published_page_names_every_driver_of_every_port(repository: Path) -
     for port, drivers in parity.DRIVERS.items():
         section = text.partition(f"## {port.capitalize()}")[2].partition("\n## ")[0]
         assert f"| | {' | '.join(drivers)} |" in section
-        assert "failed" not in section
+        assert " failed** " not in section
