@@ -14,7 +14,8 @@ import pytest
 from groundplane.core.envelope import ERROR_END, HAPPY_END, Envelope
 from groundplane.core.errors import GroundplaneError, Unavailable
 from groundplane.jobs.conformance.subjects import eventually
-from groundplane.jobs.port import Change, JobState, Park
+from groundplane.jobs.port import Change, JobState, Park, Progress
+from groundplane.jobs.port import Outcome as ChangeOutcome
 from groundplane.mesh.ledger import Ledger, open_ledger
 from groundplane.mesh.ledger.port import HANDLED_WINDOW_S
 from groundplane.mesh.repeats import Repeats, Sender, Window, may_repeat, needs
@@ -347,6 +348,44 @@ class Paused:
     async def apply(self, changes: Sequence[Change], token: str = "") -> list[Any]:
         self.parked += [one for one in changes if isinstance(one, Park)]
         return []
+
+
+class Away(Paused):
+    """A job that runs, in a store that is away for the first changes it is told."""
+
+    def __init__(self, refusals: int) -> None:
+        super().__init__()
+        self.refusals = refusals
+        self.told: list[Change] = []
+
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
+        return JobState.RUNNING, list(changes)
+
+    async def carried(self, changes: Sequence[Change], *, of_live: bool = True) -> None:
+        return None
+
+    def post(self, changes: Sequence[Change], token: str = "") -> None:
+        self.told += changes
+
+    async def apply(self, changes: Sequence[Change], token: str = "") -> list[Any]:
+        if self.refusals:
+            self.refusals -= 1
+            raise Unavailable("jobs: away")
+        self.told += changes
+        return [ChangeOutcome(applied=True, state=JobState.RUNNING) for _ in changes]
+
+
+async def test_a_handler_does_not_run_again_for_a_job_store_that_was_away_when_it_had_finished(tmp_path: Path) -> None:
+    envelope = msgspec.structs.replace(Envelope.new(["a"], 7), job_id="j")
+    store = Away(refusals=2)
+    async with sidecar(tmp_path, reporter=store) as one:
+        await one.send(envelope)
+        await one.handled()
+        assert len(one.runtime.calls) == 1
+        assert len(await one.sent()) == 1
+        weights = [change.weight for change in store.told if isinstance(change, Progress)]
+        assert weights[-1] == 100.0
+        assert (await one.queues.depth("a")).total == 0
 
 
 async def test_what_is_parked_for_a_paused_job_is_not_taken_for_handled_and_comes_back_marked(
