@@ -145,23 +145,30 @@ def log(tx: Transaction, schema: str, moment: Moment, units: Iterable[JobUnit]) 
 
 
 async def lock_jobs(
-    tx: Transaction, schema: str, moment: Moment, job_ids: Sequence[str], envelope_ids: Sequence[str]
+    tx: Transaction, schema: str, moment: Moment, spoken_of: Mapping[str, Iterable[str]]
 ) -> tuple[dict[str, Row], dict[int, branches.Tree]]:
-    """The rows of the jobs by id, locked in one order for everybody, and the branches that are spoken of; then the
-    moment of the transaction is known.
+    """The rows of the jobs by id, locked in one order for everybody, and the branches of them that are spoken of; then
+    the moment of the transaction is known.
+
+    Each is looked up by itself: for a list of them the planner scans the whole namespace while it knows no better.
     """
+    namespace, pairs = moment.scope.number, [(job_id, one) for job_id, some in spoken_of.items() for one in some]
     rows, found, clock = await tx.batch(
         [
             (
-                f"SELECT {FOUND}, job_id FROM {schema}.jobs WHERE namespace = %s AND job_id = ANY(%s) "
-                "ORDER BY job_id FOR NO KEY UPDATE",
-                (moment.scope.number, job_ids),
+                f"""SELECT own.* FROM unnest(%s::text[]) AS wanted (id) CROSS JOIN LATERAL (
+                      SELECT {FOUND}, job_id FROM {schema}.jobs WHERE namespace = %s AND job_id = wanted.id
+                      FOR NO KEY UPDATE) AS own""",
+                (sorted(spoken_of), namespace),
             ),
             (
-                "SELECT job, envelope_id, parent, position, total, branch.state, branch.progress "
-                f"FROM {schema}.jobs JOIN {schema}.job_branches AS branch ON job = seq "
-                "WHERE namespace = %s AND job_id = ANY(%s) AND fan_out AND envelope_id = ANY(%s)",
-                (moment.scope.number, job_ids, envelope_ids),
+                f"""SELECT branch.* FROM unnest(%s::text[], %s::text[]) AS wanted (id, envelope_id)
+                    CROSS JOIN LATERAL (
+                      SELECT seq FROM {schema}.jobs WHERE namespace = %s AND job_id = wanted.id AND fan_out OFFSET 0
+                    ) AS own CROSS JOIN LATERAL (
+                      SELECT job, envelope_id, parent, position, total, state, progress FROM {schema}.job_branches
+                      WHERE job = own.seq AND envelope_id = wanted.envelope_id OFFSET 0) AS branch""",
+                ([job_id for job_id, _ in pairs], [one for _, one in pairs], namespace),
             ),
             (f"SELECT {CLOCK}", ()),
         ]
@@ -207,12 +214,14 @@ async def apply_together(
         for position, change in enumerate(call.changes):
             by_job.setdefault(change.job_id, []).append((number, position, change))
 
-    spoken_of = (getattr(change, "envelope_id", "") for call in calls for change in call.changes)
-    envelope_ids = [text(one) for one in dict.fromkeys(spoken_of) if one]
+    spoken_of: dict[str, dict[str, None]] = {text(job_id): {} for job_id in by_job}
+    for job_id, given in by_job.items():
+        ids = (getattr(change, "envelope_id", "") for _, _, change in given)
+        spoken_of[text(job_id)] = dict.fromkeys(text(one) for one in ids if one)
 
     async def work(tx: Transaction) -> list[list[Outcome]]:
         moment = Moment(scope, now)
-        found, trees = await lock_jobs(tx, schema, moment, [text(job_id) for job_id in by_job], envelope_ids)
+        found, trees = await lock_jobs(tx, schema, moment, spoken_of)
         decisions = []
         for job_id, given in by_job.items():
             job = JobUnit(moment, schema, found.get(job_id))

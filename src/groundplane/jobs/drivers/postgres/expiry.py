@@ -109,7 +109,7 @@ async def trim_events(database: Database, scope: Scope, now: int | None, retenti
         _, gone, *_ = await tx.batch(
             [
                 (
-                    f"SELECT FROM {schema}.jobs WHERE seq = ANY(%s) ORDER BY job_id FOR NO KEY UPDATE",
+                    f'SELECT FROM {schema}.jobs WHERE seq = ANY(%s) ORDER BY job_id COLLATE "C" FOR NO KEY UPDATE',
                     (jobs,),
                 ),
                 (

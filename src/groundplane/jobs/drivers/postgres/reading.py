@@ -26,10 +26,11 @@ async def get(database: Database, scope: Scope, job_id: str) -> Job:
 async def states(database: Database, scope: Scope, job_ids: Sequence[str]) -> list[JobState | None]:
     """The state of each job, or None."""
     rows = await database.query(
-        f"SELECT job_id, state FROM {database.schema}.jobs WHERE namespace = %s AND job_id = ANY(%s)",
+        f"SELECT id, (SELECT state FROM {database.schema}.jobs WHERE namespace = %s AND job_id = id) "
+        "FROM unnest(%s::text[]) AS wanted (id)",
         (scope.number, list(dict.fromkeys(job_ids))),
     )
-    found = {job_id: JobState(state) for job_id, state in rows}
+    found = {job_id: JobState(state) for job_id, state in rows if state is not None}
     return [found.get(job_id) for job_id in job_ids]
 
 
