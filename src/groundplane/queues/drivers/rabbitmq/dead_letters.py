@@ -100,11 +100,20 @@ class RabbitDeadLetters:
                     purged += 1
         return purged
 
-    async def settled(self, queue: str) -> None:
-        """Returns when no desk of this process is giving letters back."""
+    @asynccontextmanager
+    async def still(self, queue: str) -> AsyncIterator[None]:
+        """Within this block no desk of this process gives letters back: they are nowhere for a while then."""
         lent = self._desks.get(queue)
-        if lent is not None and lent.closing is not None:
+        if lent is None:
+            yield
+            return
+        if lent.closing is not None:
             await asyncio.wait([lent.closing])
+        lent.watched += 1
+        try:
+            yield
+        finally:
+            lent.watched -= 1
 
     async def aclose(self) -> None:
         """Give back what lies on desks."""
@@ -144,6 +153,7 @@ class _Lent:
     def __init__(self, link: Link, names: Names, broker_queue: str) -> None:
         self.lock = asyncio.Lock()
         self.closing: asyncio.Task[None] | None = None
+        self.watched = 0
         self._link = link
         self._names = names
         self._queue = broker_queue
@@ -183,7 +193,9 @@ class _Lent:
             await desk.aclose()
 
     def _close_unless_used(self) -> None:
-        if not self.lock.locked() and self._desk is not None:
+        if self.watched:
+            self.linger()
+        elif not self.lock.locked() and self._desk is not None:
             desk, self._desk = self._desk, None
             self.closing = asyncio.create_task(desk.aclose(), name="groundplane-rabbitmq-desk-close")
             self.closing.add_done_callback(self._closed)

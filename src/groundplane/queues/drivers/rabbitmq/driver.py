@@ -141,8 +141,8 @@ class RabbitQueues:
     async def depth(self, queue: str) -> Depth:
         """See `QueueDriver.depth`. Exact while nothing moves. `oldest_age_s` is that of the message which is next."""
         self._check_open()
-        await self._dead.settled(queue)
-        depth = await self._counting.depth(queue)
+        async with self._dead.still(queue):
+            depth = await self._counting.depth(queue)
         if depth is None:
             raise missing(queue)
         return depth
