@@ -18,7 +18,7 @@ from groundplane.blobs import Blobs
 from groundplane.blobs.drivers.s3 import ABANDONED_S, S3Blobs
 from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.errors import GroundplaneError, NotFound, ResourceExhausted, Unavailable
-from groundplane.testing import Proxy, VirtualClock, eventually
+from groundplane.testing import History, Proxy, VirtualClock, eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault]
 
@@ -269,11 +269,15 @@ async def test_a_store_that_is_killed_and_started_again_keeps_every_object_that_
         await eventually(lambda: len(stored) > count + 20)
         stop.set()
     async with Blobs.open(url) as blobs:
-        there = {info.key: info async for info in blobs.list()}
-        assert stored.keys() <= there.keys()
+        there = [info.key async for info in blobs.list()]
+        history = History()
+        history.sent(*stored)
+        history.done(*there)
+        history.check_nothing_lost()
+        history.check_no_effect_twice()
         for key, data in stored.items():
             assert await blobs.get(key) == data
-        for key in there.keys() - stored.keys():  # not acknowledged: there as a whole, or not
+        for key in set(there) - stored.keys():  # not acknowledged: there as a whole, or not
             assert len(await blobs.get(key)) in (64, 256_000)
 
 

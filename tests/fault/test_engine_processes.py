@@ -19,6 +19,7 @@ import pytest
 
 from groundplane.backends.sqlite import Database, Options
 from groundplane.core.errors import Unavailable
+from groundplane.testing.checkers import History
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_child import ROWS, stamp
@@ -93,11 +94,11 @@ def children(*argument_lists: tuple[object, ...]) -> Iterator[list[Child]]:
                 child.kill()
 
 
-def rows(path: Path) -> set[str]:
+def rows(path: Path) -> list[str]:
     raw = sqlite3.connect(path)
     try:
         assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return {f"{writer} {n}" for writer, n in raw.execute("SELECT writer, n FROM row")}
+        return [f"{writer} {n}" for writer, n in raw.execute("SELECT writer, n FROM row")]
     finally:
         raw.close()
 
@@ -124,7 +125,11 @@ def test_writers_of_several_processes_lose_nothing_and_share_fairly(tmp_path: Pa
         for child in writers:
             assert child.finish(60) == (0, "")
         acknowledged = [{line for line in child.lines if line.startswith("w") and line[1] != "a"} for child in writers]
-    assert rows(path) == set().union(*acknowledged)
+    history = History()
+    history.sent(*set().union(*acknowledged))
+    history.done(*rows(path))
+    history.check_nothing_lost()
+    history.check_nothing_invented()
     slowest, fastest = min(map(len, acknowledged)), max(map(len, acknowledged))
     assert slowest > fastest * 0.1, f"a writer was starved: {slowest} of {fastest}"
 
@@ -146,7 +151,11 @@ def test_sigkill_in_the_midst_of_writing_loses_no_acknowledged_row(tmp_path: Pat
             for child in writers:
                 acknowledged |= {line for line in child.lines if line.startswith(f"r{round_}c")}
         survived = rows(path)
-        assert acknowledged <= survived
+        history = History()
+        history.sent(*acknowledged)
+        history.done(*survived)
+        history.check_nothing_lost()
+        history.check_no_effect_twice()
         assert len(survived) - len(acknowledged) < (round_ + 1) * 3 * 8 + 1, "rows that nobody asked for"
     assert len(acknowledged) > 600
 
