@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +31,7 @@ from groundplane.core.errors import (
 )
 from groundplane.testing import eventually
 from groundplane.testing.checkers import Memory
+from groundplane.testing.servers import certificates
 
 pytestmark = pytest.mark.anyio
 
@@ -172,6 +175,38 @@ async def test_bucket_versions_that_are_off_are_told_at_the_start(s3_url: str) -
     error = await refused(with_option(s3_url, versions="bucket"))
     assert isinstance(error, FailedPrecondition)
     assert "put-bucket-versioning" in error.message
+
+
+@pytest.mark.req("BLOB-03.1")
+async def test_a_store_behind_tls_is_trusted_by_the_certificates_of_the_url_alone(s3_url: str, tmp_path: Path) -> None:
+    endpoint = urlsplit(parse_qs(urlsplit(s3_url).query)["endpoint"][0])
+    await asyncio.to_thread(certificates.make, tmp_path / "tls")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls" / "server.pem", tmp_path / "tls" / "server.key")
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection(endpoint.hostname, endpoint.port)
+        with contextlib.suppress(OSError):
+            await asyncio.gather(carry(reader, to_writer), carry(to_reader, writer))
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        url = (
+            f"s3://{urlsplit(s3_url).netloc}?endpoint=https://{endpoint.username}:{endpoint.password}@127.0.0.1:{port}"
+        )
+        assert (await refused(url)).reason == "store_unreachable"
+        async with Blobs.open(with_option(url, ca=str(tmp_path / "tls" / "ca.pem"), timeout="2")) as blobs:
+            await blobs.put("k", b"1")
+            await blobs.put("parts", _pieces(9))
+            assert await blobs.get("k") == b"1"
+            assert (await blobs.head("parts")).size == 9 * _MIB
 
 
 async def test_certificates_that_are_not_there_are_told(s3_url: str) -> None:
