@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, cast
 from urllib.parse import parse_qs, quote, urlsplit
 from urllib.request import urlopen
 
+import boto3
 import pytest
 
 import leaks
@@ -148,6 +150,62 @@ async def test_credentials_come_from_the_environment_and_from_files(
     async with Blobs.open(f"s3://{urlsplit(s3_url).netloc}") as opened:
         await opened.put("k", b"1")
         assert await opened.get("k") == b"1"
+
+
+async def as_somebody(s3_url: str, actions: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of the bucket without keys; those of somebody who may do these things are in the environment."""
+    endpoint = urlsplit(parse_qs(urlsplit(s3_url).query)["endpoint"][0])
+    address = f"{endpoint.scheme}://{endpoint.hostname}:{endpoint.port}"
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": actions, "Resource": ["arn:aws:s3:::*"]}],
+    }
+
+    def assume() -> dict[str, str]:
+        client = boto3.Session().client(
+            "sts",
+            endpoint_url=address,
+            region_name="us-east-1",
+            aws_access_key_id=endpoint.username,
+            aws_secret_access_key=endpoint.password,
+        )
+        try:
+            role = {"RoleArn": "arn:aws:iam::123456789012:role/test", "RoleSessionName": "test"}
+            found: dict[str, str] = client.assume_role(**role, Policy=json.dumps(policy))["Credentials"]
+            return found
+        finally:
+            client.close()
+
+    found = await asyncio.to_thread(assume)
+    for name, key in (("ACCESS_KEY_ID", "AccessKeyId"), ("SECRET_ACCESS_KEY", "SecretAccessKey")):
+        monkeypatch.setenv(f"AWS_{name}", found[key])
+    monkeypatch.setenv("AWS_SESSION_TOKEN", found["SessionToken"])
+    return f"s3://{urlsplit(s3_url).netloc}?endpoint={address}"
+
+
+@pytest.mark.req("BLOB-03.1")
+async def test_a_user_who_may_only_read_reads_and_is_denied_the_rest(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Blobs.open(s3_url) as owner:
+        await owner.put("k", b"1")
+        url = await as_somebody(s3_url, ["s3:GetObject", "s3:ListBucket"], monkeypatch)
+        async with Blobs.open(url) as reader:
+            assert await reader.get("k") == b"1"
+            assert [info.key async for info in reader.list()] == ["k"]
+            for call in (reader.put("k", b"2"), reader.put("k", _pieces(10)), reader.delete("k")):
+                with pytest.raises(PermissionDenied) as caught:
+                    await call
+                assert caught.value.reason == "store_access_refused"
+        assert await owner.get("k") == b"1"
+
+
+async def test_a_user_who_may_not_see_the_uploads_of_others_can_upload_in_parts(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = await as_somebody(s3_url, ["s3:GetObject", "s3:ListBucket", "s3:PutObject"], monkeypatch)
+    async with Blobs.open(url) as writer:
+        assert (await writer.put("k", _pieces(10))).size == 10 * _MIB
 
 
 @pytest.mark.req("BLOB-03.1")

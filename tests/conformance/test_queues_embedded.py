@@ -68,6 +68,7 @@ class TestMyQueue(QueueConformance):
 
 
 @pytest.mark.slow
+@pytest.mark.req("KIT-05.1")
 def test_a_stranger_needs_one_fixture_to_test_a_driver(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(_THIRD_PARTY)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-k", "not delay", "."]

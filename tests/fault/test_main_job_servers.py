@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mar
 
 _ASKED = os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS")
 ROUNDS = int(_ASKED or 20) // 5
-"""Of each window, as a fault of a server takes longer than a kill; the faults go on from window to window where they ended."""
+"""Of each window, as a fault of a server takes longer than a kill. Each window goes on where the one before ended."""
 OUTAGE_S = float(os.environ.get("GROUNDPLANE_TEST_OUTAGE_S", "8"))
 FLOWS_AGAIN_S = 5.0
 

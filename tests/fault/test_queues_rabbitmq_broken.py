@@ -271,7 +271,7 @@ async def test_a_bad_option_of_the_url_is_refused_by_name(option: str) -> None:
             pytest.fail("it was accepted")
 
 
-@pytest.mark.req("QUEUE-14")
+@pytest.mark.req("QUEUE-14.1")
 async def test_the_exchange_of_the_url_is_the_one_that_is_used(rabbitmq_url: str) -> None:
     async with raw(rabbitmq_url) as channel:
         with pytest.raises(NotFound):

@@ -19,7 +19,7 @@ from integration.dev_plane import PIPELINE, groundplane
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 
-@pytest.mark.req("QUEUE-14")
+@pytest.mark.req("QUEUE-14.2")
 @pytest.mark.timeout(90)
 async def test_an_empty_broker_loads_the_file_and_serves_without_declaring(
     tmp_path: Path, own_server: Callable[..., Running]
@@ -63,7 +63,7 @@ async def test_an_empty_broker_loads_the_file_and_serves_without_declaring(
             pytest.fail("let in")
 
 
-@pytest.mark.req("QUEUE-14")
+@pytest.mark.req("QUEUE-14.1", "QUEUE-14.2")
 async def test_the_file_names_what_is_declared_and_everything_in_it_is_durable(rabbitmq_url: str) -> None:
     url = f"{rabbitmq_url}?guard=0"
     async with Queues.open(url, namespace="plane") as queues:
@@ -80,7 +80,7 @@ async def test_the_file_names_what_is_declared_and_everything_in_it_is_durable(r
     assert "users" not in found
 
 
-@pytest.mark.req("QUEUE-14")
+@pytest.mark.req("QUEUE-14.2")
 def test_queues_without_a_broker_have_no_definitions(tmp_path: Path) -> None:
     with pytest.raises(Unsupported):
         Queues.definitions("embedded://", queues=["a"])

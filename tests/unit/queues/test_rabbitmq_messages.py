@@ -21,7 +21,7 @@ from groundplane.queues.drivers.rabbitmq.messages import Note
 from groundplane.queues.drivers.rabbitmq.names import DELIVERY_LIMIT, Names
 from groundplane.queues.drivers.rabbitmq.returns import Returned, Returns, counts_returns
 
-pytestmark = [pytest.mark.req("QUEUE-06", "QUEUE-14")]
+pytestmark = [pytest.mark.req("QUEUE-06", "QUEUE-14.1")]
 
 NAMES = Names("acme")
 

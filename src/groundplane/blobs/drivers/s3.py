@@ -16,6 +16,7 @@ Escape hatch: `native` is obstore's store, `bucket` the administration (versioni
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -38,6 +39,7 @@ from groundplane.core.errors import (
     FailedPrecondition,
     Internal,
     NotFound,
+    PermissionDenied,
     Unavailable,
     Unsupported,
 )
@@ -240,7 +242,8 @@ class S3Blobs:
     async def _put_parts(self, name: str, body: Body, headers: dict[str, str], options: PutOptions, doing: str) -> str:
         if not self._collected:
             self._collected = True
-            await self.collect_abandoned()
+            with contextlib.suppress(PermissionDenied, Unsupported):  # who may put need not see what others put
+                await self.collect_abandoned()
         return await upload_parts(
             self.bucket,
             name,

@@ -304,6 +304,7 @@ class SendingConformance(Kit):
         await queues.send(message(queue, id="again", dedup_key="k"))
         assert [one.id for one in await take_all(queues, queue)] == ["again"]
 
+    @pytest.mark.req("QUEUE-14.3")
     async def test_namespaces_of_one_backend_never_mix(self, queues: Queues) -> None:
         queue = await a_queue(queues)
         async with self.other_namespace() as other:
