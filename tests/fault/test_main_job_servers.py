@@ -26,13 +26,13 @@ from fault.server_lab import FAULTS, Backstage, Fault, servers, stack_of
 from fault.test_main_job_windows import PASS_THROUGH
 from groundplane.testing.servers.contract import Running
 
-pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
-
 _ASKED = os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS")
 ROUNDS = int(_ASKED or 20) // 5
 """Of each window, as a fault of a server takes longer than a kill. Each window goes on where the one before ended."""
 OUTAGE_S = float(os.environ.get("GROUNDPLANE_TEST_OUTAGE_S", "8"))
 FLOWS_AGAIN_S = 5.0
+
+pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(400 + 30 * ROUNDS)]
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,13 @@ from fault.plane_lab import Lab
 from fault.record import record
 from stacks import Stack
 
-pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(400)]
-
 _ASKED = os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS")
 ROUNDS = {"embedded": int(_ASKED or 26), "servers": int(_ASKED or 13)}
 """Of each window: eight windows make 208, and 104."""
+
+pytestmark = [
+    pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(200 + 10 * max(ROUNDS.values()))
+]  # fmt: skip
 
 ACTORS = ("split", "effect", "join", "finish")
 SIDECARS = tuple(f"sidecar {name}" for name in ACTORS)
