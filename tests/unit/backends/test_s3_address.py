@@ -128,6 +128,14 @@ def test_errors_are_told_by_their_code(code: str, status: int, expected: tuple[s
     assert error.message.startswith("key: reading 'k' in 's3://bucket' in us-east-1")
 
 
+def test_the_code_of_a_deletion_among_many_is_read_and_one_in_a_key_is_not() -> None:
+    address = parsed("s3://bucket")
+    deletion = 'DeleteObjects request failed for key k: Access Denied. (code: AccessDenied)\n  code: "AccessDenied",'
+    assert translate(OSError(deletion), "key: deleting", address).code == "permission_denied"
+    odd = "at location <Error><Code>AccessDenied</Code> status code: 404 X: <Error><Code>NoSuchKey</Code></Error>"
+    assert translate(OSError(odd), "key: reading", address).code == "not_found"
+
+
 def test_no_answer_at_all_is_unavailable() -> None:
     error = translate(OSError("no route"), "key: reading 'k'", parsed("s3://bucket"))
     assert (error.code, error.reason, error.retryable) == ("unavailable", "store_unreachable", True)

@@ -18,7 +18,7 @@ from groundplane.core.errors import (
     Unsupported,
 )
 
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CODE = re.compile(r'<Error>\s*<Code>(\w+)</Code>|(?<![\w"])code: "(\w+)"')  # of an answer; of one of many deletions
 _STATUS = re.compile(r"status code: (\d{3})")
 
 _KEYS = "mend the credentials in the URL, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -71,8 +71,8 @@ def code_of(error: BaseException) -> tuple[str, int]:
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         return ("" if code.isdecimal() else code), status
     text = str(error)
-    code_found, status_found = _CODE.search(text), _STATUS.search(text)
-    return (code_found[1] if code_found else ""), (int(status_found[1]) if status_found else 0)
+    codes, number = _CODE.findall(text), _STATUS.search(text)  # the last code: an odd key may stand before it
+    return ("".join(codes[-1]) if codes else ""), (int(number[1]) if number else 0)
 
 
 def translate(error: BaseException, doing: str, address: S3Address) -> GroundplaneError:
