@@ -105,10 +105,19 @@ def test_a_newer_note_is_refused_by_name_and_one_with_more_fields_is_read() -> N
     values = msgspec.to_builtins(note, builtin_types=(bytes,))
     more = encode_properties({"gp": msgspec.msgpack.encode([*values, "new"])})
     assert messages.note_of(Delivered(more)) == note  # type: ignore[arg-type]
-    for stored in (msgspec.msgpack.encode([2, *values[1:]]), msgspec.msgpack.encode(["1"]), b"\xc1"):
+    for newer in ([2, *values[1:]], [2, "other"]):
         with pytest.raises(FailedPrecondition) as caught:
-            messages.note_of(Delivered(encode_properties({"gp": stored})))  # type: ignore[arg-type]
+            messages.note_of(Delivered(encode_properties({"gp": msgspec.msgpack.encode(newer)})))  # type: ignore[arg-type]
         assert caught.value.reason == "schema_newer"
+
+
+@pytest.mark.parametrize(
+    "stored", [b"\xc1", b"", b"\x90", msgspec.msgpack.encode(["1"]), msgspec.msgpack.encode([1, 2])]
+)
+def test_a_message_with_somebody_elses_note_is_a_foreign_one_and_holds_up_nobody(stored: bytes) -> None:
+    delivered = Delivered(encode_properties({"gp": stored, "a": "b"}, message_id="theirs"))
+    note = messages.note_of(delivered)  # type: ignore[arg-type]
+    assert (note.id, note.headers, note.attempt) == ("theirs", {"a": "b"}, 1)
 
 
 def test_the_count_is_that_of_the_broker() -> None:

@@ -1,8 +1,8 @@
 """A message on the wire: the payload is the body, all else is one note in the header `gp`.
 
 The note is MessagePack, inert, with a version. Headers that begin with `x-` are the broker's and are never copied: a
-copied `x-death` makes the broker drop a message in silence. A message of a foreign sender has no note: its text headers
-are taken, its id is `message_id`, it is at attempt 1.
+copied `x-death` makes the broker drop a message in silence. A message of a foreign sender has no note, or none of ours:
+its text headers are taken, its id is `message_id`, it is at attempt 1. A note of a newer version is refused by name.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Note).decode
+_decode_any = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 def new_copy(now_ms: int | None = None) -> bytes:
@@ -127,19 +128,26 @@ def note_of(delivered: Delivered) -> Note:
         return _foreign(delivered, headers)
     try:
         note = _decode(stored)
-    except msgspec.DecodeError as error:
-        raise _unreadable(delivered, str(error)) from error
-    if note.version != VERSION:
-        raise _unreadable(delivered, f"its version is {note.version!r}")
-    return note
+        if note.version == VERSION:
+            return note
+    except msgspec.DecodeError:
+        pass  # a newer one, or nobody's
+    if (version := _version(stored)) > VERSION:
+        raise FailedPrecondition(
+            f"message: the note of a message in {delivered.routing_key!r} has version {version!r}, and this program "
+            f"reads {VERSION!r}; upgrade Groundplane",
+            reason="schema_newer",
+        )
+    return _foreign(delivered, headers)
 
 
-def _unreadable(delivered: Delivered, why: str) -> FailedPrecondition:
-    return FailedPrecondition(
-        f"message: the note of a message in {delivered.routing_key!r} cannot be read ({why}); "
-        "upgrade Groundplane, or remove the message",
-        reason="schema_newer",
-    )
+def _version(stored: bytes) -> int:
+    """What the note says of itself; 0 where it is none."""
+    try:
+        first = (_decode_any(stored) or [0])[0]
+    except msgspec.DecodeError:
+        return 0
+    return first if type(first) is int else 0
 
 
 def since(delivered: Delivered) -> int:
