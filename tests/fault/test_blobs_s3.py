@@ -17,7 +17,7 @@ import pytest
 from groundplane.blobs import Blobs
 from groundplane.blobs.drivers.s3 import ABANDONED_S, S3Blobs
 from groundplane.core.clock import SYSTEM_CLOCK
-from groundplane.core.errors import GroundplaneError, NotFound, ResourceExhausted, Unavailable
+from groundplane.core.errors import Closed, GroundplaneError, NotFound, ResourceExhausted, Unavailable
 from groundplane.testing import History, Proxy, VirtualClock, eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault]
@@ -155,6 +155,23 @@ async def test_a_cancelled_upload_leaves_neither_object_nor_parts(blobs: Blobs, 
     put.cancel()
     proxy.restore()
     with pytest.raises(asyncio.CancelledError):
+        await put
+    assert await uploads(direct) == []
+    with pytest.raises(NotFound):
+        await direct.head("k")
+
+
+@pytest.mark.req("BLOB-05.2")
+async def test_an_upload_that_is_under_way_when_the_store_is_closed_leaves_neither_object_nor_parts(
+    blobs: Blobs, direct: Blobs, proxy: Proxy
+) -> None:
+    await blobs.put("warm", pieces(9))
+    proxy.throttle(2_000_000, direction="to_server")
+    put = asyncio.create_task(blobs.put("k", pieces(40)))
+    await eventually(lambda: uploads(direct))
+    async with asyncio.timeout(10):
+        await blobs.aclose()
+    with pytest.raises(Closed):
         await put
     assert await uploads(direct) == []
     with pytest.raises(NotFound):

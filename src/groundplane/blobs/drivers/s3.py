@@ -52,6 +52,7 @@ T = TypeVar("T")
 ABANDONED_S = 86_400.0
 """After this an upload that was not completed is taken for one whose process was killed."""
 
+_UPLOADS_END_S = 4.0
 _HEADS_AT_ONCE = 16
 _INLINE_HASH_BYTES = 256 * 1024
 _PIECE_BYTES = 4 * 1024 * 1024
@@ -70,6 +71,8 @@ class S3Blobs:
         self._names = Names(address.prefix, plain=address.keys == "plain")
         self._clock = clock
         self._collected = False
+        self._uploads = 0
+        self._no_uploads = asyncio.Event()
 
     @property
     def native(self) -> Any:
@@ -171,10 +174,14 @@ class S3Blobs:
         return await self._open.sign(self._names.name(key), max(1, round(expires_s)), f"key: signing {key!r}")
 
     async def aclose(self) -> None:
-        """See the port."""
+        """See the port. Uploads in parts that end now get 4 s to throw their parts away."""
         objects, self._objects = self._objects, None
         if objects is not None:
             objects.close()
+        if self._uploads:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_UPLOADS_END_S):
+                    await self._no_uploads.wait()
         await self.bucket.aclose()
 
     async def collect_abandoned(self, older_than_s: float = ABANDONED_S) -> int:
@@ -244,16 +251,23 @@ class S3Blobs:
             self._collected = True
             with contextlib.suppress(PermissionDenied, Unsupported):  # who may put need not see what others put
                 await self.collect_abandoned()
-        return await upload_parts(
-            self.bucket,
-            name,
-            body,
-            content_type=options.content_type,
-            metadata=headers,
-            create=options.create,
-            if_match=options.if_match,
-            doing=doing,
-        )
+        self._uploads += 1
+        self._no_uploads.clear()
+        try:
+            return await upload_parts(
+                self.bucket,
+                name,
+                body,
+                content_type=options.content_type,
+                metadata=headers,
+                create=options.create,
+                if_match=options.if_match,
+                doing=doing,
+            )
+        finally:
+            self._uploads -= 1
+            if not self._uploads:
+                self._no_uploads.set()
 
     async def _refused(self, key: str, error: Conflict | NotFound, options: PutOptions) -> Exception:
         """What a condition that was not met is for the caller. Stores differ in how they say it."""

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import IO, Protocol
 
 from groundplane.backends.s3.bucket import Bucket
@@ -24,6 +24,7 @@ SINGLE_BYTES_MAX = 64 * 1024 * 1024
 PART_BYTES = 8 * 1024 * 1024
 PARTS_MAX = 10_000
 _PARTS_AT_ONCE = 4
+_PARTS_END_S = 2.0
 _INLINE_HASH_BYTES = 256 * 1024
 
 
@@ -232,10 +233,19 @@ async def _sent(bucket: Bucket, name: str, upload: str, body: Body, doing: str) 
 
     tasks = [asyncio.ensure_future(one(number, section)) for number, section in enumerate(sections, 1)]
     try:
-        return list(await asyncio.gather(*tasks))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        return [task.result() for task in tasks if task.done()]
     finally:
         for section in sections:
             section.stop()
+        await _ended(tasks)
+
+
+async def _ended(tasks: Sequence[asyncio.Future[str]]) -> None:
+    """A part that is still being sent when the upload is aborted may outlive it: threads get a moment to end."""
+    try:
+        await asyncio.wait(tasks, timeout=_PARTS_END_S)
+    finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
