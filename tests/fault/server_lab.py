@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -73,6 +75,28 @@ FAULTS = [
     for fault in together
 ]  # fmt: skip
 """Kinds in turn, servers in turn: the first few of any length touch every server."""
+
+
+OUT_OF_DISK = Fault(
+    "queues out of disk",
+    "queues",
+    lambda one: _disk_free_limit(one.server, "900000GB"),
+    lambda one: _disk_free_limit(one.server, "50MB"),
+    6.0,
+)
+"""The broker's alarm: it refuses publishers, and goes on serving consumers."""
+
+
+def _disk_free_limit(server: Running, limit: str) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(server.folder / "home"),
+        "ERL_EPMD_PORT": str(server.ports["epmd"]),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_CONF_ENV_FILE": str(server.folder / "env.conf"),
+    }
+    command = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "-n", f"kit{server.port}@localhost", "set_disk_free_limit", limit]
+    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
 
 
 @contextmanager

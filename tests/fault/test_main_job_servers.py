@@ -22,7 +22,7 @@ import pytest
 from fault.orders import Audit, Orders
 from fault.plane_lab import Lab, words
 from fault.record import record
-from fault.server_lab import FAULTS, Backstage, Fault, servers, stack_of
+from fault.server_lab import FAULTS, OUT_OF_DISK, Backstage, Fault, servers, stack_of
 from fault.test_main_job_windows import PASS_THROUGH
 from groundplane.testing.servers.contract import Running
 
@@ -127,6 +127,31 @@ async def test_servers_are_away_for_a_while_under_load_and_work_goes_on_when_the
     )  # fmt: skip
     with capsys.disabled():
         print(f"\nwithout {away}: flowing again after {spent_s:.1f} s; {audit.numbers()}")
+
+
+@pytest.mark.req("MESH-17", "QUEUE-12")
+async def test_a_broker_without_room_takes_nothing_loses_nothing_and_goes_on_when_there_is_room(
+    made: dict[str, Backstage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = stack_of(made, tmp_path / "state", "room")
+    async with Lab.open(tmp_path / "lab", stack=stack) as lab:
+        orders = Orders(lab)
+        async with orders.coming():
+            await lab.until(lambda: len(orders.results) >= 5, "orders are served")
+            async with OUT_OF_DISK.on(made["queues"]):
+                await _readiness_turns_red(lab, "sidecar effect")
+            spent_s = await flows_again(lab, orders, OUT_OF_DISK.name)
+            await _readiness_is_green(lab)
+        audit = await Audit.of(orders)
+        audit.check()
+        assert set((await lab.stop()).values()) == {0}
+        assert lab.left_behind() == []
+    record(
+        stack="servers", window=OUT_OF_DISK.name, hits=1, seed=0, victims="disk alarm", slowest_s=spent_s,
+        jobs=len(audit.jobs), again=audit.numbers()["again"],
+    )  # fmt: skip
+    with capsys.disabled():
+        print(f"\n{OUT_OF_DISK.name}: flowing again after {spent_s:.1f} s; {audit.numbers()}")
 
 
 def _killed(port: str) -> Fault:
