@@ -15,6 +15,7 @@ SECTIONS = {
     "jobs_postgres": "jobs_postgres",
     "blobs": "blobs",
     "gateway": "gateway",
+    "gateway_postgres": "gateway_postgres",
     "weight": "weight",
 }
 

@@ -22,6 +22,7 @@ from benchmarks.plane import family, resident_mib
 from benchmarks.report import Row
 
 SECTION = "Gateway (SQLite, `groundplane dev` with two actors)"
+ONE_BY_ONE, AT_ONCE = "POST /v1/jobs, one by one, p50", "POST /v1/jobs, 32 connections"
 APP = """
 import asyncio
 from groundplane import App
@@ -69,22 +70,22 @@ async def _rows(rounds: int, scale: float) -> list[Row]:
     bare: list[float] = []
     accepts: list[float] = []
     rates: list[float] = []
-    async with _dev() as (url, gateway), _bare() as bare_url:
+    async with dev() as (url, gateway), _bare() as bare_url:
         for _ in range(rounds):
             bare.append(await _tool_calls(bare_url, int(200 * scale)))
             ours.append(await _tool_calls(url, int(200 * scale)))
-            accepts.append(await _accepts_one_by_one(url, int(200 * scale)))
-            await _at_rest(url)
-            rates.append(await _accepts_at_once(url, int(2000 * scale)))
-            await _at_rest(url)
+            accepts.append(await accepts_one_by_one(url, int(200 * scale)))
+            await at_rest(url)
+            rates.append(await accepts_at_once(url, int(2000 * scale)))
+            await at_rest(url)
         streams, stream_kib = await _streams(url, int(2000 * scale), gateway)
     over = [mine - its for mine, its in zip(ours, bare, strict=True)]
     return [
         _row("Groundplane, durable job", "tools/call p50", "ms", ours, better="lower"),
         _row("bare MCP SDK, nothing durable", "tools/call p50", "ms", bare, better="lower", peer=True),
         _row("Groundplane", "tools/call p50 over the bare SDK", "ms", over, better="lower", bar=3.0),
-        _row("Groundplane", "POST /v1/jobs, one by one, p50", "ms", accepts, better="lower", bar=5.0),
-        _row("Groundplane", "POST /v1/jobs, 32 connections", "/s", rates, bar=1000.0),
+        _row("Groundplane", ONE_BY_ONE, "ms", accepts, better="lower", bar=5.0),
+        _row("Groundplane", AT_ONCE, "/s", rates, bar=1000.0),
         _row("Groundplane", "streams of events open at once, each with all events", "", [streams], bar=2000.0),
         _row("Groundplane", "memory for one such stream", "KiB", [stream_kib], better="lower"),
     ]
@@ -113,7 +114,8 @@ async def _tool_calls(url: str, count: int) -> float:
     return statistics.median(spent)
 
 
-async def _accepts_one_by_one(url: str, count: int) -> float:
+async def accepts_one_by_one(url: str, count: int) -> float:
+    """The p50 of `count` accepts, one after another, in ms."""
     spent = []
     async with httpx2.AsyncClient(base_url=url) as client:
         for number in range(count):
@@ -124,7 +126,7 @@ async def _accepts_one_by_one(url: str, count: int) -> float:
     return statistics.median(spent)
 
 
-async def _at_rest(url: str) -> None:
+async def at_rest(url: str) -> None:
     """Wait until every job has ended: what was accepted before must not run during what is measured next."""
     async with httpx2.AsyncClient(base_url=url) as client:
         for state in ("pending", "running"):
@@ -132,8 +134,8 @@ async def _at_rest(url: str) -> None:
                 await asyncio.sleep(0.1)
 
 
-async def _accepts_at_once(url: str, count: int, connections: int = 32) -> float:
-    """Raw connections that keep alive: the client must not be what is measured."""
+async def accepts_at_once(url: str, count: int, connections: int = 32) -> float:
+    """Accepts a second. Raw connections that keep alive: the client must not be what is measured."""
     body = json.dumps({"tool": "echo", "arguments": {"value": 1}}).encode()
     host, port = url.removeprefix("http://").split(":")
     head = f"POST /v1/jobs HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
@@ -183,33 +185,35 @@ async def _streams(url: str, count: int, gateway: int) -> tuple[float, float]:
 
 
 @contextlib.asynccontextmanager
-async def _dev() -> AsyncIterator[tuple[str, int]]:
-    """The URL, and the pid of the gateway."""
+async def dev(**settings: str) -> AsyncIterator[tuple[str, int]]:
+    """A plane of the two actors: the URL, and the pid of the gateway. Settings are those of `GROUNDPLANE_*`."""
     with tempfile.TemporaryDirectory(prefix="groundplane-bench-") as folder:
         (Path(folder) / "app.py").write_text(APP)
         argv = ["-m", "groundplane.cli", "dev", "app:app", "--port", "0", "--state", f"{folder}/state", "--json"]
-        environment = {"GROUNDPLANE_LOG_LEVEL": "WARNING"}
-        async with _process(argv, folder, environment) as line:
+        environment = {f"GROUNDPLANE_{name.upper()}": value for name, value in settings.items()}
+        environment["GROUNDPLANE_LOG_LEVEL"] = "WARNING"
+        async with process(argv, folder, environment) as line:
             yield json.loads(line)["url"], _child_with("gateway_process")
 
 
 @contextlib.asynccontextmanager
 async def _bare() -> AsyncIterator[str]:
-    async with _process(["-c", BARE], None, {}) as line:
+    async with process(["-c", BARE], None, {}) as line:
         yield f"http://127.0.0.1:{int(line)}"
 
 
 @contextlib.asynccontextmanager
-async def _process(argv: list[str], folder: str | None, environment: dict[str, str]) -> AsyncIterator[bytes]:
-    process = await asyncio.create_subprocess_exec(
+async def process(argv: list[str], folder: str | None, environment: dict[str, str]) -> AsyncIterator[bytes]:
+    """A Python process while the block lasts: the first line that it prints."""
+    child = await asyncio.create_subprocess_exec(
         sys.executable, *argv, cwd=folder, stdout=asyncio.subprocess.PIPE, env={**os.environ, **environment}
     )
-    assert process.stdout is not None
+    assert child.stdout is not None
     try:
         async with asyncio.timeout(60):
-            line = await process.stdout.readline()
+            line = await child.stdout.readline()
         yield line
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        await process.wait()
+        if child.returncode is None:
+            child.send_signal(signal.SIGTERM)
+        await child.wait()

@@ -27,13 +27,15 @@ PAYLOAD = b"x" * 300
 
 Accept = Callable[[], Awaitable[object]]
 
-_TABLES = """
+PLAIN_TABLES = """
     CREATE TABLE plain_jobs (id text PRIMARY KEY, tool text, state text, arguments bytea, created_at timestamptz);
     CREATE TABLE plain_events (id bigserial PRIMARY KEY, job text, kind text, data text, created_at timestamptz);
     CREATE TABLE plain_outbox (id bigserial PRIMARY KEY, queue text, message bytea, leased_until timestamptz)"""
 _JOB = "INSERT INTO plain_jobs VALUES (%s, 'pipeline', 'pending', %s, now())"
 _EVENT = "INSERT INTO plain_events (job, kind, data, created_at) VALUES (%s, 'created', '{}', now())"
 _MESSAGE = "INSERT INTO plain_outbox (queue, message) VALUES ('first', %s)"
+PLAIN_STATEMENT = f"WITH a AS ({_JOB}), b AS ({_EVENT}) {_MESSAGE}"
+"""Job, event and message as plain rows; binds id, arguments, id, message."""
 
 
 def rows(rounds: int, scale: float) -> list[Row]:
@@ -75,7 +77,7 @@ async def _measured(url: str, count: int, rounds: int) -> list[Row]:
 
 async def _psycopg(url: str, stack: AsyncExitStack) -> dict[str, Accept]:
     async with await AsyncConnection.connect(url, autocommit=True) as connection:
-        await connection.execute(_TABLES)
+        await connection.execute(PLAIN_TABLES)
     pool = AsyncConnectionPool(url, min_size=POOL, max_size=POOL, open=False, kwargs={"autocommit": True})
     await stack.enter_async_context(pool)
 
@@ -89,9 +91,7 @@ async def _psycopg(url: str, stack: AsyncExitStack) -> dict[str, Accept]:
     async def statement() -> None:
         job_id = new_id()
         async with pool.connection() as connection:
-            await connection.execute(
-                f"WITH a AS ({_JOB}), b AS ({_EVENT}) {_MESSAGE}", (job_id, PAYLOAD, job_id, PAYLOAD)
-            )
+            await connection.execute(PLAIN_STATEMENT, (job_id, PAYLOAD, job_id, PAYLOAD))
 
     return {"psycopg alone, a transaction": transaction, "psycopg alone, one statement": statement}
 
