@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from groundplane.backends.postgres import Database, MigrationSet, Transaction
-from groundplane.core.errors import AlreadyExists, Closed, FailedPrecondition, Internal, Unavailable
+from groundplane.core.errors import AlreadyExists, Closed, FailedPrecondition, GroundplaneError, Internal, Unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +47,30 @@ async def test_a_transaction_is_made_as_a_whole_with_what_was_only_told(db: Data
 
     assert await db.write(work) == 2
     assert await _notes(db) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("text", ["plain", "", "NULL", None, 'say "so"', "back\\slash\\", "{a,b}", " ü€ 𝄞 \u2028", "two\nlines"]),
+        ("text", [None, None]),
+        ("text", []),
+        ("bytea", [b"", None, bytes(range(256)), b'\\x"']),
+        ("bigint", [1, None, -(2**62)]),
+        ("boolean", [True, False, None]),
+    ],
+)
+async def test_lists_come_back_as_they_went(db: Database, kind: str, given: list[object]) -> None:
+    ((back,),) = await db.query(f"SELECT %s::{kind}[]", (given,))
+    rows = await db.query(f"SELECT * FROM unnest(%s::{kind}[])", (given,))
+    assert back == given
+    assert [row[0] for row in rows] == given
+
+
+async def test_a_text_that_postgresql_cannot_have_is_refused_also_in_a_list(db: Database) -> None:
+    with pytest.raises(GroundplaneError, match="NUL"):
+        await db.query("SELECT %s::text[]", (["fine", "no\0"],))
+    assert await db.query("SELECT 1") == [(1,)]
 
 
 async def test_an_exception_of_the_work_undoes_it_and_is_raised(db: Database) -> None:

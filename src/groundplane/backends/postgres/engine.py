@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from groundplane.backends.postgres import bells, probe
+from groundplane.backends.postgres import bells, lists, probe
 from groundplane.backends.postgres import settings as urls
 from groundplane.backends.postgres.cutting import CutOff, bounded, shut_down
 from groundplane.backends.postgres.errors import said, timed_out, translate
@@ -215,6 +215,7 @@ class Engine:
             **self.settings.conninfo,
             "autocommit": True,
             "prepare_threshold": self.settings.prepare_threshold,
+            "context": lists.Context(),
         }
 
 
