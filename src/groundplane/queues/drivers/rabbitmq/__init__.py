@@ -11,8 +11,10 @@ acknowledgement itself is not confirmed by AMQP 0-9-1: where the broker dies in 
 with `redelivered` set. The attempt is carried in the message, and the broker's delivery count tells of crashes; what is
 handed back is recorded, so that it costs none.
 
-Limits: messages up to 1 MiB; delays are kept by the clocks of the machines, which must agree; what is worked on for
-longer than the broker's `consumer_timeout` (30 minutes) goes back to its queue.
+Limits: messages up to 1 MiB, of which 100,000 bytes may be headers (the error of a retry or a death is shortened where
+it does not fit beside them); the names of plane and queue have at most 244 characters together; delays are kept by the
+clocks of the machines, which must agree; what is worked on for longer than the broker's `consumer_timeout` (30 minutes)
+goes back to its queue.
 
 Cannot: settle and send in one transaction, drop repeats (the consumers do), lease, carry changes of other stores.
 

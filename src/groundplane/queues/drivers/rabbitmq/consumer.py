@@ -34,6 +34,7 @@ _LOST_REMEMBERED = 10_000
 _RATE_S = 1.0
 _ADJUSTMENTS_MAX = 3
 _AGAIN_S = 0.2
+_GIVEN_BACK_S = 0.25
 
 
 class Parts:
@@ -67,6 +68,7 @@ class RabbitConsumer:
         self._delays: Delays | None = None
         self._changed = asyncio.Event()
         self._receiving = False
+        self._giving_back = False
         self._received_at = 0.0
         self._adjusted: deque[float] = deque(maxlen=_ADJUSTMENTS_MAX)
         self._idle_check: asyncio.TimerHandle | None = None
@@ -135,6 +137,8 @@ class RabbitConsumer:
     async def _receive(self, limit: int, timeout_s: float | None) -> list[Delivery]:
         deadline = None if timeout_s is None else self._loop.time() + timeout_s
         looked = False
+        if self._giving_back and not await self._given_back(deadline):
+            return []
         while True:
             self._check_open()
             self._changed.clear()
@@ -169,6 +173,18 @@ class RabbitConsumer:
                 return []
             pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
             await self._wait(pause_s)
+
+    async def _given_back(self, deadline: float | None) -> bool:
+        """Until what nobody asked for is in the queue again, before what follows it; False when that takes long."""
+        until = max(deadline or 0.0, self._loop.time() + _GIVEN_BACK_S)
+        while self._giving_back:
+            left_s = until - self._loop.time()
+            if left_s <= 0 and deadline is not None:
+                return False
+            self._check_open()
+            self._changed.clear()
+            await self._wait(max(left_s, _GIVEN_BACK_S))
+        return True
 
     async def _wait(self, seconds: float) -> None:
         """Until something changes, or that time is over."""
@@ -378,8 +394,18 @@ class RabbitConsumer:
     async def _give_back_buffer(self, intake: Intake) -> None:
         with suppress(GroundplaneError):  # the channel broke: they are back already
             await intake.pause()
-            if not self._receiving and self._closing is None:
-                await self._give_back(intake, intake.take_buffer())
+            if self._receiving or self._closing is not None:
+                return
+            self._giving_back, taken = True, intake.take_buffer()
+            try:
+                await self._give_back(intake, taken)
+            except BaseException:
+                if intake.alive:  # nobody else can have them until they are given back: next time
+                    intake.buffer.extendleft(reversed(taken))
+                raise
+            finally:
+                self._giving_back = False
+                self._woken()
 
     async def _give_back(self, intake: Intake, taken: Sequence[Taken]) -> None:
         """Return them in their order, at no cost."""

@@ -112,8 +112,8 @@ class Counting:
             return min(known)
         if not state.ready:
             return 0
-        waited = [share.waited_ms for share in shares if share.waited_ms >= 0 and share.in_flight]
-        if waited and len(waited) == sum(1 for share in shares if share.in_flight) and state.consumers > 1:
+        waited = [share.waited_ms for share in shares if share.waited_ms >= 0]
+        if waited:  # who takes the head away now lets the next overtake it
             return self._clock.now_ms() - max(waited)
         head, now = self._heads.get(queue), asyncio.get_running_loop().time()
         same = head is not None and now - head.at < _HEAD_S and state.ready >= head.ready

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from groundplane.backends.amqp import Channel, Delivery
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, Unavailable
@@ -52,7 +53,7 @@ class Desk:
         self._queue = broker_queue
         self._who = os.urandom(12)
         self._bytes = 0
-        self._wanted: dict[str, asyncio.Future[None]] = {}
+        self._wanted: dict[str, asyncio.Future[bytes]] = {}
         self._tag: str | None = None
 
     @classmethod
@@ -73,21 +74,27 @@ class Desk:
 
     async def read(self) -> None:
         """Returns when every letter that was there at the call is on the desk."""
-        async with asyncio.timeout(_READ_S):
+        async with _in_time(self._queue):
             while (await self._channel.declare_queue(self._queue, passive=True)).ready:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)  # the broker tells nobody
             await self._channel.declare_queue(self._queue, passive=True)  # what waited in its channel has come
 
     async def body(self, letter: Letter) -> bytes:
-        """Its payload, fetched again where it was too much to keep."""
-        while letter.body is None:
-            wanted = self._wanted.setdefault(letter.key, asyncio.get_running_loop().create_future())
-            self._channel.nack(letter.tag)
-            del self.letters[letter.key]
-            async with asyncio.timeout(_READ_S):
-                await asyncio.shield(wanted)
-            letter = self.letters[letter.key]
-        return letter.body
+        """Its payload, fetched again where it was too much to keep, and let go again then. `unavailable` where the
+        connection breaks, or the broker does not give it.
+        """
+        if letter.body is not None:
+            return letter.body
+        wanted = self._wanted.setdefault(letter.key, asyncio.get_running_loop().create_future())
+        self._channel.nack(letter.tag)
+        del self.letters[letter.key]
+        async with _in_time(self._queue):
+            body = await asyncio.shield(wanted)
+        letter = self.letters.get(letter.key, letter)
+        if self._bytes > BYTES_MAX and letter.body is not None:
+            self._bytes -= len(letter.body)
+            letter.body = None
+        return body
 
     def remove(self, key: str) -> None:
         """It is a dead letter no more."""
@@ -122,6 +129,7 @@ class Desk:
             await asyncio.sleep(0.002)
 
     async def _consume(self, names: Names) -> None:
+        self._channel.on_closed(self._end)
         self._tag = await self._channel.consume(self._queue, self._receive, on_cancel=self._end)
         await asking.answer_on(self.session, self._channel, names, self._queue, self._share)
         await self.read()
@@ -137,10 +145,27 @@ class Desk:
             self._bytes += len(delivery.body)
         self.letters[key] = Letter(key, delivery.tag, note, delivery.body if keep else None)
         if wanted is not None and not wanted.done():
-            wanted.set_result(None)
+            wanted.set_result(delivery.body)
 
     def _end(self, error: GroundplaneError) -> None:
         self._tag = None
+        wanted, self._wanted = self._wanted, {}
+        for one in wanted.values():
+            if not one.done():
+                one.set_exception(error)
+                one.exception()  # who waited may be gone
+
+
+@asynccontextmanager
+async def _in_time(broker_queue: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_READ_S):
+            yield
+    except TimeoutError as error:
+        raise Unavailable(
+            f"queue: the dead letters of {broker_queue!r} did not come within {_READ_S:g} s; look at the broker's load",
+            reason="broker_slow",
+        ) from error
 
 
 def _lock_of(broker_queue: str) -> str:

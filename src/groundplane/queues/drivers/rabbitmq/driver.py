@@ -101,6 +101,8 @@ class RabbitQueues:
         forgotten them, and what was sent to them.
         """
         self._check_open()
+        for spec in specs:
+            self._names.check(spec.name)
         async with self._declaring:
             wanted = [*self._names.of_namespace()]
             for spec in specs:

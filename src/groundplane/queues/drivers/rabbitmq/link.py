@@ -84,9 +84,9 @@ class Session:
         """Publish in order, mandatory; the outcome of each. `unavailable` where the outcome of all is unknown."""
         outcomes: list[GroundplaneError | None] = []
         for batch in _batches(messages):
-            channel = await self.publisher()
             if outcomes:
-                await channel.drain()
+                await (await self.publisher()).drain()
+            channel = await self.publisher()  # others may have retired it meanwhile
             try:
                 async with asyncio.timeout(CONFIRM_S):
                     outcomes += await channel.publish_batch(batch)

@@ -23,6 +23,11 @@ from groundplane.queues.port import OutgoingMessage
 
 HEADER = "gp"
 VERSION = 1
+PROPERTIES_MAX = 100_000
+"""Bytes of headers that a message may be sent with: with what a retry or a death adds they fit into one frame."""
+
+_COPY_PROPERTIES_MAX = 120_000
+_ERROR_CHARACTERS = 500
 _ID_BYTES_MAX = 255
 _TABLE = struct.Struct(">I4sI")
 _SENDER = os.urandom(6)
@@ -106,6 +111,18 @@ def moved(note: Note, *, repeat: bool) -> Note:
 def encode(exchange: str, key: str, note: Note, payload: bytes) -> Message:
     """What is published."""
     return Message(exchange, key, payload, properties(_encode(note), note.id.encode()))
+
+
+def encode_copy(exchange: str, key: str, note: Note, payload: bytes) -> Message:
+    """What is published of a message that is there already: where its error does not fit, it is shortened."""
+    copy = encode(exchange, key, note, payload)
+    if len(copy.properties) <= _COPY_PROPERTIES_MAX or note.error is None:
+        return copy
+    error = note.error
+    short = msgspec.structs.replace(
+        error, message=error.message[:_ERROR_CHARACTERS], details={}, traceback=error.traceback[-_ERROR_CHARACTERS:]
+    )
+    return encode(exchange, key, msgspec.structs.replace(note, error=short), payload)
 
 
 def properties(stored: bytes, message_id: bytes) -> bytes:

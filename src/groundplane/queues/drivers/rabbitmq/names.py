@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from groundplane.core.errors import InvalidArgument
+
 EXCHANGE = "groundplane"
 DELIVERY_LIMIT = 2**31 - 1
 """So high that the broker never drops for it; without one a quorum queue of 3.10 puts what is returned to its end."""
@@ -22,6 +24,10 @@ RETURNS: dict[str, Any] = {
     "x-max-length-bytes": RETURNS_BYTES_MAX,
     "x-stream-max-segment-size-bytes": _SEGMENT_BYTES,
 }
+
+
+NAMES_MAX = 244
+"""Characters of the names of a plane and of a queue together: with a colon and `:dead:desk` AMQP's 255 bytes."""
 
 
 class Declared(NamedTuple):
@@ -56,6 +62,14 @@ class Names:
         """What a namespace has once: the log of declared queues, and the log of what was handed back."""
         yield Declared(self.registry, REGISTRY)
         yield Declared(self.returns, RETURNS)
+
+    def check(self, queue: str) -> None:
+        """`invalid_argument` for a queue whose names would not fit into AMQP's 255 bytes."""
+        if len(self.namespace) + len(queue) > NAMES_MAX:
+            raise InvalidArgument(
+                f"name: the plane {self.namespace!r} and the queue {queue!r} have {len(self.namespace) + len(queue)} "
+                f"characters together; with RabbitMQ use at most {NAMES_MAX}"
+            )
 
     def of_queue(self, queue: str) -> Iterator[Declared]:
         """What every queue has."""

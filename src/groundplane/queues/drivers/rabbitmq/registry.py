@@ -21,7 +21,7 @@ class Registry:
     def __init__(self, link: Link, names: Names) -> None:
         self._link = link
         self._specs: dict[str, QueueSpec] = {}
-        self._log = Log(link, names.exchange, names.registry, self._fold)
+        self._log = Log(link, names.exchange, names.registry, self._fold, self._specs.clear)
 
     async def fresh(self) -> None:
         """Returns when what was declared before is known here. Cheap when it is."""

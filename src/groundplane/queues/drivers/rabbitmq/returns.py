@@ -41,7 +41,7 @@ class Returns:
 
     def __init__(self, link: Link, names: Names) -> None:
         self._known: dict[bytes, Returned] = {}
-        self._log = Log(link, names.exchange, names.returns, self._fold)
+        self._log = Log(link, names.exchange, names.returns, self._fold, self._known.clear)
 
     async def record(self, session: Session, back: Sequence[tuple[bytes, int, int, bool]]) -> None:
         """Record copies with their attempt, the count at this delivery, and whether no consumer saw them."""

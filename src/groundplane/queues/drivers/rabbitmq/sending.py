@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from groundplane.backends.amqp import Message
 from groundplane.core.clock import Clock
-from groundplane.core.errors import GroundplaneError, NotFound, ResourceExhausted
+from groundplane.core.errors import GroundplaneError, InvalidArgument, NotFound, ResourceExhausted
 from groundplane.queues.drivers.rabbitmq import messages
 from groundplane.queues.drivers.rabbitmq.link import Link
 from groundplane.queues.drivers.rabbitmq.names import Names
@@ -120,7 +120,14 @@ class Sender:
         note = messages.first_note(message, now_ms)
         names = self._names
         key = names.delayed(message.queue) if note.due_at else names.ready(message.queue)
-        return messages.encode(names.exchange, key, note, message.payload)
+        encoded = messages.encode(names.exchange, key, note, message.payload)
+        if len(encoded.properties) > messages.PROPERTIES_MAX:
+            raise InvalidArgument(
+                f"headers: the message {message.id!r} has {len(encoded.properties)} bytes of headers, with RabbitMQ "
+                f"the limit is {messages.PROPERTIES_MAX}; put the data into the payload",
+                reason="payload_too_large",
+            )
+        return encoded
 
 
 def missing(queue: str) -> NotFound:

@@ -56,7 +56,7 @@ def buried(
         error=error if error is not None else taken.note.error,
         death=Death(reason, attempts, now_ms),
     )
-    return messages.encode(names.exchange, names.dead(queue), note, taken.delivered.body)
+    return messages.encode_copy(names.exchange, names.dead(queue), note, taken.delivered.body)
 
 
 def _next(names: Names, queue: str, nack: Nack, taken: Taken, attempts_max: int, now_ms: int) -> Message:
@@ -71,4 +71,4 @@ def _next(names: Names, queue: str, nack: Nack, taken: Taken, attempts_max: int,
         repeat=taken.note.repeat or taken.seen,
     )
     key = names.delayed(queue) if note.due_at else names.ready(queue)
-    return messages.encode(names.exchange, key, note, taken.delivered.body)
+    return messages.encode_copy(names.exchange, key, note, taken.delivered.body)
