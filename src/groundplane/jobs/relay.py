@@ -2,7 +2,8 @@
 
 Any number of relays may run. A message is leased while it is sent; a relay that dies loses its lease, and the message
 is sent again with the same `dedup_key`, marked as `taken_before`. What cannot be sent stays in the outbox and is tried
-again. Messages of jobs that this process creates come here leased, without a way round through the outbox.
+again. Messages of jobs that this process creates come here leased, without a way round through the outbox. The first
+sending ends with the lease: later ones are marked, so that consumers that must drop repeats themselves know them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from groundplane.core import failpoints
-from groundplane.core.errors import GroundplaneError
+from groundplane.core.errors import GroundplaneError, Unavailable
 from groundplane.core.retry import RetryPolicy
 from groundplane.jobs.port import JobStore, OutboxMessage
 from groundplane.telemetry.logs import get_logger
@@ -37,15 +38,17 @@ class Relay:
         self._driver = driver
         self._send = send
         self._lease_s = lease_s
-        self._offered: Taken = []
+        self._offered: list[tuple[float, int, OutboxMessage]] = []
         self._changed = asyncio.Event()
         self.running = False
         self.relayed = 0
         self.failures = 0
 
-    def offer(self, taken: Taken) -> None:
-        """Send these, which the caller has leased, as soon as possible."""
-        self._offered += taken
+    def offer(self, taken: Taken, until: float) -> None:
+        """Send these, which the caller has leased until that time of the loop, as soon as possible. What cannot be sent
+        by then is found in the outbox.
+        """
+        self._offered += [(until, one, message) for one, message in taken]
         self._changed.set()
 
     async def run(self) -> None:
@@ -68,9 +71,13 @@ class Relay:
             self._changed.clear()
             offered, self._offered = self._offered, []
             for start in range(0, len(offered), BATCH):
-                taken = offered[start : start + BATCH]
+                now = asyncio.get_running_loop().time()
+                leased = [entry for entry in offered[start : start + BATCH] if entry[0] > now]
+                if not leased:
+                    continue
+                taken = [(one, message) for _, one, message in leased]
                 try:
-                    await self._move(taken)
+                    await self._move(taken, min(until for until, _, _ in leased), once=True)
                 except GroundplaneError as error:
                     if error.code == "closed":
                         raise
@@ -95,27 +102,34 @@ class Relay:
 
     async def step(self) -> int:
         """Move one batch; how many were taken."""
+        until = asyncio.get_running_loop().time() + self._lease_s
         taken = await self._driver.outbox.take(BATCH, self._lease_s)
         if taken:
-            await self._move(taken)
+            await self._move(taken, until)
         return len(taken)
 
-    async def _move(self, taken: Taken) -> None:
+    async def _move(self, taken: Taken, until: float | None, *, once: bool = False) -> None:
+        """Send and tick off; again and again, unless `once`. `until`: what is not sent by then others send, too."""
         failures = 0
         while True:
             try:
-                await self._send([message for _, message in taken])
+                async with asyncio.timeout_at(None if failures else until):
+                    await self._send([message for _, message in taken])
                 break
+            except TimeoutError:
+                self._note(_slow(), taken[0][1].queue)
             except GroundplaneError as error:
                 if error.code == "closed":
                     raise
                 self._note(error, taken[0][1].queue)
-                if not error.retryable:
+                if not error.retryable or error.reason == "queue_full":  # of one queue: others have room
                     await self._one_by_one(taken)
                     return
-                failures += 1
-                await asyncio.sleep(_BACKOFF.delay_s(failures))
-                taken = [(one, msgspec.structs.replace(message, taken_before=True)) for one, message in taken]
+            if once:
+                return
+            failures += 1
+            await asyncio.sleep(_BACKOFF.delay_s(failures))
+            taken = [(one, msgspec.structs.replace(message, taken_before=True)) for one, message in taken]
         failpoints.hit("relayed")
         await self._driver.outbox.done([one for one, _ in taken])
         self.relayed += len(taken)
@@ -125,8 +139,12 @@ class Relay:
         if len(taken) == 1:
             return
         for one, message in taken:
-            await self._move([(one, msgspec.structs.replace(message, taken_before=True))])
+            await self._move([(one, msgspec.structs.replace(message, taken_before=True))], None, once=True)
 
     def _note(self, error: GroundplaneError, queue: str) -> None:
         self.failures += 1
         _log.warning("job_relay_failed", queue=queue, code=error.code, error=error.message, failures=self.failures)
+
+
+def _slow() -> Unavailable:
+    return Unavailable("queues: messages were not sent within their lease; they are sent again", reason="broker_slow")

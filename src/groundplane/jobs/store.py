@@ -138,7 +138,7 @@ class Jobs:
         check_new_job(job, messages)
         self._lifecycle.check_open()
         relay = next((one for one in self._relays if one.running), None)
-        start = self._clock.monotonic()
+        start, began = self._clock.monotonic(), asyncio.get_running_loop().time()
         try:
             created = await self.driver.create(job, messages, lease_s=LEASE_OFFERED_S if relay else 0.0)
         except Unavailable:
@@ -149,7 +149,7 @@ class Jobs:
         if created.sent:
             failpoints.hit("relayed")
         if relay is not None and created.taken:
-            relay.offer(list(zip(created.taken, messages, strict=True)))
+            relay.offer(list(zip(created.taken, messages, strict=True)), began + LEASE_OFFERED_S)
         self._created += created.created
         return created
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from groundplane.core.errors import GroundplaneError, InvalidArgument, Unavailable
+from groundplane.core.errors import GroundplaneError, InvalidArgument, ResourceExhausted, Unavailable
 from groundplane.jobs import Jobs
 from groundplane.jobs.conformance.subjects import eventually, message, new_job
 from groundplane.jobs.port import OutboxMessage
@@ -150,3 +151,66 @@ async def test_what_is_sent_again_after_a_failure_says_that_it_may_be_a_repeat(
         await jobs.create(new_job(), [message("one"), message("two")])
         await eventually(lambda: sent.has("first", "one", "two"))
         assert sorted(sent.marked) == ["one", "two"]
+
+
+@pytest.mark.req("JOB-02.2")
+async def test_what_was_offered_and_waited_for_longer_than_its_lease_is_sent_once_and_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have sent it meanwhile: an unmarked copy behind theirs would be taken for a first one."""
+    monkeypatch.setattr("groundplane.jobs.store.LEASE_OFFERED_S", 0.3)
+    sent = Sent()
+    async with relayed(tmp_path, sent) as jobs:
+        sent.gate.clear()
+        await jobs.create(new_job(), [message("e0")])
+        await eventually(lambda: sent.began(2))
+        for number in range(1, 4):
+            await jobs.create(new_job(), [message(f"e{number}")])
+        ended = time.monotonic() + 0.3
+
+        async def their_leases_ended() -> bool:
+            return time.monotonic() > ended
+
+        await eventually(their_leases_ended)
+        sent.gate.set()
+        await eventually(lambda: _empty(jobs))
+        unmarked_late = [one for one in sent.ids[1:] if one not in sent.marked]
+        assert set(sent.ids) == {"first", "e0", "e1", "e2", "e3"}
+        assert unmarked_late == []
+
+
+@pytest.mark.req("JOB-02.2")
+async def test_a_relay_that_cannot_send_does_not_keep_what_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("groundplane.jobs.store.LEASE_OFFERED_S", 0.1)
+    sent = Sent()
+    async with relayed(tmp_path, sent) as jobs:
+        sent.refusals, sent.refusal = 10_000, Unavailable("queues: away", reason="broker_unreachable")
+        for number in range(5):
+            await jobs.create(new_job(), [message(f"e{number}")])
+        (relay,) = jobs._relays
+
+        async def let_go() -> bool:
+            return not relay._offered
+
+        await eventually(let_go)
+        sent.refusals = 0
+        await eventually(lambda: sent.has("first", *(f"e{number}" for number in range(5))))
+
+
+@pytest.mark.req("JOB-02.2")
+@pytest.mark.usefixtures("endless")
+async def test_a_queue_that_is_full_holds_up_no_message_for_another(tmp_path: Path) -> None:
+    sent = Sent()
+    async with relayed(tmp_path, sent) as jobs:
+
+        async def send(messages: list[OutboxMessage]) -> None:
+            if any(one.id == "e1" for one in messages):
+                raise ResourceExhausted("depth_max: full", reason="queue_full")
+            await Sent.send(sent, messages)
+
+        (relay,) = jobs._relays
+        relay._send = send
+        await jobs.create(new_job(), [message("e1"), message("e2")])
+        await eventually(lambda: sent.has("first", "e2"))
