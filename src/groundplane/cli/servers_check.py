@@ -28,7 +28,7 @@ async def examine_servers(settings: Settings, queues: Sequence[str]) -> list[Fin
                 found[-1] = _clock_of_error(answer)
             continue
         url = getattr(settings, port).masked()
-        found.append(Finding(check=port, severity="ok", message=_told(answer, url)))
+        found.append(Finding(check=port, severity="ok", message=_told(port, answer, url)))
         if answer is not None:
             found += _clock(port, answer)
     return found
@@ -48,10 +48,11 @@ async def _look(settings: Settings, port: str, queues: Sequence[str]) -> Diagnos
         return DeadlineExceeded(f"{port}: did not answer within {LOOK_TIMEOUT_S:g} s; look at the server's load")
 
 
-def _told(found: Diagnosis | None, url: str) -> str:
+def _told(port: str, found: Diagnosis | None, url: str) -> str:
     if found is None:
         return f"{url} answers"
-    stored = "" if found.stored else "; nothing of this plane is there yet (`groundplane db upgrade`)"
+    hint = "" if port == "blobs" else " (`groundplane db upgrade`)"  # a bucket has no schema
+    stored = "" if found.stored else f"; nothing of this plane is there yet{hint}"
     return f"{found.server} at {url}{stored}"
 
 

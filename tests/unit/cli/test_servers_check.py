@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from groundplane.cli.finding import of_error
-from groundplane.cli.servers_check import _clock, examine_servers
+from groundplane.cli.servers_check import _clock, _told, examine_servers
 from groundplane.core.diagnosis import Diagnosis, Stopwatch
 from groundplane.core.errors import FailedPrecondition, Unavailable
+from groundplane.core.secrets import check_url
 from groundplane.core.settings import Settings
 
 
@@ -55,3 +57,21 @@ def test_a_password_in_a_message_is_masked() -> None:
 @pytest.mark.anyio
 async def test_embedded_storage_has_no_servers_to_look_at(tmp_path: Path) -> None:
     assert await examine_servers(Settings(state=tmp_path), ["double"]) == []
+
+
+def test_only_stores_with_a_schema_are_made_by_the_upgrade() -> None:
+    empty = Diagnosis(server="a server", stored=False)
+    assert "groundplane db upgrade" in _told("jobs", empty, "postgresql://h/d")
+    assert _told("blobs", empty, "s3://b") == "a server at s3://b; nothing of this plane is there yet"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("package", ["boto3", "obstore"])
+async def test_a_package_of_the_blobs_that_is_missing_is_a_finding_with_its_extra(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    blobs = check_url("blobs", "s3://bucket?endpoint=http://key:secret@127.0.0.1:1")
+    (found,) = await examine_servers(Settings(state=tmp_path, blobs=blobs), ())
+    assert (found.severity, found.reason) == ("error", "missing_extra")
+    assert "groundplane[s3]" in found.remedy

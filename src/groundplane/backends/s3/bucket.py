@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from groundplane.backends.s3.address import S3Address
-from groundplane.backends.s3.errors import code_of, translate
-from groundplane.core.errors import Closed, Internal
+from groundplane.backends.s3.errors import code_of, extra_missing, translate
+from groundplane.core.errors import Closed, GroundplaneError, Internal
 
 T = TypeVar("T")
 
@@ -200,6 +200,8 @@ class Bucket:
         """`work(client)` in a thread. Cancelled, it goes on there; what it returns is dropped."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool(), lambda: work(self._connected()))
+        except GroundplaneError:
+            raise
         except Exception as error:
             if _is_the_clients(error):
                 raise translate(error, doing, self.address) from error
@@ -247,8 +249,11 @@ class Bucket:
 
 
 def _client(address: S3Address) -> Any:
-    import boto3
-    from botocore.config import Config
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError as error:
+        raise extra_missing() from error
 
     secret, token = address.secret_key, address.session_token
     return boto3.Session().client(

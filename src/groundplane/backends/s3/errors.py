@@ -63,6 +63,13 @@ _BY_STATUS: dict[int, tuple[type[Any], str, str]] = {
 }
 
 
+def extra_missing() -> FailedPrecondition:
+    """What to raise where obstore or boto3 cannot be imported."""
+    return FailedPrecondition(
+        "blobs: s3:// needs the packages of the extra s3; pip install 'groundplane[s3]'", reason="missing_extra"
+    )
+
+
 def code_of(error: BaseException) -> tuple[str, int]:
     """The store's code and the HTTP status in an error of obstore or boto3; "" and 0 where there was no answer."""
     response = getattr(error, "response", None)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from groundplane.backends.s3.address import S3Address
-from groundplane.backends.s3.errors import code_of, translate
+from groundplane.backends.s3.errors import code_of, extra_missing, translate
 from groundplane.core.errors import (
     AlreadyExists,
     Conflict,
@@ -162,9 +162,7 @@ def _store(address: S3Address) -> Any:
     try:
         from obstore.store import S3Store
     except ImportError as error:
-        raise FailedPrecondition(
-            "blobs: s3:// needs the packages of the extra s3; pip install 'groundplane[s3]'", reason="missing_extra"
-        ) from error
+        raise extra_missing() from error
     client: Any = {
         "allow_http": bool(address.endpoint and address.endpoint.startswith("http://")),
         "connect_timeout": timedelta(seconds=address.connect_timeout_s),
@@ -190,11 +188,12 @@ def _store(address: S3Address) -> Any:
 
 def _chain(address: S3Address) -> Any:
     """The credentials that boto3 finds: profile, web identity, container, instance."""
-    import boto3
-
     try:
+        import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
-
+    except ImportError as error:
+        raise extra_missing() from error
+    try:
         return Boto3CredentialProvider(boto3.Session(region_name=address.region))
     except ValueError as error:
         raise PermissionDenied(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import uuid
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
@@ -9,6 +10,7 @@ from typing import Any
 
 from groundplane.backends.s3.address import parse_url
 from groundplane.backends.s3.bucket import Bucket
+from groundplane.backends.s3.errors import extra_missing
 from groundplane.core.diagnosis import Diagnose, Diagnosis, Stopwatch
 
 _PROBE = b"x" * 4096
@@ -18,6 +20,8 @@ _SECOND_MS = 1000
 async def diagnose(url: str, *, namespace: str, names: Sequence[str] = ()) -> Diagnosis:
     """See `core.diagnosis`. Dates of HTTP have seconds only."""
     address = parse_url("blobs", url)
+    if importlib.util.find_spec("obstore") is None:  # this look does without it, the driver does not
+        raise extra_missing()
     bucket = Bucket(address)
     prefix = f"{address.prefix}/" if address.prefix else ""
     watch = Stopwatch()
