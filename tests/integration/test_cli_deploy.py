@@ -85,6 +85,16 @@ def test_the_file_of_an_actor_that_is_gone_is_removed(home: Path) -> None:
     assert len(json.loads(again.stdout)["written"]) == 5
 
 
+def test_manifests_of_both_kinds_stay_in_one_folder(home: Path) -> None:
+    out = home / "deploy"
+    _deploy(home, "kubernetes", "app:app", "--image", "acme:1.0", "--out", out)
+    manifests = {one.name for one in out.iterdir()}
+    run = _deploy(home, "compose", "app:app", "--image", "acme:1.0", "--out", out)
+    assert "removed" not in run.stderr
+    _deploy(home, "kubernetes", "app:app", "--image", "acme:1.0", "--out", out)
+    assert {one.name for one in out.iterdir()} == manifests | {"compose.yaml", "Dockerfile", "Dockerfile.dockerignore"}
+
+
 def test_an_app_in_a_folder_is_found_there_in_the_image(home: Path) -> None:
     (home / "src").mkdir()
     (home / "app.py").rename(home / "src" / "app.py")

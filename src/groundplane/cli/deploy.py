@@ -81,7 +81,7 @@ def kubernetes(
 
     Examples:
 
-      groundplane deploy kubernetes app:app --image registry.example.com/acme:1.0 --out deploy/ --namespace acme
+      groundplane deploy kubernetes app:app --image registry.example.com/acme:1.0 --out deploy/kubernetes/
 
       groundplane deploy kubernetes app:app --image acme:1.0 | kubectl apply -f -
     """
@@ -95,7 +95,7 @@ def kubernetes(
         _plan(app, image, common, chosen), namespace=namespace, urls_secret=urls_secret,
         passwords_secret=passwords_secret, keda=not no_keda,
     )  # fmt: skip
-    _deliver(renderer.render(place), out, common.output)
+    _deliver(renderer.render(place), out, common.output, stale="[0-9][0-9]-*.yaml")
     keys = " ".join(f"--from-literal={name}=…" for name in place.plan.secrets)
     made = f"kubectl -n {place.namespace} create secret generic {place.urls_secret} {keys}"
     common.output.note(f"note: the manifests refer to secrets that are to be there before:\n  {made}")
@@ -146,8 +146,16 @@ def _routes(settings: Settings) -> dict[str, str]:
         raise NotFound(f"routes: {str(place)!r} cannot be read: {error}; mend GROUNDPLANE_ROUTES") from error
 
 
-def _deliver(files: dict[str, str], out: Path | None, output: Output, printed: tuple[str, ...] | None = None) -> None:
-    """Print the files as one document, or write them."""
+def _deliver(
+    files: dict[str, str],
+    out: Path | None,
+    output: Output,
+    printed: tuple[str, ...] | None = None,
+    stale: str | None = None,
+) -> None:
+    """Print the files as one document, or write them. Own files whose names are like `stale` and that are not among
+    these are of an earlier rendering, and go.
+    """
     if out is None:
         shown = {name: text for name, text in files.items() if printed is None or name in printed}
         output.result({"files": files}, "---\n".join(shown.values()))
@@ -155,9 +163,10 @@ def _deliver(files: dict[str, str], out: Path | None, output: Output, printed: t
     try:
         out.mkdir(parents=True, exist_ok=True)
         written = [str(out / name) for name, text in files.items() if _written(out / name, text, output)]
-        for stale in sorted(one for one in out.glob("*.yaml") if one.name not in files and _is_own(one)):
-            stale.unlink()
-            output.note(f"note: {stale} is removed: the app has it no longer")
+        for old in sorted(out.glob(stale)) if stale else ():
+            if old.name not in files and _is_own(old):
+                old.unlink()
+                output.note(f"note: {old} is removed: the app has it no longer")
     except OSError as error:
         raise FailedPrecondition(
             f"out: {str(out)!r} cannot be written: {error.strerror}; choose another folder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -26,6 +27,7 @@ _EXAMPLES = {
     "ledger": "postgresql://user:password@database/acme",
     "blobs": "s3://bucket/prefix?endpoint=https://s3.example.com",
 }
+_MEMORY, _CPU = re.compile(r"[0-9]+(Ki|Mi|Gi|k|M|G)?"), re.compile(r"[0-9]+(m|\.[0-9]{1,3})?")
 _NOT_SHARED = frozenset(
     {"name", "state", "host", "port", "allowed_hosts", "admin_host", "admin_port", "routes", "log_format"}
 )
@@ -110,6 +112,10 @@ def plan_of(
         value = getattr(plan, field)
         if not least <= value <= most:
             raise InvalidArgument(f"{field}: {value!r} is not from {least} to {most}")
+    for field, known, example in (("memory", _MEMORY, "512Mi"), ("cpu", _CPU, "100m")):
+        value = getattr(plan, field)
+        if not known.fullmatch(value) or not value.strip("0.mKMGTi"):
+            raise InvalidArgument(f"{field}: {value!r} is no quantity; write {example}")
     return plan
 
 

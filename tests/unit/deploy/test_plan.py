@@ -49,6 +49,20 @@ def test_a_number_out_of_range_is_named_with_its_value(wrong: dict[str, Any]) ->
         plan(**wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"memory": "lots"}, {"memory": "0Mi"}, {"memory": "512 MB"}, {"cpu": "fast"}, {"cpu": "0"}, {"cpu": ""}]
+)
+def test_what_is_no_quantity_is_named_with_an_example(wrong: dict[str, Any]) -> None:
+    field, value = next(iter(wrong.items()))
+    with pytest.raises(InvalidArgument, match=f"^{field}: {value!r} is no quantity; write "):
+        plan(**wrong)
+
+
+@pytest.mark.parametrize("fine", [{"memory": "2Gi"}, {"memory": "100Mi"}, {"cpu": "1"}, {"cpu": "0.5"}, {"cpu": "50m"}])
+def test_quantities_are_taken(fine: dict[str, Any]) -> None:
+    assert [getattr(plan(**fine), field) for field in fine] == list(fine.values())
+
+
 def test_a_stop_may_take_longer_than_the_grace() -> None:
     assert plan().stop_s > SETTINGS.grace_s
     assert plan(msgspec.structs.replace(SETTINGS, grace_s=90.5)).stop_s > 90.5
