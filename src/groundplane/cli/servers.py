@@ -21,6 +21,7 @@ from groundplane.testing.servers import installing
 from groundplane.testing.servers.catalog import LIGHT, MODULES, chosen
 from groundplane.testing.servers.handles import Handle, KeeperClient
 from groundplane.testing.servers.instance import temporary_folder
+from groundplane.testing.servers.processes import die_with
 from groundplane.testing.servers.together import environment, open_all, users_keeper
 
 _COLUMNS = ("name", "version", "origin", "installed", "pid", "port", "memory")
@@ -207,7 +208,11 @@ def run(
 def _execute(command: Sequence[str], variables: dict[str, str]) -> int:
     """The exit code of the command, as a shell tells it. Signals that end us go to it first."""
     try:
-        process = subprocess.Popen(list(command), env={**os.environ, **variables})
+        process = subprocess.Popen(
+            list(command),
+            env={**os.environ, **variables},
+            preexec_fn=die_with(os.getpid(), signal.SIGTERM),  # noqa: PLW1509  the threads that started servers ended
+        )
     except OSError as error:
         raise InvalidArgument(f"command: {command[0]!r} cannot be run: {error.strerror}") from error
     before = {

@@ -10,14 +10,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from groundplane.core.errors import Unavailable
 from groundplane.testing.servers.contract import Account
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def account_of(names: Sequence[str]) -> Account | None:
@@ -182,6 +182,20 @@ def _memory(pid: int) -> int:
         except OSError:
             continue
     return 0
+
+
+def die_with(parent: int, number: signal.Signals) -> Callable[[], None]:
+    """For `preexec_fn`: the child gets this signal when its parent is gone, also by SIGKILL. To be made and started by
+    the main thread: the kernel means the thread.
+    """
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def setup() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return setup
 
 
 def become_reaper() -> None:
