@@ -163,6 +163,8 @@ class Ends:
                     return await self._run(stack)
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
+            if error.code == "invalid_argument":
+                return EXIT_USAGE
             return {"queue_not_ready": EXIT_QUEUE, "store_not_ready": EXIT_STORE}.get(error.reason, EXIT_FAILED)
 
     async def _run(self, stack: AsyncExitStack) -> int:

@@ -61,7 +61,7 @@ class Sidecar:
                     return await self._run(stack)
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
-            return _EXITS.get(error.reason, EXIT_FAILED)
+            return EXIT_USAGE if error.code == "invalid_argument" else _EXITS.get(error.reason, EXIT_FAILED)
 
     async def _run(self, stack: AsyncExitStack) -> int:
         config = self._config
