@@ -42,6 +42,7 @@ def main(url: str) -> None:
 
     listener = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio turns Nagle off for sockets that say so
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # who connects before the application has started waits
     print(listener.getsockname()[1], flush=True)
     application = Starlette(routes=[Route("/v1/jobs", accept, methods=["POST"])], lifespan=lifespan)
     config = uvicorn.Config(application, http="h11", log_level="warning", access_log=False)

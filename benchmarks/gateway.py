@@ -54,6 +54,7 @@ async def call_tool(ctx, params):
 server = Server("bare", on_list_tools=list_tools, on_call_tool=call_tool)
 listener = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio turns Nagle off for sockets that say so
 listener.bind(("127.0.0.1", 0))
+listener.listen()
 print(listener.getsockname()[1], flush=True)
 config = uvicorn.Config(server.streamable_http_app(), log_level="warning")
 uvicorn.Server(config).run(sockets=[listener])
