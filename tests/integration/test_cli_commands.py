@@ -91,6 +91,7 @@ def test_a_light_command_loads_no_gateway(tmp_path: Path, argv: list[str]) -> No
         ("call t a:=1 --timeout nan", "timeout: nan"),
         ("completion cmd", "cmd"),
         ("dead redrive", "dead_id"),
+        ("dead list q", "'q' is more than this command takes\n  See `groundplane dead list --help`"),
         ("dead purge --queue q", "--yes"),
     ],
 )

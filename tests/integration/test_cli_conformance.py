@@ -74,3 +74,19 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, words: tuple[str, ...], s
     done = conformance(*words, cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("port", "url", "said"),
+    [
+        ("queues", "amqp://guest:canary@127.0.0.1:1/x", "cannot be reached"),
+        ("jobs", "amqp://guest:canary@127.0.0.1:1/x", "no driver of jobs for 'amqp'"),
+        ("blobs", "s3://bucket?endpoint=http://key:canary@127.0.0.1:1", "takes no connection"),
+    ],
+)
+def test_what_every_test_would_fail_with_is_said_once(tmp_path: Path, port: str, url: str, said: str) -> None:
+    done = conformance(port, url, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert done.stderr.count(said) == 1
+    assert "passed" not in done.stdout + done.stderr
+    assert "canary" not in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import subprocess
@@ -11,17 +12,21 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from cyclopts import Parameter
 
 from groundplane.cli import conformance_report as report
 from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, Output
-from groundplane.core.errors import FailedPrecondition, InvalidArgument
+from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument
 from groundplane.core.names import did_you_mean
-from groundplane.core.secrets import check_url, mask_urls
+from groundplane.core.secrets import Url, check_url, mask_urls
+from groundplane.core.settings import Settings
+from groundplane.plane import diagnose, installed_schemes
 
 URL_VARIABLE = "GROUNDPLANE_CONFORMANCE_URL"
 RESULTS_VARIABLE = "GROUNDPLANE_CONFORMANCE_RESULTS"
 _PORTS = ("queues", "jobs", "ledger", "blobs")
+_HOPELESS = frozenset({"invalid_argument", "permission_denied", "unavailable"})
 
 
 def conformance(
@@ -47,18 +52,32 @@ def conformance(
     """
     if port not in _PORTS:
         raise InvalidArgument(f"port: {port!r} has no suite; use {', '.join(_PORTS)}{did_you_mean(port, _PORTS)}")
-    check_url("url", url)
+    checked = check_url("url", url)
     for needed in ("pytest", "anyio"):
         if importlib.util.find_spec(needed) is None:
             raise FailedPrecondition(
                 f"conformance: {needed} is not installed; pip install 'groundplane[testing]'", reason="missing_extra"
             )
+    _refuse_hopeless(port, checked)
     with tempfile.TemporaryDirectory(prefix="groundplane-conformance-") as folder:
         found = _run(Path(folder), port, url, select, quiet=json)
         if out is not None:
             report.write(found, out, Path(folder) / "junit.xml")
     Output(json=json).result(report.as_json(found), report.summary(found))
     return EXIT_OK if found.passed else EXIT_FAILURE
+
+
+def _refuse_hopeless(port: str, url: Url) -> None:
+    """Raise once what every test would fail with: no driver, a server that is away, a wrong password."""
+    known = installed_schemes()[port]
+    if url.scheme not in known:
+        hint = did_you_mean(url.scheme, known) or f"; there is {', '.join(sorted(known))}"
+        raise InvalidArgument(f"url: no driver of {port} for {url.scheme!r}{hint}")
+    try:
+        asyncio.run(diagnose(msgspec.structs.replace(Settings(), **{port: url}), port))
+    except GroundplaneError as error:
+        if error.code in _HOPELESS or error.reason == "missing_extra":
+            raise
 
 
 def _run(folder: Path, port: str, url: str, select: str | None, *, quiet: bool) -> report.Report:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from groundplane.cli.output import EXIT_OK, EXIT_USAGE, exit_code, show_error, to_json
 from groundplane.core.errors import GroundplaneError
@@ -79,7 +79,7 @@ _PASSED_ON = {
 
 def build(argv: Sequence[str] = ()) -> App:
     """The command line for these words: the command that they name is loaded, the others are only listed."""
-    called = next((name for name in (" ".join(argv[:2]), " ".join(argv[:1])) if name in _COMMANDS), None)
+    called = _called(argv).lstrip()
     app = App(name="groundplane", help=_ROOT, help_epilogue=_EPILOGUE, help_format="plaintext", version_flags=[])
     groups = {name: App(name=name, help=text, help_epilogue="", version_flags=[]) for name, text in _GROUPS.items()}
     for name, (target, summary) in _COMMANDS.items():
@@ -107,8 +107,11 @@ def run(argv: Sequence[str]) -> int:
     try:
         outcome = build(argv)(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
+    except UnusedCliTokensError as error:
+        words = ", ".join(repr(word) for word in error.unused_tokens or ())
+        return _usage(f"arguments: {words} is more than this command takes", json=json, command=_called(argv))
     except CycloptsError as error:
-        return _usage(str(error), json=json)
+        return _usage(str(error), json=json, command=_called(argv))
     except GroundplaneError as error:
         show_error(error, json=json)
         return exit_code(error)
@@ -141,13 +144,18 @@ def _unknown_command(argv: Sequence[str]) -> str:
     return ""
 
 
-def _usage(text: str, *, json: bool) -> int:
+def _called(argv: Sequence[str]) -> str:
+    """The command that these words name, with a space before it."""
+    return next((f" {name}" for name in (" ".join(argv[:2]), " ".join(argv[:1])) if name in _COMMANDS), "")
+
+
+def _usage(text: str, *, json: bool, command: str = "") -> int:
     message = " ".join(text.split())
     if json:
         record = {"code": "invalid_argument", "reason": "usage", "message": message, "details": {}, "retryable": False}
         sys.stderr.write(to_json({"error": record}) + "\n")
     else:
-        sys.stderr.write(f"error [invalid_argument] {message}\n  See `groundplane --help`.\n")
+        sys.stderr.write(f"error [invalid_argument] {message}\n  See `groundplane{command} --help`.\n")
     return EXIT_USAGE
 
 
