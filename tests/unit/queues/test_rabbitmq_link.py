@@ -10,9 +10,9 @@ from pamqp import commands
 
 from amqp_peer import FakeBroker, method, served
 from groundplane.backends.amqp import Address, Connection, Message
-from groundplane.core.errors import Unavailable
+from groundplane.core.errors import FailedPrecondition, Unavailable
 from groundplane.queues.drivers.rabbitmq import link
-from groundplane.queues.drivers.rabbitmq.link import Session
+from groundplane.queues.drivers.rabbitmq.link import Session, check_is_up
 
 pytestmark = pytest.mark.anyio
 
@@ -44,3 +44,12 @@ async def test_what_is_never_confirmed_is_not_kept_and_stops_nobody_else(monkeyp
             assert session.publishing.statistics()["unconfirmed"] == 0
         finally:
             await session.aclose()
+
+
+def test_a_stream_that_is_not_up_yet_is_unavailable_and_one_made_otherwise_is_not() -> None:
+    """What RabbitMQ 3.10.8 says to who consumes a stream while it starts."""
+    said = "PRECONDITION_FAILED - queue 'queue 'n::registry' in vhost '/'' does not have a replica on the local node"
+    with pytest.raises(Unavailable) as caught:
+        check_is_up(FailedPrecondition("consume", reason="precondition_failed", details={"reply_text": said}))
+    assert (caught.value.reason, caught.value.retryable) == ("broker_error", True)
+    check_is_up(FailedPrecondition("consume", reason="precondition_failed", details={"reply_text": "inequivalent arg"}))

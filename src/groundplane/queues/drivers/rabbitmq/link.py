@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from groundplane.backends.amqp import Address, Channel, Connection, Message, QueueState
-from groundplane.core.errors import Closed, GroundplaneError, NotFound, Unavailable
+from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, NotFound, Unavailable
 from groundplane.core.retry import RetryPolicy
 
 READY_S = 3.0
@@ -133,6 +133,16 @@ def check_is_missing(error: NotFound) -> None:
     if "inaccessible" in text or "is down" in text:
         raise Unavailable(
             f"queues: a queue of the broker is not up ({text}); it is tried again by itself: look at the broker's log",
+            reason="broker_error",
+        ) from error
+
+
+def check_is_up(error: FailedPrecondition) -> None:
+    """`unavailable` where a stream is not up yet, as while a broker starts: RabbitMQ answers 406 to who consumes it."""
+    text = str(error.details.get("reply_text", ""))
+    if "does not have a replica" in text or "does not have a running replica" in text:
+        raise Unavailable(
+            f"queues: a stream of the broker is not up ({text}); it is tried again by itself: look at the broker's log",
             reason="broker_error",
         ) from error
 

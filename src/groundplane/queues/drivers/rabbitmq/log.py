@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from groundplane.backends.amqp import Channel, Delivery, Message
-from groundplane.core.errors import GroundplaneError, NotFound, Unavailable
-from groundplane.queues.drivers.rabbitmq.link import Link, Session, check_is_missing
+from groundplane.core.errors import FailedPrecondition, GroundplaneError, NotFound, Unavailable
+from groundplane.queues.drivers.rabbitmq.link import Link, Session, check_is_missing, check_is_up
 
 _RECORD, _MARK = b"\x01", b"\x00"
 _PREFETCH = 500
@@ -99,12 +99,16 @@ class Log:
             offset: Any = self._next or "first"
             self._heard = False
             channel.on_closed(lambda error: self._broken(channel, error))
-            await channel.consume(
-                self._stream,
-                lambda delivery: self._receive(channel, delivery),
-                on_cancel=lambda error: self._broken(channel, error),
-                arguments={"x-stream-offset": offset},
-            )
+            try:
+                await channel.consume(
+                    self._stream,
+                    lambda delivery: self._receive(channel, delivery),
+                    on_cancel=lambda error: self._broken(channel, error),
+                    arguments={"x-stream-offset": offset},
+                )
+            except FailedPrecondition as error:
+                check_is_up(error)
+                raise
             self._session, self._channel = session, channel
             return channel
 
