@@ -28,6 +28,8 @@ SECRETS = {
     "REDIS_URL": f"redis://:{CANARY}5@r/2",
     "AWS_SECRET_ACCESS_KEY": f"{CANARY}6",
     "OPENAI_API_KEY": f"{CANARY}7",
+    # the plane itself is embedded: what is customary is of others
+    **{f"GROUNDPLANE_{port}_URL": "embedded://" for port in ("QUEUES", "JOBS", "LEDGER")},
 }
 APP = """
 from groundplane import App
@@ -84,7 +86,7 @@ def test_a_whole_plane_tells_no_secret(tmp_path: Path) -> None:
     assert [str(file) for file, data in stored.items() if CANARY.encode() in data] == []
 
 
-_REFUSED = f"postgresql://me:{CANARY}@h/x"
+_REFUSED = f"mysql://me:{CANARY}@h/x"
 _URLS = [
     _REFUSED, f"embedded://?token={CANARY}", f"embedded://me:{CANARY}@x/y", f"s3://me:{CANARY}@[bad", f"{CANARY}",
     f"nonsense:{CANARY}@h", f"://{CANARY}",

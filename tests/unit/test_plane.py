@@ -112,6 +112,7 @@ def test_the_schemes_that_settings_are_checked_against_are_those_of_the_drivers(
     schemes = installed_schemes()
     assert set(schemes) == set(PORTS)
     assert all("embedded" in known for known in schemes.values())
-    assert "postgresql" not in schemes["jobs"]
-    with pytest.raises(InvalidArgument, match="no driver for 'amqp'"):
-        load({"queues": "amqp://h"}, environ={}, schemes=schemes)
+    assert {"postgresql", "postgres"} < set(schemes["jobs"])
+    assert "amqp" not in schemes["jobs"]
+    with pytest.raises(InvalidArgument, match="no driver for 'kafka'"):
+        load({"queues": "kafka://h"}, environ={}, schemes=schemes)

@@ -26,26 +26,45 @@ class CutOff(Exception):
         self.seconds = seconds
 
 
+class Bound:
+    """The deadline of one call."""
+
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self.seconds = seconds
+        self.cut = False
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._begin = self._loop.time()
+        self._timer = self._loop.call_later(seconds, self._cut_off)
+
+    def allow(self, seconds: float) -> None:
+        """That much longer."""
+        if seconds and not self.cut:
+            self.seconds += seconds
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._begin + self.seconds, self._cut_off)
+
+    def end(self) -> None:
+        """The call is over."""
+        self._timer.cancel()
+
+    def _cut_off(self) -> None:
+        self.cut = True
+        shut_down(self._connection)
+
+
 @asynccontextmanager
-async def bounded(connection: Connection, seconds: float) -> AsyncIterator[None]:
+async def bounded(connection: Connection, seconds: float) -> AsyncIterator[Bound]:
     """Cut the connection off after so long: then `CutOff` is raised from what that made of the call."""
-    loop = asyncio.get_running_loop()
-    cut = False
-
-    def cut_off() -> None:
-        nonlocal cut
-        cut = True
-        shut_down(connection)
-
-    timer = loop.call_later(seconds, cut_off)
+    bound = Bound(connection, seconds)
     try:
-        yield
+        yield bound
     except psycopg.Error as error:
-        if cut:
-            raise CutOff(seconds) from error
+        if bound.cut:
+            raise CutOff(bound.seconds) from error
         raise
     finally:
-        timer.cancel()
+        bound.end()
 
 
 def shut_down(connection: Connection) -> None:

@@ -16,10 +16,10 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from groundplane.backends.postgres import bells, lists, probe
 from groundplane.backends.postgres import settings as urls
-from groundplane.backends.postgres.cutting import CutOff, bounded, shut_down
+from groundplane.backends.postgres.cutting import Bound, CutOff, bounded, shut_down
 from groundplane.backends.postgres.errors import said, timed_out, translate
 from groundplane.backends.postgres.migrations import migrate
-from groundplane.backends.postgres.transaction import Connection, Row, Statement, Transaction, send
+from groundplane.backends.postgres.transaction import Connection, Row, Statement, Transaction, carrying_s, send
 from groundplane.core.errors import Closed, FailedPrecondition, PermissionDenied
 from groundplane.core.migrations import MigrationSet
 
@@ -106,10 +106,10 @@ class Engine:
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, durable: bool, more_s: float = 0.0) -> T:
         """`work` in a transaction; its bells are rung after the commit."""
         self.transactions += 1
-        async with self._connection(more_s) as connection:
+        async with self._connection(more_s) as (connection, bound):
             try:
                 async with connection.pipeline() as pipeline:
-                    tx = Transaction(connection, pipeline, _begin(durable))
+                    tx = Transaction(connection, pipeline, _begin(durable), bound.allow)
                     value = await work(tx)
                     await tx.commit()
             except BaseException:
@@ -122,7 +122,8 @@ class Engine:
     async def query(self, statements: Sequence[Statement]) -> list[list[Row]]:
         """Statements as one transaction in one round trip; the rows of each."""
         self.queries += 1
-        async with self._connection() as connection:
+        async with self._connection() as (connection, bound):
+            bound.allow(carrying_s(statements))
             return await send(connection, statements)
 
     async def aclose(self) -> None:
@@ -152,7 +153,7 @@ class Engine:
         )
 
     @asynccontextmanager
-    async def _connection(self, more_s: float = 0.0) -> AsyncIterator[Connection]:
+    async def _connection(self, more_s: float = 0.0) -> AsyncIterator[tuple[Connection, Bound]]:
         """A connection for one call, which is cut off at its deadline."""
         pool = self._pool
         assert pool is not None
@@ -163,8 +164,8 @@ class Engine:
             task = asyncio.current_task()
             self._busy[task] = connection
             try:
-                async with bounded(connection, max(0.05, until - loop.time()) + more_s):
-                    yield connection
+                async with bounded(connection, max(0.05, until - loop.time()) + more_s) as bound:
+                    yield connection, bound
                 self._used[id(connection)] = loop.time()
                 self.failure = ""
             finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from psycopg import AsyncConnection, AsyncPipeline
@@ -11,6 +11,22 @@ Row: TypeAlias = tuple[Any, ...]
 Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any]
 Statement: TypeAlias = tuple[str, Bindings]
 Connection: TypeAlias = AsyncConnection[Row]
+
+
+_CARRIED_BYTES_PER_S = 2 * 1024 * 1024
+_HEAVY_BYTES = 64 * 1024
+
+
+def carrying_s(statements: Sequence[Statement]) -> float:
+    """Seconds that large values may take on their way, beside the time that a call has."""
+    heavy = 0
+    for _, bindings in statements:
+        for value in bindings.values() if isinstance(bindings, Mapping) else bindings:
+            if isinstance(value, str | bytes) and len(value) > _HEAVY_BYTES:
+                heavy += len(value)
+            elif isinstance(value, list):
+                heavy += sum(len(one) for one in value if isinstance(one, str | bytes) and len(one) > _HEAVY_BYTES)
+    return heavy / _CARRIED_BYTES_PER_S
 
 
 async def send(connection: Connection, statements: Sequence[Statement]) -> list[list[Row]]:
@@ -32,9 +48,16 @@ class Transaction:
     It begins with the first statement that is sent and is committed, together with what was only told, in one message.
     """
 
-    __slots__ = ("_connection", "_pipeline", "_told", "rung")
+    __slots__ = ("_allow", "_connection", "_pipeline", "_told", "rung")
 
-    def __init__(self, connection: Connection, pipeline: AsyncPipeline, first: Sequence[Statement]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        pipeline: AsyncPipeline,
+        first: Sequence[Statement],
+        allow: Callable[[float], None],
+    ) -> None:
+        self._allow = allow
         self._connection = connection
         self._pipeline = pipeline
         self._told: list[Statement] = list(first)
@@ -51,6 +74,7 @@ class Transaction:
         turn off the server's watch over transactions that are idle.
         """
         told, self._told = self._told, []
+        self._allow(carrying_s(told) + carrying_s(statements))
         for sql, bindings in told:
             await self._connection.execute(sql, bindings or None)
         cursors = [await self._connection.execute(sql, bindings or None) for sql, bindings in statements]
