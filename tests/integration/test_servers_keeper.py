@@ -189,6 +189,19 @@ def test_a_shared_server_that_crashed_is_started_again_when_it_is_asked_for(keep
     assert again.port == first.port
 
 
+@pytest.mark.fault
+@pytest.mark.skipif(plan("rabbitmq").installed is None, reason="needs RabbitMQ: groundplane servers install rabbitmq")
+def test_what_a_crashed_server_has_left_does_not_answer_in_its_place(keeper: KeeperClient) -> None:
+    server = keeper.open("rabbitmq")
+    first = descendants([server.pid])
+    os.kill(server.pid, signal.SIGKILL)  # the script; the node that it has started goes on
+    assert eventually(lambda: server.pid == 0, 5)
+    assert any(alive(pid) for pid in first)
+    keeper.open("rabbitmq")
+    assert not any(alive(pid) for pid in first)
+    assert server.pid != 0
+
+
 @pytest.mark.req("KIT-01.1")
 @pytest.mark.usefixtures("needs_redis")
 def test_a_port_is_pinned_by_the_name_of_the_server(keeper: KeeperClient) -> None:

@@ -163,6 +163,8 @@ class Instance:
         with self._lock:
             if self.pid:
                 return
+            if self._main is not None and not processes.alive(self._main.pid):
+                processes.kill_tree([self._main.pid])  # what it left would answer in place of the new one
             first = self._place is None
             for left in reversed(range(_PORT_TRIES if first else 1)):
                 try:
