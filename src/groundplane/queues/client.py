@@ -159,7 +159,12 @@ class Queues:
             limits.check_seconds("lease_s", lease_s, limits.LEASE_S_MAX, zero=False)
             self._require(Capability.LEASE, "lease_s")
         self._check_open()
-        async with self.driver.consume(queue, max_in_flight=max_in_flight, lease_s=lease_s) as inner:
+        async with AsyncExitStack() as stack:
+            inner = await self._call(
+                lambda: stack.enter_async_context(
+                    self.driver.consume(queue, max_in_flight=max_in_flight, lease_s=lease_s)
+                )
+            )
             consumer = Consumer(self, inner, queue)
             self._consumers.add(consumer)
             try:
