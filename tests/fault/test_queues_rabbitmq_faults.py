@@ -49,6 +49,7 @@ class Pump:
         while True:
             ids = [f"m-{self._numbers + n}" for n in range(5)]
             self._numbers += len(ids)
+            self.history.maybe_sent(*ids)  # also when this is cancelled in the middle
             try:
                 await self._sending.send(
                     *(OutgoingMessage(queue="in", id=one, payload=one.encode() * 20) for one in ids)
@@ -56,7 +57,6 @@ class Pump:
                 self.history.sent(*ids)
             except GroundplaneError as error:
                 self.failures[error.reason] += 1
-                self.history.maybe_sent(*ids)
             await asyncio.sleep(0.004)
 
     async def pass_on(self) -> None:
