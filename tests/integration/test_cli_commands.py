@@ -185,10 +185,10 @@ def test_a_call_that_is_interrupted_says_that_the_job_goes_on(tmp_path: Path) ->
             while b"pipeline" not in said:  # its progress: the job is being followed
                 said += shown.read(1000)
             call.send_signal(signal.SIGINT)
-            printed, _ = call.communicate(timeout=20)
             with contextlib.suppress(OSError):  # the other side is closed
-                while more := shown.read(1000):
+                while more := shown.read(1000):  # or the terminal is full, and nobody ends
                     said += more
+            printed, _ = call.communicate(timeout=20)
         (job,) = request(f"{plane.url}/v1/jobs?state=running")[1]["jobs"]
     assert (call.returncode, printed) == (130, "")
     assert f"job {job['job_id']} goes on" in said.decode()

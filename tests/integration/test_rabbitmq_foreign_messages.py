@@ -30,7 +30,7 @@ async def foreigner(rabbitmq_url: str) -> AsyncIterator[Channel]:
         yield await connection.channel(confirms=True)
 
 
-@pytest.mark.parametrize("note", ["text", 7, {"a": 1}, None])
+@pytest.mark.parametrize("note", ["text", 7, {"a": 1}, None, b"\xc1garbage", b""])
 async def test_a_foreign_header_of_our_name_is_no_note_and_the_payload_is_handed_out(
     queues: Queues, foreigner: Channel, note: object
 ) -> None:
@@ -42,9 +42,9 @@ async def test_a_foreign_header_of_our_name_is_no_note_and_the_payload_is_handed
     assert (await queues.depth("work")).total == 0
 
 
-@pytest.mark.parametrize("note", [msgspec.msgpack.encode([99, {"unknown": "shape"}]), b"\xc1garbage", b""])
+@pytest.mark.parametrize("note", [msgspec.msgpack.encode([99, {"unknown": "shape"}])])
 @pytest.mark.parametrize("key", ["plane:work", "plane:work:delayed"])
-async def test_a_note_that_cannot_be_read_is_kept_and_counted_and_breaks_no_connection(
+async def test_a_newer_note_is_kept_and_counted_and_breaks_no_connection(
     queues: Queues, foreigner: Channel, key: str, note: bytes
 ) -> None:
     await foreigner.publish("groundplane", key, b"newer", encode_properties({"gp": note}))
