@@ -17,7 +17,6 @@ from groundplane.backends.postgres import Database, MigrationSet
 from groundplane.backends.postgres.errors import translate
 from groundplane.core.errors import (
     AlreadyExists,
-    Conflict,
     DeadlineExceeded,
     FailedPrecondition,
     GroundplaneError,
@@ -52,8 +51,8 @@ NOTES = MigrationSet(
         ("08006", Unavailable, "", True),
         ("55P03", Unavailable, "database_busy", True),
         ("57014", DeadlineExceeded, "", False),
-        ("40001", Conflict, "", True),
-        ("40P01", Conflict, "", True),
+        ("40001", Unavailable, "database_busy", True),
+        ("40P01", Unavailable, "database_busy", True),
         ("23505", AlreadyExists, "", False),
         ("22021", InvalidArgument, "", False),
         ("23514", Internal, "", False),

@@ -13,7 +13,6 @@ import psycopg
 
 from groundplane.core.errors import (
     AlreadyExists,
-    Conflict,
     DeadlineExceeded,
     FailedPrecondition,
     GroundplaneError,
@@ -46,8 +45,8 @@ _BY_STATE: dict[str, _Row] = {
     "53300": _Row(ResourceExhausted, "raise max_connections, or lower pool_max in the URL"),
     "55P03": _Row(Unavailable, "somebody holds a lock for too long; look at pg_stat_activity", "database_busy"),
     "57014": _Row(DeadlineExceeded, "the server cancelled it: statement_timeout, or an administrator"),
-    "40001": _Row(Conflict, "it lost against another transaction; try again", retryable=True),
-    "40P01": _Row(Conflict, "it lost against another transaction; try again", retryable=True),
+    "40001": _Row(Unavailable, "it lost against another transaction and changed nothing; try again", "database_busy"),
+    "40P01": _Row(Unavailable, "it lost against another transaction and changed nothing; try again", "database_busy"),
     "23505": _Row(AlreadyExists, "a row with this key is there already"),
     "0A000": _Row(Unsupported, "the server does not support it"),
     "22021": _Row(InvalidArgument, "text must not have NUL characters"),
