@@ -30,7 +30,6 @@ class _Row(NamedTuple):
     make: Callable[..., GroundplaneError]
     advice: str
     reason: str = ""
-    retryable: bool | None = None
 
 
 _BY_STATE: dict[str, _Row] = {
@@ -80,7 +79,6 @@ def translate(error: psycopg.Error, shown: str, state: str = "") -> GroundplaneE
         f"database: {shown!r}: {text}; {row.advice}",
         reason=row.reason,
         details={"sqlstate": state},
-        retryable=row.retryable,
     )
 
 
