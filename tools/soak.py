@@ -23,8 +23,8 @@ _HEAD = """# Soak
 
 `make soak` kills every process of a plane, and kills, pauses, cuts off, slows and restarts every server, in every
 window of a message, while customers order. The table has what the run below came to. After each round old orders must
-have ended; after each test the books are audited: nothing lost, no keyed effect twice, no terminal state changed, queues
-and outbox empty, nothing left behind. What is guaranteed and what is not:
+have ended; after each test the books are audited: nothing lost, no keyed effect twice, no terminal state changed,
+queues and outbox empty, nothing left behind. What is guaranteed and what is not:
 [guarantees](../explanation/guarantees.md).
 """
 
