@@ -10,6 +10,8 @@ import pytest
 from groundplane.testing.faults import NoSmallDisk
 from groundplane.testing.faults import small_disk as mounted
 
+pytest.register_assert_rewrite("fault.orders", "fault.plane_lab")
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:

@@ -109,6 +109,31 @@ async def test_a_crash_of_the_server_leaves_a_gap_behind_ids_that_may_have_been_
         assert (await jobs.events(limit=0)).last_id == after + 1
 
 
+@pytest.mark.req("JOB-01.2", "JOB-05.1")
+async def test_a_repeated_creation_waits_for_nobody_who_changes_the_job(store: PostgresJobs) -> None:
+    """It holds the lock that ends every transaction: waiting for one would be a deadlock."""
+    job = msgspec.structs.replace(new_job(), idempotency_key="order 1")
+    await store.create(job, [])
+    schema, entered, go = store.native.schema, asyncio.Event(), asyncio.Event()
+
+    async def slow(tx: Transaction) -> None:
+        await tx.execute(f"UPDATE {schema}.jobs SET message = 'changing' WHERE job_id = %s", (job.job_id,))
+        entered.set()
+        await go.wait()
+
+    holder = asyncio.create_task(store.native.write(slow))
+    await entered.wait()
+    try:
+        async with asyncio.timeout(5):
+            again = await store.create(msgspec.structs.replace(job, job_id=new_id()), [])
+            with pytest.raises(AlreadyExists, match=job.job_id):
+                await store.create(msgspec.structs.replace(job, idempotency_key=None), [])
+    finally:
+        go.set()
+        await holder
+    assert (again.created, again.job.job_id) == (False, job.job_id)
+
+
 async def _note(jobs: Jobs, job_id: str) -> None:
     async def noted() -> bool:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from psycopg import AsyncConnection, AsyncPipeline
+from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
 
 Row: TypeAlias = tuple[Any, ...]
 Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any]
@@ -73,11 +73,7 @@ class Transaction:
         Each ends with a Sync and nothing after it, unlike a pipeline that is left: any message after that Sync would
         turn off the server's watch over transactions that are idle.
         """
-        told, self._told = self._told, []
-        self._allow(carrying_s(told) + carrying_s(statements))
-        for sql, bindings in told:
-            await self._connection.execute(sql, bindings or None)
-        cursors = [await self._connection.execute(sql, bindings or None) for sql, bindings in statements]
+        cursors = await self._queue(statements)
         await self._pipeline.sync()
         return [await one.fetchall() if one.description is not None else [] for one in cursors]
 
@@ -90,5 +86,11 @@ class Transaction:
         self.rung[topic] = None
 
     async def commit(self) -> None:
-        """Send what was told, and end it."""
-        await self.batch([("COMMIT", ())])
+        """Queue what was told, and the end of it; they are sent, and their errors raised, when the pipeline is left."""
+        await self._queue([("COMMIT", ())])
+
+    async def _queue(self, statements: Sequence[Statement]) -> list[AsyncCursor[Row]]:
+        told, self._told = self._told, []
+        self._allow(carrying_s(told) + carrying_s(statements))
+        queued = [await self._connection.execute(sql, bindings or None) for sql, bindings in (*told, *statements)]
+        return queued[len(told) :]

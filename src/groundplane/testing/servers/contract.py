@@ -249,7 +249,7 @@ class Running(Protocol):
         """SIGKILL to the server and everything it started; returns when they are gone."""
 
     def pause(self) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing."""
+        """SIGSTOP: it keeps its connections and answers nothing. Returns when it stands still."""
 
     def resume(self) -> None:
         """SIGCONT; returns when it answers again."""

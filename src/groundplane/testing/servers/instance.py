@@ -186,7 +186,8 @@ class Instance:
                 self._main.wait()
 
     def pause(self) -> None:
-        processes.send(self._tree(), signal.SIGSTOP)
+        if self.pid:
+            processes.freeze_tree([self.pid])
 
     def resume(self) -> None:
         tree = self._tree()

@@ -145,6 +145,24 @@ def send(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+def freeze_tree(roots: Sequence[int], timeout_s: float = 10.0) -> None:
+    """SIGSTOP to these processes and all below them, those born meanwhile included; returns when no thread runs."""
+    deadline = time.monotonic() + timeout_s
+    while running := [pid for pid in descendants(roots) if not _stands_still(pid)]:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"processes {running}: do not stop")
+        send(running, signal.SIGSTOP)
+        time.sleep(0.002)
+
+
+def _stands_still(pid: int) -> bool:
+    try:
+        threads = [Path(entry, "stat").read_text() for entry in os.scandir(f"/proc/{pid}/task")]
+    except OSError:
+        return not alive(pid)  # a thread ended meanwhile: look again
+    return all(one.rpartition(")")[2].split()[0] in "TtZX" for one in threads)
+
+
 def kill_tree(roots: Sequence[int], timeout_s: float = 10.0) -> None:
     """SIGKILL to these processes and all below them, those born meanwhile included; returns when they are gone."""
     deadline = time.monotonic() + timeout_s

@@ -160,6 +160,10 @@ def _bindings(
 
 @functools.cache
 def _create(schema: str) -> str:
+    """The statement. What is known is left out by looking, as ON CONFLICT waits for a transaction that changes the row,
+    and that one may wait for the lock of the namespace, which is held here. (Subqueries that give a value are no joins,
+    which might scan the table.)
+    """
     count = "(SELECT count(*) FROM made)"
     return f"""
         WITH clock AS (SELECT coalesce(%(now)s::bigint, {CLOCK}) AS now),
@@ -167,7 +171,11 @@ def _create(schema: str) -> str:
           SELECT * FROM unnest(%(ids)s::text[], %(tools)s::text[], %(owners)s::text[], %(keys)s::text[],
             %(hashes)s::text[], %(steps)s::bigint[], %(routes)s::bytea[], %(arguments)s::bytea[],
             %(deadlines)s::bigint[], %(tokens)s::text[], %(traces)s::text[], %(datas)s::text[]) WITH ORDINALITY
-          AS job (job_id, tool, owner, key, hash, steps, route, arguments, deadline_at, token, trace, data, n)),
+          AS job (job_id, tool, owner, key, hash, steps, route, arguments, deadline_at, token, trace, data, n)
+          WHERE (SELECT seq FROM {schema}.jobs AS known
+                 WHERE known.namespace = %(namespace)s AND known.job_id = job.job_id) IS NULL
+            AND (SELECT seq FROM {schema}.jobs AS known WHERE known.namespace = %(namespace)s
+                 AND known.owner = job.owner AND known.idempotency_key = job.key) IS NULL),
         made AS (
           INSERT INTO {schema}.jobs (namespace, job_id, tool, owner, idempotency_key, arguments_hash, total_steps,
             route, arguments, created_at, updated_at, deadline_at, token_hash, trace)
