@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=130, help="of each window (130)")
     parser.add_argument("--outage", type=float, default=30.0, help="seconds for which a server is away (30)")
+    parser.add_argument("--workers", type=int, default=2, help="tests at once (2)")
     parser.add_argument("--select", default="", help="a pytest -k expression")
     parser.add_argument("--log", type=Path, help="a file that keeps what runs did; the table has all of them")
     given = parser.parse_args()
@@ -57,7 +58,19 @@ def _run(given: argparse.Namespace, log: Path) -> int:
         "GROUNDPLANE_REQUIRE_SERVERS": os.environ.get("GROUNDPLANE_REQUIRE_SERVERS", "rabbitmq,postgres,s3"),
     }
     chosen = ["-k", given.select] if given.select else []
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", "tests/fault", *chosen]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=0",
+        "-n",
+        str(given.workers),
+        "tests/fault",
+        *chosen,
+    ]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 

@@ -311,7 +311,7 @@ async def test_a_full_disk_of_the_store_is_told_and_leaves_what_was_there(
     async with Blobs.open(url) as blobs:
         await blobs.put("old", b"old")
         full = await filled(blobs)
-        assert full.retryable  # a single-drive MinIO calls a full disk an internal error: no code tells it
+        assert full.retryable  # MinIO has several words for a full disk
         with pytest.raises((ResourceExhausted, Unavailable)):
             await blobs.put("old", pieces(40))
         assert await blobs.get("old") == b"old"

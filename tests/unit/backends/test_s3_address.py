@@ -116,6 +116,8 @@ class Answer(Exception):
         ("RequestTimeTooSkewed", 403, ("failed_precondition", "clock_skew", False)),
         ("SlowDown", 503, ("resource_exhausted", "store_busy", True)),
         ("XMinioStorageFull", 507, ("resource_exhausted", "disk_full", True)),
+        ("IncompleteBody", 400, ("unavailable", "store_error", True)),
+        ("RequestTimeout", 400, ("unavailable", "store_error", True)),
         ("InternalError", 500, ("unavailable", "store_error", True)),
         ("", 403, ("permission_denied", "store_access_refused", False)),
         ("", 502, ("unavailable", "store_error", True)),

@@ -37,6 +37,8 @@ _TABLE: dict[str, tuple[type[Any], str, str]] = {
     "PreconditionFailed": (Conflict, "", "read it again"),
     "ConditionalRequestConflict": (Conflict, "", "read it again"),
     "SlowDown": (ResourceExhausted, "store_busy", "try again later"),
+    "IncompleteBody": (Unavailable, "store_error", "the store lost a part of what was sent: look at its log and disk"),
+    "RequestTimeout": (Unavailable, "store_error", "the network is slow, or the store was; try again"),
     "XMinioStorageFull": (ResourceExhausted, "disk_full", "free space on the store"),
     "QuotaExceeded": (ResourceExhausted, "disk_full", "free space in the bucket, or raise its quota"),
     "XMinioAdminBucketQuotaExceeded": (ResourceExhausted, "disk_full", "free space in the bucket, or raise its quota"),
