@@ -21,6 +21,8 @@ from groundplane.mesh.spec import ActorSpec
 
 GATEWAY, ENDS = "gateway", "ends"
 _FIRST, _SECOND, _THIRD = 0, 1, 2
+_BEHIND_THE_GATEWAY = 5
+"""Who waits for an answer comes before a backlog."""
 
 
 class PlanePrograms:
@@ -88,6 +90,7 @@ def _program(name: str, command: launch.Command, stage: int) -> Program:
         ready_file=command.ready_file,
         stage=stage,
         exits=command.exits,
+        nice=_BEHIND_THE_GATEWAY,
     )
 
 

@@ -30,7 +30,8 @@ _PR_SET_PDEATHSIG = 1
 class Program(msgspec.Struct, frozen=True, kw_only=True):
     """What to run. `stage` orders the stop: the lowest first. `ready_file` appears when the process does its work.
 
-    `feed` makes what the process reads from its standard input; it may take its time.
+    `feed` makes what the process reads from its standard input; it may take its time. `nice` is added to the priority
+    that the supervisor has: more is less (`nice(2)`).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path | None = None
     feed: Callable[[], Awaitable[bytes]] | None = None
     exits: dict[int, str] = {}
+    nice: int = 0
 
 
 Listener = Callable[[str, "Child"], None]
@@ -130,7 +132,7 @@ class Child:
             cwd=self.program.folder,
             stdout=2,  # the supervisor's standard output is for its own lines
             env={**os.environ, **self.program.environment},
-            preexec_fn=_child_setup(os.getpid()),
+            preexec_fn=_child_setup(os.getpid(), self.program.nice),
         )
         self.pid, self.status = process.pid, None
         self.starts += 1
@@ -246,13 +248,14 @@ class Supervisor:
         return clean
 
 
-def _child_setup(parent: int) -> Callable[[], None]:
+def _child_setup(parent: int, nice: int) -> Callable[[], None]:
     """Runs in the child between fork and exec: only calls that are safe there."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def setup() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.nice(nice)
         if os.getppid() != parent:  # the supervisor died before the line above
             os._exit(1)
 

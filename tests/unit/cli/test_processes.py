@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import leaks
@@ -168,3 +169,13 @@ async def test_a_program_that_cannot_serve_is_tried_again_with_growing_pauses(tm
     count = child.starts
     await asyncio.sleep(0.3)
     assert child.starts == count
+
+
+async def test_a_program_has_the_priority_that_it_asks_for(tmp_path: Path, heard: Heard) -> None:
+    supervisor = Supervisor(heard, grace_s=10)
+    supervisor.start([_program(tmp_path, "plain"), msgspec.structs.replace(_program(tmp_path, "modest"), nice=5)])
+    await heard.wait("ready", "plain")
+    await heard.wait("ready", "modest")
+    found = {name: os.getpriority(os.PRIO_PROCESS, child.pid or 0) for name, child in supervisor.children.items()}
+    assert found["modest"] == found["plain"] + 5
+    await supervisor.stop()

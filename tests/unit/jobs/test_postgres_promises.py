@@ -24,7 +24,7 @@ from groundplane.jobs.conformance.subjects import (
     started,
     succeed,
 )
-from groundplane.jobs.drivers.postgres import PostgresJobs
+from groundplane.jobs.drivers.postgres import PostgresJobs, sequence
 from groundplane.jobs.drivers.postgres.sequence import IDS_LEFT_OUT
 from groundplane.jobs.port import Change, Created, Finish, NewJob, Note, OutboxMessage, Retention, Split
 from groundplane.testing.servers.contract import Running
@@ -109,29 +109,48 @@ async def test_a_crash_of_the_server_leaves_a_gap_behind_ids_that_may_have_been_
         assert (await jobs.events(limit=0)).last_id == after + 1
 
 
-@pytest.mark.req("JOB-01.2", "JOB-05.1")
-async def test_a_repeated_creation_waits_for_nobody_who_changes_the_job(store: PostgresJobs) -> None:
-    """It holds the lock that ends every transaction: waiting for one would be a deadlock."""
+@pytest.mark.req("JOB-01.2")
+@pytest.mark.parametrize("same", ["key", "id"])
+async def test_a_repeated_creation_lets_go_of_the_log_for_who_changes_the_job(
+    own_server: Callable[..., Running], same: str
+) -> None:
+    """It waits for the change of its job, and the change for the lock that ends every transaction: no deadlock."""
+    server = await asyncio.to_thread(own_server, "postgres")
+    store = await PostgresJobs.open(server.url, namespace="promises")
+    try:
+        await _repeated_while_changed(store, same)
+    finally:
+        await store.aclose()
+    assert "deadlock detected" not in server.logs(1000)
+
+
+async def _repeated_while_changed(store: PostgresJobs, same: str) -> None:
     job = msgspec.structs.replace(new_job(), idempotency_key="order 1")
     await store.create(job, [])
-    schema, entered, go = store.native.schema, asyncio.Event(), asyncio.Event()
+    schema, changed, go = store.native.schema, asyncio.Event(), asyncio.Event()
 
-    async def slow(tx: Transaction) -> None:
-        await tx.execute(f"UPDATE {schema}.jobs SET message = 'changing' WHERE job_id = %s", (job.job_id,))
-        entered.set()
+    async def change(tx: Transaction) -> None:
+        await tx.execute(f"UPDATE {schema}.jobs SET message = 'changed' WHERE job_id = %s", (job.job_id,))
+        changed.set()
         await go.wait()
+        await tx.execute(*sequence.lock(schema, store.scope.number))
 
-    holder = asyncio.create_task(store.native.write(slow))
-    await entered.wait()
-    try:
-        async with asyncio.timeout(5):
-            again = await store.create(msgspec.structs.replace(job, job_id=new_id()), [])
-            with pytest.raises(AlreadyExists, match=job.job_id):
-                await store.create(msgspec.structs.replace(job, idempotency_key=None), [])
-    finally:
-        go.set()
-        await holder
-    assert (again.created, again.job.job_id) == (False, job.job_id)
+    async def waits() -> bool:
+        return bool(await store.native.query("SELECT 1 FROM pg_locks WHERE NOT granted"))
+
+    changing = asyncio.create_task(store.native.write(change))
+    await changed.wait()
+    again = {"key": {"job_id": new_id()}, "id": {"idempotency_key": None}}[same]
+    creating = asyncio.create_task(store.create(msgspec.structs.replace(job, **again), []))
+    await eventually(waits)
+    go.set()
+    await changing
+    if same == "key":
+        created = await creating
+        assert (created.created, created.job.job_id, created.job.message) == (False, job.job_id, "changed")
+    else:
+        with pytest.raises(AlreadyExists, match=job.job_id):
+            await creating
 
 
 async def _note(jobs: Jobs, job_id: str) -> None:

@@ -19,6 +19,7 @@ from groundplane.backends.postgres import settings as urls
 from groundplane.backends.postgres.cutting import Bound, CutOff, bounded, shut_down
 from groundplane.backends.postgres.errors import said, timed_out, translate
 from groundplane.backends.postgres.migrations import migrate
+from groundplane.backends.postgres.pipelining import Pipelining
 from groundplane.backends.postgres.transaction import Connection, Row, Statement, Transaction, carrying_s, send
 from groundplane.core.errors import Closed, FailedPrecondition, PermissionDenied
 from groundplane.core.migrations import MigrationSet
@@ -274,10 +275,10 @@ def _begin(durable: bool) -> list[Statement]:
     return [("BEGIN", ()), ("SET LOCAL synchronous_commit TO off", ())]
 
 
-def _recording(engine: Engine) -> type[AsyncConnection[Row]]:
+def _recording(engine: Engine) -> type[Pipelining]:
     """A class of connections that remembers why the last one could not be made."""
 
-    class Recording(AsyncConnection[Row]):
+    class Recording(Pipelining):
         @classmethod
         async def connect(cls, *args: Any, **keywords: Any) -> Any:
             try:

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from groundplane.backends.postgres import Database
-from groundplane.core.errors import GroundplaneError
+from groundplane.backends.postgres import Database, Statement
+from groundplane.core.errors import GroundplaneError, Unavailable
 from groundplane.jobs.drivers.postgres import sequence
 from groundplane.jobs.drivers.postgres.applying import CLOCK
 from groundplane.jobs.drivers.postgres.dialect import text, translated
@@ -27,6 +27,10 @@ from groundplane.jobs.port import Created, NewJob, OutboxMessage
 
 GROUP_MAX = 200
 BYTES_MAX = 4 * 1024 * 1024
+_IMPATIENT: Statement = ("SELECT set_config('lock_timeout', '50', true)", ())
+"""ON CONFLICT waits for whoever changes the job that has the key or the id, and that one may wait for the lock that is
+held here: we let go of it, and come again.
+"""
 
 
 class Creation(msgspec.Struct, frozen=True):
@@ -76,14 +80,18 @@ async def create_together(
 ) -> list[Created | GroundplaneError | None]:
     """What became of each: made, known by its key, refused; None where it must be tried once more."""
     messages = [(call, at, one) for call in calls for at, one in enumerate(call.messages)]
-    made = (
-        await database.query_all(
+    try:
+        _, _, made = await database.query_all(
             [
                 sequence.lock(database.schema, scope.number),
+                _IMPATIENT,
                 (_create(database.schema), _bindings(scope, now, calls, messages)),
             ]
         )
-    )[1]
+    except Unavailable as error:
+        if error.reason != "database_busy":
+            raise
+        return [None for _ in calls]
     database.ring(scope.topic("events"))
     rows = {row[0]: row for row in made}
     numbers = iter(made[0][4] or [] if made else [])
@@ -160,10 +168,6 @@ def _bindings(
 
 @functools.cache
 def _create(schema: str) -> str:
-    """The statement. What is known is left out by looking, as ON CONFLICT waits for a transaction that changes the row,
-    and that one may wait for the lock of the namespace, which is held here. (Subqueries that give a value are no joins,
-    which might scan the table.)
-    """
     count = "(SELECT count(*) FROM made)"
     return f"""
         WITH clock AS (SELECT coalesce(%(now)s::bigint, {CLOCK}) AS now),
@@ -171,11 +175,7 @@ def _create(schema: str) -> str:
           SELECT * FROM unnest(%(ids)s::text[], %(tools)s::text[], %(owners)s::text[], %(keys)s::text[],
             %(hashes)s::text[], %(steps)s::bigint[], %(routes)s::bytea[], %(arguments)s::bytea[],
             %(deadlines)s::bigint[], %(tokens)s::text[], %(traces)s::text[], %(datas)s::text[]) WITH ORDINALITY
-          AS job (job_id, tool, owner, key, hash, steps, route, arguments, deadline_at, token, trace, data, n)
-          WHERE (SELECT seq FROM {schema}.jobs AS known
-                 WHERE known.namespace = %(namespace)s AND known.job_id = job.job_id) IS NULL
-            AND (SELECT seq FROM {schema}.jobs AS known WHERE known.namespace = %(namespace)s
-                 AND known.owner = job.owner AND known.idempotency_key = job.key) IS NULL),
+          AS job (job_id, tool, owner, key, hash, steps, route, arguments, deadline_at, token, trace, data, n)),
         made AS (
           INSERT INTO {schema}.jobs (namespace, job_id, tool, owner, idempotency_key, arguments_hash, total_steps,
             route, arguments, created_at, updated_at, deadline_at, token_hash, trace)
