@@ -68,6 +68,8 @@ def _run(given: argparse.Namespace, log: Path) -> int:
         "--timeout=0",
         "-n",
         str(given.workers),
+        "--dist",
+        "worksteal",
         "tests/fault",
         *chosen,
     ]

@@ -20,8 +20,9 @@ def new_id() -> str:
         # 48 bits of milliseconds and 12 of their fraction, raised by one where the clock stands still or goes back
         ticks = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
         _last = ticks
-    value = (ticks >> 12 & (1 << 48) - 1) << 80 | 7 << 76 | (ticks & 0xFFF) << 64 | 2 << 62 | random & (1 << 62) - 1
-    return str(uuid.UUID(int=value))
+    high = (ticks >> 12 & (1 << 48) - 1) << 16 | 7 << 12 | ticks & 0xFFF
+    digits = f"{high:016x}{2 << 62 | random & (1 << 62) - 1:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"  # uuid.UUID takes twice as long
 
 
 def child_id(parent_id: str, hop: int, index: int) -> str:
