@@ -58,27 +58,15 @@ def _run(given: argparse.Namespace, log: Path) -> int:
         "GROUNDPLANE_REQUIRE_SERVERS": os.environ.get("GROUNDPLANE_REQUIRE_SERVERS", "rabbitmq,postgres,s3"),
     }
     chosen = ["-k", given.select] if given.select else []
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--timeout=0",
-        "-n",
-        str(given.workers),
-        "--dist",
-        "worksteal",
-        "tests/fault",
-        *chosen,
-    ]
+    how = f"-q -p no:cacheprovider --timeout=0 -n {given.workers} --dist worksteal tests/fault"
+    command = [sys.executable, "-m", "pytest", *how.split(), *chosen]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def _page(log: list[dict[str, Any]], given: argparse.Namespace) -> str:
     day = datetime.datetime.now(datetime.UTC).date()
     facts, runs = [one for one in log if "hits" in one], [one for one in log if "code" in one]
+    facts.sort(key=lambda one: str(one["stack"]))
     rounds, seconds = sum(int(one["hits"]) for one in facts), sum(float(one["seconds"]) for one in runs)
     codes = sorted({int(one["code"]) for one in runs})
     passed = "all tests passed" if codes == [0] else f"**pytest ended with {codes}**"
