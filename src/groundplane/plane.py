@@ -6,6 +6,7 @@ import asyncio
 import importlib
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from groundplane.core.diagnosis import Diagnosis, load_diagnose
@@ -63,7 +64,9 @@ class Plane:
         command. `schema_newer`, `foreign_database`, `read_only`, `disk_full` come from the drivers. `inline` lets the
         embedded drivers work in the event loop where that needs no waiting.
         """
-        plane = cls(settings if settings is not None else load(schemes=installed_schemes()).settings)
+        plane = cls(
+            settings if settings is not None else load(schemes=installed_schemes(), lacking=lacking_schemes()).settings
+        )
         for port in ports:
             if port not in PORTS:
                 raise InvalidArgument(f"ports: {port!r} is none of {', '.join(PORTS)}{did_you_mean(port, PORTS)}")
@@ -208,3 +211,15 @@ class _KnownSchemes(Mapping[str, "frozenset[str] | None"]):
 def installed_schemes() -> Mapping[str, Mapping[str, frozenset[str] | None]]:
     """For each port the URL schemes that a driver is installed for: what `core.settings.load` checks URLs against."""
     return {port: _KnownSchemes(port) for port in PORTS}
+
+
+def lacking_schemes() -> dict[str, str]:
+    """Schemes whose driver is ours but misses its package, and the extra that brings it."""
+    return {scheme: extra for scheme, (package, extra) in _NEEDS.items() if find_spec(package) is None}
+
+
+_NEEDS = {
+    **dict.fromkeys(("amqp", "amqps"), ("pamqp", "rabbitmq")),
+    **dict.fromkeys(("postgresql", "postgres"), ("psycopg", "postgres")),
+    "s3": ("obstore", "s3"),
+}

@@ -99,15 +99,19 @@ def _disk_free_limit(server: Running, limit: str) -> None:
     subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
 
 
+def servers(own_server: Callable[[str], Running]) -> dict[str, Running]:
+    """RabbitMQ, PostgreSQL and S3 of one's own, by the port of the plane that uses it."""
+    return {"queues": own_server("rabbitmq"), "jobs": own_server("postgres"), "blobs": own_server("s3")}
+
+
 @contextmanager
-def servers(own_server: Callable[[str], Running]) -> Iterator[dict[str, Backstage]]:
-    """RabbitMQ, PostgreSQL and S3 of one's own, each behind a proxy, by the port of the plane that uses it."""
+def behind_proxies(opened: dict[str, Running]) -> Iterator[dict[str, Backstage]]:
+    """Each server behind a proxy."""
     with ExitStack() as stack:
-        made: dict[str, Backstage] = {}
-        for port, name in (("queues", "rabbitmq"), ("jobs", "postgres"), ("blobs", "s3")):
-            server = own_server(name)
-            made[port] = Backstage(server, stack.enter_context(Proxy.to("127.0.0.1", server.port)))
-        yield made
+        yield {
+            port: Backstage(server, stack.enter_context(Proxy.to("127.0.0.1", server.port)))
+            for port, server in opened.items()
+        }
 
 
 def stack_of(made: dict[str, Backstage], state: Path, plane: str) -> Stack:

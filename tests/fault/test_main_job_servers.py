@@ -22,7 +22,7 @@ import pytest
 from fault.orders import Audit, Orders
 from fault.plane_lab import Lab, words
 from fault.record import record
-from fault.server_lab import FAULTS, OUT_OF_DISK, Backstage, Fault, servers, stack_of
+from fault.server_lab import FAULTS, OUT_OF_DISK, Backstage, Fault, behind_proxies, servers, stack_of
 from fault.test_main_job_windows import PASS_THROUGH
 from groundplane.testing.servers.contract import Running
 
@@ -36,17 +36,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mar
 
 
 @pytest.fixture(scope="module")
-def opened(own_server_of_module: Callable[..., Running]) -> Iterator[dict[str, Backstage]]:
-    with servers(own_server_of_module) as made:
-        yield made
+def opened(own_server_of_module: Callable[..., Running]) -> dict[str, Running]:
+    return servers(own_server_of_module)
 
 
 @pytest.fixture
-def made(opened: dict[str, Backstage]) -> Iterator[dict[str, Backstage]]:
-    """The servers, which outlive a test; connections through their proxies do not."""
-    yield opened
-    for one in opened.values():
-        one.proxy.cut()
+def made(opened: dict[str, Running]) -> Iterator[dict[str, Backstage]]:
+    with behind_proxies(opened) as found:
+        yield found
 
 
 class Rounds:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from groundplane.cli.output import Output
 from groundplane.core.settings import Loaded, Settings, load
-from groundplane.plane import installed_schemes
+from groundplane.plane import installed_schemes, lacking_schemes
 
 
 @Parameter(name="*")
@@ -37,7 +37,9 @@ class Common:
     def load(self, **flags: Any) -> Loaded:
         """The effective settings with their origins; `flags` of the command itself on top."""
         given = {"state": self.state, "name": self.name, **flags}
-        return load(given, env_file=self.env_file, config=self.config, schemes=installed_schemes())
+        return load(
+            given, env_file=self.env_file, config=self.config, schemes=installed_schemes(), lacking=lacking_schemes()
+        )
 
     def settings(self, **flags: Any) -> Settings:
         """The effective settings; what was left alone is remarked."""

@@ -92,18 +92,20 @@ def load(
     env_file: Path | None = None,
     config: Path | None = None,
     schemes: Schemes | None = None,
+    lacking: Mapping[str, str] | None = None,
 ) -> Loaded:
     """The effective settings. `flags` maps field names to values, None meaning not given.
 
     `config` names the TOML file; without it `GROUNDPLANE_CONFIG` does, else `groundplane.toml` of the present folder
     where there is one. Relative paths in the file are relative to it. With `schemes`, URLs are checked against the
-    drivers there are. Raises `invalid_argument` (reason `unknown_setting` for a name) that begins with the field and
-    tells file and line; `not_found` for a file that was named and is not there.
+    drivers there are; no customary variable selects a scheme of `lacking`, which names the extra that it misses.
+    Raises `invalid_argument` (reason `unknown_setting` for a name) that begins with the field and tells file and line;
+    `not_found` for a file that was named and is not there.
     """
     environment = EnvironmentView(os.environ if environ is None else environ, env_file)
     _refuse_unknown_variables(environment)
     file = _Toml.find(config, environment)
-    customary, notes = _usable(customary_urls(environment), schemes)
+    customary, notes = _usable(customary_urls(environment), schemes, lacking or {})
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     given = dict(flags or {})
@@ -265,24 +267,31 @@ def _parsed(option: Option, label: str, value: Any, origin: str, file: _Toml | N
     return parsed
 
 
-def _usable(offered: list[Customary], schemes: Schemes | None) -> tuple[dict[str, Customary], list[str]]:
+def _usable(
+    offered: list[Customary], schemes: Schemes | None, lacking: Mapping[str, str]
+) -> tuple[dict[str, Customary], list[str]]:
     """The customary URLs that a driver of this version understands; a note for each of the others."""
     usable: dict[str, Customary] = {}
     unused: dict[str, Customary] = {}
     for one in offered:
         scheme = Url(one.url).scheme
-        if scheme and schemes is not None and scheme in schemes.get(one.port, {}):
+        if scheme and schemes is not None and scheme in schemes.get(one.port, {}) and scheme not in lacking:
             usable.setdefault(one.port, one)
         elif schemes is not None:
             unused.setdefault(one.variables, one)
     used = {one.variables for one in usable.values()}
     notes = [
-        f"{name} ({one.source}) is not used: no driver for {Url(one.url).scheme or 'it'!r} is here; "
-        "embedded storage is used"
+        f"{name} ({one.source}) is not used: {_why_not(Url(one.url).scheme, lacking)}; embedded storage is used"
         for name, one in unused.items()
         if name not in used and one.port in {option.field for option in OPTIONS}
     ]
     return usable, notes
+
+
+def _why_not(scheme: str, lacking: Mapping[str, str]) -> str:
+    if scheme in lacking:
+        return f"groundplane[{lacking[scheme]}] is not installed"
+    return f"no driver for {scheme or 'it'!r} is here"
 
 
 def _check_urls(settings: Settings, origins: Mapping[str, str], schemes: Schemes) -> None:

@@ -184,6 +184,16 @@ def test_a_customary_url_that_no_driver_understands_is_remarked_and_left_alone()
 
 
 @pytest.mark.req("CORE-01.3")
+def test_a_customary_url_whose_driver_misses_its_package_is_remarked_and_left_alone() -> None:
+    schemes = {**SCHEMES, "jobs": {"postgresql": None, "embedded": frozenset()}}
+    loaded = _load(env={"DATABASE_URL": "postgresql://h/shop"}, schemes=schemes, lacking={"postgresql": "postgres"})
+    assert loaded.settings.jobs.reveal() == "embedded://"
+    assert "groundplane[postgres] is not installed" in loaded.notes[0]
+    given = {"GROUNDPLANE_JOBS_URL": "postgresql://h/shop"}  # meant: whoever opens it is told what is missing
+    assert _load(env=given, schemes=schemes, lacking={"postgresql": "postgres"}).settings.jobs.scheme == "postgresql"
+
+
+@pytest.mark.req("CORE-01.3")
 def test_a_customary_url_is_a_fallback_below_the_file_where_a_driver_understands_it() -> None:
     schemes = {**SCHEMES, "jobs": {"postgresql": None, "embedded": frozenset()}}
     env = {"DATABASE_URL": "postgresql://h/shop"}
