@@ -22,11 +22,11 @@ from fault.record import record
 from stacks import Stack
 
 _ASKED = os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS")
-ROUNDS = {"embedded": int(_ASKED or 26), "servers": int(_ASKED or 13)}
-"""Of each window: eight windows make 208, and 104."""
+ROUNDS = int(_ASKED or 13)
+"""Of each window: eight windows make 104, on each stack."""
 
 pytestmark = [
-    pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(200 + 10 * max(ROUNDS.values()))
+    pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(200 + 10 * ROUNDS)
 ]  # fmt: skip
 
 ACTORS = ("split", "effect", "join", "finish")
@@ -122,7 +122,7 @@ async def test_whoever_is_killed_in_a_window_nothing_is_lost_and_no_effect_happe
         orders = Orders(lab)
         rounds = Rounds(lab, orders, window, seed=len(window))
         async with orders.coming():
-            for victim in islice(cycle(VICTIMS), ROUNDS[stack.name]):
+            for victim in islice(cycle(VICTIMS), ROUNDS):
                 await rounds.one(victim)
         audit = await Audit.of(orders)
         audit.check()
@@ -132,6 +132,6 @@ async def test_whoever_is_killed_in_a_window_nothing_is_lost_and_no_effect_happe
         assert set(codes.values()) == {0}
         assert lab.left_behind() == []
         hits = [line for line in lab.hit_lines() if line[0] == window]
-        assert len(hits) == ROUNDS[stack.name]
+        assert len(hits) == ROUNDS
     with capsys.disabled():
         rounds.report(audit)

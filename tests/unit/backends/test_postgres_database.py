@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from groundplane.backends.postgres import Database, MigrationSet, Transaction
+from groundplane.backends.postgres.pipelining import Pipelining
 from groundplane.core.errors import AlreadyExists, Closed, FailedPrecondition, GroundplaneError, Internal, Unavailable
 
 pytestmark = pytest.mark.anyio
@@ -47,6 +48,28 @@ async def test_a_transaction_is_made_as_a_whole_with_what_was_only_told(db: Data
 
     assert await db.write(work) == 2
     assert await _notes(db) == [1, 2, 3]
+
+
+async def test_a_pipeline_goes_out_with_its_sync_and_not_statement_by_statement(postgres_url: str) -> None:
+    async with await Pipelining.connect(postgres_url, autocommit=True) as connection:
+        async with connection.pipeline() as pipeline:
+            asked = [await connection.execute("SELECT %s::int", (number,)) for number in range(3)]
+            assert len(pipeline.command_queue) == 3
+            await pipeline.sync()
+            assert [await one.fetchone() for one in asked] == [(0,), (1,), (2,)]
+        assert await (await connection.execute("SELECT 4")).fetchone() == (4,)
+
+
+async def test_what_the_commit_fails_with_is_raised_and_nothing_of_it_stays(db: Database) -> None:
+    async def work(tx: Transaction) -> None:
+        tx.tell(_insert(db), (1,))
+        tx.tell(_insert(db), (1,))
+        tx.tell(_insert(db), (2,))
+
+    with pytest.raises(AlreadyExists):
+        await db.write(work)
+    assert await _notes(db) == []
+    await db.query(_insert(db), (3,))  # the connection is as good as new
 
 
 @pytest.mark.parametrize(
