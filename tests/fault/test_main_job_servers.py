@@ -23,7 +23,7 @@ from fault.orders import Audit, Orders
 from fault.plane_lab import Lab, words
 from fault.record import record
 from fault.server_lab import FAULTS, OUT_OF_DISK, Backstage, Fault, behind_proxies, servers, stack_of
-from fault.test_main_job_windows import PASS_THROUGH
+from fault.test_main_job_windows import PASS_THROUGH, PASS_THROUGH_BROKER
 from groundplane.testing.servers.contract import Running
 
 _ASKED = os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS")
@@ -31,6 +31,8 @@ ROUNDS = int(_ASKED or 20) // 5
 """Of each window, as a fault of a server takes longer than a kill. Each window goes on where the one before ended."""
 OUTAGE_S = float(os.environ.get("GROUNDPLANE_TEST_OUTAGE_S", "8"))
 FLOWS_AGAIN_S = 5.0
+
+WINDOWS = {**PASS_THROUGH, **PASS_THROUGH_BROKER}
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(400 + 30 * ROUNDS)]
 
@@ -55,7 +57,7 @@ class Rounds:
         self.done: list[str] = []
         self.recoveries_s: list[float] = []
         self._made = made
-        self._owners = cycle(PASS_THROUGH[window])
+        self._owners = cycle(WINDOWS[window])
 
     async def one(self, fault: Fault) -> None:
         lab, owner = self.lab, next(self._owners)
@@ -79,11 +81,11 @@ async def flows_again(lab: Lab, orders: Orders, after: str) -> float:
 
 
 @pytest.mark.req("MESH-17", "QUEUE-12", "JOB-02.1", "MESH-12.2")
-@pytest.mark.parametrize("window", PASS_THROUGH)
+@pytest.mark.parametrize("window", WINDOWS)
 async def test_whatever_happens_to_a_server_in_a_window_nothing_is_lost_and_no_effect_happens_twice(
     window: str, made: dict[str, Backstage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = list(PASS_THROUGH).index(window) * ROUNDS
+    first = list(WINDOWS).index(window) * ROUNDS
     stack = stack_of(made, tmp_path / "state", window.replace("_", "-"))
     async with Lab.open(tmp_path / "lab", stack=stack, failpoints=f"{window}=pause@2") as lab:
         orders = Orders(lab)

@@ -41,7 +41,10 @@ PASS_THROUGH = {
     "final_report": ("ends",),
     "joined": ("sidecar join",),
 }
-"""Which processes pass each window."""
+"""Which processes pass each window of every stack."""
+
+PASS_THROUGH_BROKER = {"unconfirmed": ("gateway", *SIDECARS)}
+"""And one that only a broker has: what was written to it is not confirmed yet."""
 
 VICTIMS = (
     "itself", "worker", "itself", "runtime", "sidecar", "itself", "gateway",
@@ -60,7 +63,7 @@ class Rounds:
         self.recoveries_s: list[float] = []
         self._seed = seed
         self._choice = random.Random(seed)
-        self._owners = cycle(PASS_THROUGH[window])
+        self._owners = cycle({**PASS_THROUGH, **PASS_THROUGH_BROKER}[window])
         self._before: list[set[str]] = []
 
     async def one(self, victim: str) -> None:
@@ -118,6 +121,18 @@ class Rounds:
 async def test_whoever_is_killed_in_a_window_nothing_is_lost_and_no_effect_happens_twice(
     window: str, stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    await _survived(window, stack, tmp_path, capsys)
+
+
+@pytest.mark.req("MESH-17", "QUEUE-12")
+@pytest.mark.parametrize("stack", ["servers"], indirect=True)
+async def test_whoever_is_killed_between_a_publishing_and_its_confirm_nothing_is_lost_and_no_effect_happens_twice(
+    stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await _survived("unconfirmed", stack, tmp_path, capsys)
+
+
+async def _survived(window: str, stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with Lab.open(tmp_path / "lab", stack=stack, failpoints=f"{window}=pause@2") as lab:
         orders = Orders(lab)
         rounds = Rounds(lab, orders, window, seed=len(window))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from groundplane.backends.amqp import Address, Channel, Connection, Message, QueueState
+from groundplane.core import failpoints
 from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, NotFound, Unavailable
 from groundplane.core.retry import RetryPolicy
 
@@ -89,7 +90,11 @@ class Session:
             channel = await self.publisher()  # others may have retired it meanwhile
             try:
                 async with asyncio.timeout(CONFIRM_S):
-                    outcomes += await channel.publish_batch(batch)
+                    confirmed = channel.publish_batch(batch)
+                    if failpoints.is_watched("unconfirmed"):
+                        await asyncio.sleep(0)  # until it is written
+                        failpoints.hit("unconfirmed")
+                    outcomes += await confirmed
             except TimeoutError as error:
                 self._retire(channel)
                 raise Unavailable(
