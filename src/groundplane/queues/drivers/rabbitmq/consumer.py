@@ -6,21 +6,19 @@ import asyncio
 import itertools
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-from groundplane.core.clock import Clock
 from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, NotFound, Unavailable, Unsupported
-from groundplane.queues.drivers.rabbitmq import asking, settling
+from groundplane.queues.drivers.rabbitmq import asking
 from groundplane.queues.drivers.rabbitmq.asking import Share
 from groundplane.queues.drivers.rabbitmq.delays import Delays
+from groundplane.queues.drivers.rabbitmq.held import Held
 from groundplane.queues.drivers.rabbitmq.intake import RUN_QUIET_S, Intake, Taken
-from groundplane.queues.drivers.rabbitmq.link import Link, Session, check_is_missing
-from groundplane.queues.drivers.rabbitmq.names import Names
-from groundplane.queues.drivers.rabbitmq.registry import Registry
-from groundplane.queues.drivers.rabbitmq.returns import Returns
-from groundplane.queues.drivers.rabbitmq.sending import Sender, missing
+from groundplane.queues.drivers.rabbitmq.link import Session, check_is_missing
+from groundplane.queues.drivers.rabbitmq.parts import Parts
+from groundplane.queues.drivers.rabbitmq.sending import missing
 from groundplane.queues.port import Carried, Delivery, OutgoingMessage, QueueConsumer, Settlement
 
 IDLE_S = 0.25
@@ -30,25 +28,10 @@ _CLOSE_S = 4.0
 _DEAF_S = 3.0
 _DEAF_LOOKS = 2
 _VISIBLE_S = 0.5
-_LOST_REMEMBERED = 10_000
 _RATE_S = 1.0
 _ADJUSTMENTS_MAX = 3
 _AGAIN_S = 0.2
 _GIVEN_BACK_S = 0.25
-
-
-class Parts:
-    """What all consumers of a driver share."""
-
-    def __init__(
-        self, link: Link, names: Names, registry: Registry, returns: Returns, sender: Sender, clock: Clock
-    ) -> None:
-        self.link = link
-        self.names = names
-        self.registry = registry
-        self.returns = returns
-        self.sender = sender
-        self.clock = clock
 
 
 class RabbitConsumer:
@@ -60,25 +43,18 @@ class RabbitConsumer:
         self._max_in_flight = max_in_flight
         self._who = os.urandom(12)
         self._loop = asyncio.get_running_loop()
-        self._numbers = itertools.count(1)
-        self._held: dict[int, Taken] = {}
-        self._being_settled: set[int] = set()
-        self._lost: dict[int, None] = {}
         self._intake: Intake | None = None
         self._delays: Delays | None = None
         self._changed = asyncio.Event()
+        self._held = Held(parts, queue, kept=self._watch_idle, changed=self._changed.set)
         self._receiving = False
         self._giving_back = False
         self._received_at = 0.0
         self._adjusted: deque[float] = deque(maxlen=_ADJUSTMENTS_MAX)
         self._idle_check: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
-        self._burying = 0
         self._keeping: asyncio.Task[None] | None = None
         self._failure: GroundplaneError | None = None
-        self._busy = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -113,14 +89,7 @@ class RabbitConsumer:
         self._check_open()
         if carry:
             raise Unsupported("carry: RabbitMQ has no transaction with other stores; leave it out")
-        self._busy += 1
-        self._unused.clear()
-        try:
-            await self._settle(settlements, sends)
-        finally:
-            self._busy -= 1
-            if not self._busy:
-                self._unused.set()
+        await self._held.settle(settlements, sends)
 
     async def extend(self, deliveries: Sequence[Delivery], lease_s: float) -> None:
         """Not with RabbitMQ: a delivery is held as long as its connection lives."""
@@ -240,11 +209,11 @@ class RabbitConsumer:
             if one.attempt > attempts_max:
                 worn.append(one)
             else:
-                deliveries.append(self._hold(one))
+                deliveries.append(self._held.hand_out(one))
         if chosen:
             self._follow(intake, chosen)
         if worn:
-            self._spawn(self._bury(worn))
+            self._spawn(self._held.bury(worn))
         return deliveries
 
     async def _resolve(self, intake: Intake) -> None:
@@ -256,119 +225,12 @@ class RabbitConsumer:
             note = one.note
             one.attempt, one.seen = self._parts.returns.attempt(note.copy, note.attempt, one.count)
 
-    def _hold(self, taken: Taken) -> Delivery:
-        number, note = next(self._numbers), taken.note
-        self._held[number] = taken
-        repeat = note.repeat or taken.seen or taken.shown
-        taken.shown = True
-        return Delivery(
-            tag=number,
-            queue=self._queue,
-            id=note.id,
-            payload=taken.delivered.body,
-            headers=note.headers,
-            attempt=taken.attempt,
-            enqueued_at=note.enqueued_at,
-            redrives=note.redrives,
-            redelivered=repeat,
-        )
-
     def _follow(self, intake: Intake, chosen: Sequence[Taken]) -> None:
         newest = chosen[-1].note
         if newest.copy > intake.last_copy:
             intake.last_copy = newest.copy
         intake.handed_at = self._loop.time()
         intake.last_wait_ms = max(0, self._parts.clock.now_ms() - newest.since)
-
-    async def _bury(self, worn: Sequence[Taken]) -> None:
-        """Those that crashed too often are dead letters; where that fails they stay unsettled, and come again."""
-        names, now_ms = self._parts.names, self._parts.clock.now_ms()
-        copies = [
-            settling.buried(names, self._queue, one, settling.EXHAUSTED, one.attempt - 1, None, now_ms) for one in worn
-        ]
-        self._burying += len(worn)
-        try:
-            await self._parts.sender.send_again(self._queue, copies)
-            self._acknowledge(worn)
-        except GroundplaneError:
-            for one in worn:
-                if one.intake.alive:
-                    one.intake.requeue([one])
-        finally:
-            self._burying -= len(worn)
-
-    # -- settling ------------------------------------------------------------------------------------------------------
-
-    async def _settle(self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage]) -> None:
-        numbers = self._begin_settling(settlements)
-        try:
-            held = [self._held[number] for number in numbers]
-            attempts_max = self._parts.registry.spec(self._queue).attempts_max
-            now_ms = self._parts.clock.now_ms()
-            todo = settling.plan(self._parts.names, self._queue, settlements, held, attempts_max, now_ms)
-            if sends:
-                await self._parts.sender.send(sends)
-            if todo.copies:
-                await self._parts.sender.send_again(self._queue, todo.copies)
-            lost = self._let_go(numbers, held)
-            self._acknowledge(todo.done)
-            self._keep_in_buffer(todo.kept)
-        finally:
-            self._being_settled.difference_update(numbers)
-        self._changed.set()
-        if lost:
-            self._remember_lost(lost)
-            raise self._lost_error(lost[0])
-
-    def _let_go(self, numbers: Sequence[int], held: Sequence[Taken]) -> list[int]:
-        """They are in flight no more; the numbers of those that the broker took back meanwhile."""
-        for number in numbers:
-            self._held.pop(number, None)
-        return [number for number, taken in zip(numbers, held, strict=True) if not self._is_mine(taken)]
-
-    def _is_mine(self, taken: Taken) -> bool:
-        return taken.intake is self._intake and taken.intake.channel.is_open
-
-    def _begin_settling(self, settlements: Sequence[Settlement]) -> list[int]:
-        numbers = [settlement.delivery.tag for settlement in settlements]
-        for number in numbers:
-            if number in self._lost:
-                raise self._lost_error(number)
-            if number not in self._held or number in self._being_settled:
-                raise self._settled_error(number)
-        if len(set(numbers)) < len(numbers):
-            raise self._settled_error(next(one for one in numbers if numbers.count(one) > 1))
-        self._being_settled.update(numbers)
-        return numbers
-
-    def _acknowledge(self, taken: Sequence[Taken]) -> None:
-        mine = [one for one in taken if self._is_mine(one)]
-        if mine:
-            mine[0].intake.ack(mine)
-
-    def _keep_in_buffer(self, taken: Sequence[Taken]) -> None:
-        """Handed back without delay or cost: it is the next of this consumer, and of others when this is idle."""
-        for one in reversed(taken):
-            if self._is_mine(one):
-                one.intake.buffer.appendleft(one)
-        if taken:
-            self._watch_idle()
-
-    def _settled_error(self, number: int) -> FailedPrecondition:
-        return FailedPrecondition(
-            f"delivery: {number!r} of queue {self._queue!r} was settled before, or is not of this consumer; "
-            "settle each delivery once, where it was received",
-            reason="delivery_settled",
-            details={"queue": self._queue, "tag": number},
-        )
-
-    def _lost_error(self, number: int) -> FailedPrecondition:
-        return FailedPrecondition(
-            f"delivery: {number!r} of queue {self._queue!r} went back to its queue, because the connection to the "
-            "broker broke; undo what can be undone, it is handed out again",
-            reason="delivery_lost",
-            details={"queue": self._queue, "tag": number},
-        )
 
     # -- what lies unasked for -----------------------------------------------------------------------------------------
 
@@ -440,7 +302,7 @@ class RabbitConsumer:
         return Share(
             who=self._who,
             ready=len(buffer),
-            in_flight=len(self._held) + self._burying,
+            in_flight=self._held.in_flight,
             delayed=self._delays.held if self._delays is not None else 0,
             oldest=min((since for one in buffer if (since := one.since)), default=0),
             waited_ms=intake.last_wait_ms if intake is not None and fresh else -1,
@@ -482,16 +344,8 @@ class RabbitConsumer:
         if self._delays is not None:
             self._delays.end()
             self._delays = None
-        gone = [number for number, taken in self._held.items() if taken.intake is intake]
-        for number in gone:
-            del self._held[number]
-        self._remember_lost(gone)
+        self._held.lose(intake)
         self._changed.set()
-
-    def _remember_lost(self, numbers: Iterable[int]) -> None:
-        self._lost.update(dict.fromkeys(numbers))
-        while len(self._lost) > _LOST_REMEMBERED:
-            del self._lost[next(iter(self._lost))]
 
     async def _keep(self) -> None:
         """Attach again whenever the channel was lost, for as long as this is open."""
@@ -532,7 +386,7 @@ class RabbitConsumer:
             self._idle_check.cancel()
         with suppress(TimeoutError):  # what is still being settled keeps its outcome
             async with asyncio.timeout(_CLOSE_S):
-                await self._unused.wait()
+                await self._held.settled()
         if self._background:
             await asyncio.wait(self._background, timeout=_CLOSE_S / 2)
         if self._keeping is not None:
@@ -559,8 +413,7 @@ class RabbitConsumer:
         if delays is not None:
             delayed, waiting = await delays.stop()
             await self._until_seen(lambda: delays.returned(delayed, waiting))
-        mine = [one for number, one in self._held.items() if number not in self._being_settled]
-        back = [one for one in mine if one.intake is intake] + intake.take_buffer()
+        back = [one for one in self._held.unsettled() if one.intake is intake] + intake.take_buffer()
         if not back:
             return
         before, own = await intake.barrier(), intake.tags_held()

@@ -14,12 +14,13 @@ from groundplane.backends.amqp import Address
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.dead_letters import DeadLetterSource
 from groundplane.core.errors import Closed, FailedPrecondition, InvalidArgument, NotFound
-from groundplane.queues.drivers.rabbitmq.consumer import Parts, RabbitConsumer
+from groundplane.queues.drivers.rabbitmq.consumer import RabbitConsumer
 from groundplane.queues.drivers.rabbitmq.counting import Counting
 from groundplane.queues.drivers.rabbitmq.dead_letters import RabbitDeadLetters
 from groundplane.queues.drivers.rabbitmq.definitions import definitions
 from groundplane.queues.drivers.rabbitmq.link import Link, check_is_missing
 from groundplane.queues.drivers.rabbitmq.names import EXCHANGE, Declared, Names
+from groundplane.queues.drivers.rabbitmq.parts import Parts
 from groundplane.queues.drivers.rabbitmq.registry import Registry
 from groundplane.queues.drivers.rabbitmq.returns import Returns
 from groundplane.queues.drivers.rabbitmq.sending import Bounds, Sender, missing

@@ -67,6 +67,7 @@ class Intake:
         self.deaf = 0
         self.on_end: Callable[[], None] | None = None
         self.cancelled: GroundplaneError | None = None
+        self.left = False
         self._queue = broker_queue
         self._wake = wake
         self._loop = asyncio.get_running_loop()
@@ -79,6 +80,11 @@ class Intake:
     @property
     def alive(self) -> bool:
         return self.channel.is_open and self.cancelled is None
+
+    @property
+    def holds(self) -> bool:
+        """Whether what was taken here can be settled still; not once the broker took it back, or is about to."""
+        return self.channel.is_open and not self.left
 
     @property
     def free(self) -> int:
