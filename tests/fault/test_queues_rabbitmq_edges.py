@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from groundplane.backends.amqp import Address, Channel, Connection
-from groundplane.core.errors import ErrorRecord, GroundplaneError, InvalidArgument, Unavailable
+from groundplane.core.errors import ErrorRecord, GroundplaneError, InvalidArgument, NotFound, Unavailable
 from groundplane.queues import Consumer, OutgoingMessage, Queues, QueueSpec
 from groundplane.queues.drivers.rabbitmq import desk
 from groundplane.queues.drivers.rabbitmq.consumer import RabbitConsumer
 from groundplane.queues.drivers.rabbitmq.dead_letters import RabbitDeadLetters
+from groundplane.queues.port import Reject
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.integration, pytest.mark.timeout(60)]
 
@@ -55,6 +56,24 @@ async def taken(consumer: Consumer, count: int) -> list[tuple[str, int]]:
         for one in batch:
             await consumer.ack(one)
     return found
+
+
+@pytest.mark.req("QUEUE-06.1")
+async def test_a_dead_letter_is_there_before_what_is_sent_with_it_and_a_second_try_does_not_double_it(
+    rabbitmq_url: str,
+) -> None:
+    async with a_queue(rabbitmq_url) as queues, queues.consume("q") as consumer:
+        await queues.send(message())
+        (delivery,) = await consumer.receive(1, 5)
+        reject = Reject(delivery, "poison")
+        for queue in ("nowhere", "q"):
+            sends = [OutgoingMessage(queue=queue, id="news", payload=b"")]
+            try:
+                await consumer.settle([reject], sends)
+            except NotFound:
+                assert queue == "nowhere"
+            assert [one.id for one in (await queues.list_dead("q")).items] == ["m"]
+        assert await taken(consumer, 1) == [("news", 1)]
 
 
 class Recording:

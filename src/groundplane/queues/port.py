@@ -152,7 +152,8 @@ class QueueConsumer(Protocol):
         sends: Sequence[OutgoingMessage] = (),
         carry: Sequence[Carried] = (),
     ) -> None:
-        """Send `sends` durably, then settle; with `ATOMIC_SETTLE` in one transaction. Returns when durable.
+        """Send `sends` durably, then settle; with `ATOMIC_SETTLE` in one transaction. Returns when durable. Where not
+        atomic, retries and dead letters are durable before `sends`, so that what these cause never finds them missing.
 
         May be called concurrently. All or nothing where atomic. With `CARRY` the changes in `carry` are made in the
         same transaction. Raises `failed_precondition` with reason `delivery_settled` or `delivery_lost` (then nothing

@@ -60,6 +60,18 @@ async def test_a_pipeline_goes_out_with_its_sync_and_not_statement_by_statement(
         assert await (await connection.execute("SELECT 4")).fetchone() == (4,)
 
 
+async def test_a_value_that_the_socket_does_not_take_at_once_arrives(db: Database) -> None:
+    large = "x" * 20_000_000
+
+    async def work(tx: Transaction) -> int:
+        tx.tell(f"UPDATE {db.schema}.note SET words = 'told'")
+        ((size,),) = await tx.execute(f"INSERT INTO {db.schema}.note VALUES (1, %s) RETURNING length(words)", (large,))
+        return int(size)
+
+    async with asyncio.timeout(8):
+        assert await db.write(work) == len(large)
+
+
 async def test_what_the_commit_fails_with_is_raised_and_nothing_of_it_stays(db: Database) -> None:
     async def work(tx: Transaction) -> None:
         tx.tell(_insert(db), (1,))

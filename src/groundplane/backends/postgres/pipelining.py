@@ -10,6 +10,7 @@ from typing import Any
 
 from psycopg import AsyncConnection, AsyncPipeline
 from psycopg.abc import PQGen
+from psycopg.generators import send
 
 Row = tuple[Any, ...]
 
@@ -18,6 +19,7 @@ class _Together(AsyncPipeline):
     def _communicate_gen(self) -> PQGen[None]:
         if self.command_queue and self.command_queue[-1] == self.pgconn.pipeline_sync:
             yield from super()._communicate_gen()
+            yield from send(self.pgconn)  # who waits for results flushes nothing, and a large value may not be out yet
 
 
 class Pipelining(AsyncConnection[Row]):

@@ -432,21 +432,26 @@ class Handling:
     async def _settle_staged(
         self, work: Work, settlement: Settlement, sends: Sequence[OutgoingMessage], staged: Staged, handled: bool
     ) -> None:
-        """One after the other, each durable before the next: outputs, the delivery's key, the settlement.
-
-        A dead letter is written by the settlement, so the key comes after it: none must be missing.
+        """One after the other, each durable before the next: outputs, the delivery's key, the settlement. A dead letter
+        comes before what tells the job of it, as the port promises: a repeat of a delivery whose job has ended is not
+        begun, so nobody would write it later.
         """
-        if sends:
-            await self._persist(
-                work, lambda again: staged.sender.send(marked(sends) if again or work.doubtful else sends)
-            )
-            failpoints.hit("child_sent")
         key = work.key if handled else ""
+
+        def messages(again: bool) -> Sequence[OutgoingMessage]:
+            return marked(sends) if again or work.doubtful else sends
+
+        if isinstance(settlement, Reject):
+            await self._persist(work, lambda again: self._p.settler.settle(settlement, messages(again)))
+            if key:
+                await self._persist(work, lambda again: staged.repeats.record(key))
+            return
+        if sends:
+            await self._persist(work, lambda again: staged.sender.send(messages(again)))
+            failpoints.hit("child_sent")
         if key and isinstance(settlement, Ack):
             await self._persist(work, lambda again: staged.repeats.record(key))
         await self._persist(work, lambda again: self._p.settler.settle(settlement))
-        if key and isinstance(settlement, Reject):
-            await self._persist(work, lambda again: staged.repeats.record(key))
 
     async def _persist(self, work: Work, step: Callable[[bool], Awaitable[T]]) -> T:
         """Take a step of what follows a call, with False at first; while its backend is away, again, with True: the

@@ -66,7 +66,9 @@ class Held:
         )
 
     async def settle(self, settlements: Sequence[Settlement], sends: Sequence[OutgoingMessage]) -> None:
-        """Send, then settle. Where sending fails, all of `settlements` are held as before."""
+        """Make the copies, send, then acknowledge. Where sending fails, all of `settlements` are held as before, and a
+        copy that was made is not made again.
+        """
         numbers = self._begin(settlements)
         self._busy += 1
         self._unused.clear()
@@ -75,10 +77,12 @@ class Held:
             attempts_max = self._parts.registry.spec(self._queue).attempts_max
             now_ms = self._parts.clock.now_ms()
             todo = settling.plan(self._parts.names, self._queue, settlements, held, attempts_max, now_ms)
-            if sends:
-                await self._parts.sender.send(sends)
             if todo.copies:
                 await self._parts.sender.send_again(self._queue, todo.copies)
+                for one in todo.copied:
+                    one.copied = True
+            if sends:
+                await self._parts.sender.send(sends)
             lost = self._let_go(numbers, held)
             _acknowledge(todo.done)
             self._keep_in_buffer(todo.kept)

@@ -22,15 +22,19 @@ _LOOKS_MAX = 20
 
 
 class Taken:
-    """One copy of a message as the broker handed it over. `attempt` is 0 until it is known."""
+    """One copy of a message as the broker handed it over. `attempt` is 0 until it is known.
 
-    __slots__ = ("_note", "attempt", "delivered", "grant", "intake", "seen", "shown")
+    `copied`: the copy that its settlement makes (a retry, a dead letter) was confirmed.
+    """
+
+    __slots__ = ("_note", "attempt", "copied", "delivered", "grant", "intake", "seen", "shown")
 
     def __init__(self, intake: Intake, grant: int, delivered: Delivery) -> None:
         self.intake = intake
         self.grant = grant
         self.delivered = delivered
         self.attempt = 0
+        self.copied = False
         self.seen = False
         self.shown = False
         self._note: Note | None = None

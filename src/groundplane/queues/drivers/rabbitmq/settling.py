@@ -11,15 +11,16 @@ from groundplane.queues.drivers.rabbitmq import messages
 from groundplane.queues.drivers.rabbitmq.intake import Taken
 from groundplane.queues.drivers.rabbitmq.messages import Death
 from groundplane.queues.drivers.rabbitmq.names import Names
-from groundplane.queues.port import Ack, Nack, Reject, Settlement
+from groundplane.queues.port import Ack, Nack, Settlement
 
 EXHAUSTED = "attempts_exhausted"
 
 
 class Plan(NamedTuple):
-    """Publish `copies`, then acknowledge `done`; `kept` go back into the buffer."""
+    """Publish `copies` of `copied`, then acknowledge `done`; `kept` go back into the buffer."""
 
     copies: list[Message]
+    copied: list[Taken]
     done: list[Taken]
     kept: list[Taken]
 
@@ -27,8 +28,9 @@ class Plan(NamedTuple):
 def plan(
     names: Names, queue: str, settlements: Sequence[Settlement], held: Sequence[Taken], attempts_max: int, now_ms: int
 ) -> Plan:
-    """What to do about `settlements`, of which the deliveries are `held`."""
+    """What to do about `settlements`, of which the deliveries are `held`. A copy that is there is not made again."""
     copies: list[Message] = []
+    copied: list[Taken] = []
     done: list[Taken] = []
     kept: list[Taken] = []
     for settlement, taken in zip(settlements, held, strict=True):
@@ -36,13 +38,14 @@ def plan(
             kept.append(taken)
             continue
         done.append(taken)
+        if taken.copied or isinstance(settlement, Ack):
+            continue
+        copied.append(taken)
         if isinstance(settlement, Nack):
             copies.append(_next(names, queue, settlement, taken, attempts_max, now_ms))
-        elif isinstance(settlement, Reject):
-            copies.append(buried(names, queue, taken, settlement.reason, taken.attempt, settlement.error, now_ms))
         else:
-            assert isinstance(settlement, Ack)
-    return Plan(copies, done, kept)
+            copies.append(buried(names, queue, taken, settlement.reason, taken.attempt, settlement.error, now_ms))
+    return Plan(copies, copied, done, kept)
 
 
 def buried(
