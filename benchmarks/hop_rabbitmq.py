@@ -33,8 +33,8 @@ PEERS = {
 
 
 def rows(rounds: int, scale: float) -> list[Row]:
-    """Ours at the queue port and through sidecar and runtime, beside the peers, on one broker. aio-pika takes turns with
-    ours: a ratio is one of neighbours.
+    """Ours at the queue port and through sidecar and runtime, beside the peers, on one broker. aio-pika takes turns
+    with ours: a ratio is one of neighbours.
     """
     count = max(WINDOW, int(4000 * scale) // WINDOW * WINDOW)
     port: list[float] = []

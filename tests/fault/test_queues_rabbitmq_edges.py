@@ -72,7 +72,7 @@ async def test_a_dead_letter_is_there_before_what_is_sent_with_it_and_a_second_t
                 await consumer.settle([reject], sends)
             except NotFound:
                 assert queue == "nowhere"
-            assert [one.id for one in (await queues.list_dead("q")).items] == ["m"]
+            assert [one.message_id for one in (await queues.list_dead("q")).items] == ["m"]
         assert await taken(consumer, 1) == [("news", 1)]
 
 
