@@ -42,7 +42,12 @@ async def _called(outcome: Outcome) -> Outcome:
 
     active = SimpleNamespace(spent=lambda seconds: None)
     parts = SimpleNamespace(
-        router=router, clock=SYSTEM_CLOCK, client=SimpleNamespace(call=call), metrics=metrics, active=active
+        router=router,
+        clock=SYSTEM_CLOCK,
+        client=SimpleNamespace(call=call),
+        metrics=metrics,
+        active=active,
+        claims=None,
     )
     delivery = Delivery(tag=1, queue="pay", id="1", payload=b"", headers={}, attempt=1, enqueued_at=0, redrives=0)
     handling = Handling(parts, asyncio.Semaphore())  # type: ignore[arg-type]

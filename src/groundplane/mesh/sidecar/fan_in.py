@@ -11,7 +11,9 @@ from groundplane.mesh.joins import Gathered, is_join, is_timer, joined, key_of, 
 from groundplane.mesh.ledger.port import JoinKey, Ledger
 from groundplane.mesh.repeats import marked
 from groundplane.mesh.routing import COMPLETED, note
-from groundplane.mesh.sidecar.handling import Handling, Parts, Work, message_of, token_of
+from groundplane.mesh.sidecar.handling import Handling, Parts
+from groundplane.mesh.sidecar.outgoing import message_of
+from groundplane.mesh.sidecar.work import Work, token_of
 from groundplane.queues.port import Ack, Delivery, OutgoingMessage
 
 

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from groundplane.core.envelope import Envelope
 from groundplane.mesh.repeats import key_of, may_repeat
 from groundplane.mesh.routing import note
-from groundplane.mesh.sidecar.handling import Handling, Parts, Staged, token_of
+from groundplane.mesh.sidecar.handling import Handling, Parts, Staged
+from groundplane.mesh.sidecar.work import token_of
 from groundplane.queues.port import Ack, Delivery, Nack
 
 

@@ -6,14 +6,14 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from groundplane.core import failpoints
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.deadline import effective_timeout_s
-from groundplane.core.envelope import Claim, Envelope
+from groundplane.core.envelope import Envelope
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, NotFound, Unavailable
 from groundplane.jobs.port import Change, JobState, Note, Park
 from groundplane.mesh.claims import Claims
@@ -28,7 +28,6 @@ from groundplane.mesh.routing import (
     Outcome,
     Result,
     Router,
-    Send,
     dedup_key,
     finished,
     note,
@@ -36,7 +35,9 @@ from groundplane.mesh.routing import (
 from groundplane.mesh.runtime_client import CallRequest, RuntimeClient
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active, CallWatch, Telling
-from groundplane.mesh.start import ENDED_JOB, JOB_TOKEN, TOLD, outbox_message, transport_headers
+from groundplane.mesh.sidecar.outgoing import Outgoing, message_of, told_of
+from groundplane.mesh.sidecar.work import Work, token_of
+from groundplane.mesh.start import outbox_message
 from groundplane.queues.port import MAY_REPEAT, Ack, Carried, Delivery, Nack, OutgoingMessage, Reject, Settlement
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
@@ -72,30 +73,13 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock = SYSTEM_CLOCK
 
 
-class Work(msgspec.Struct, kw_only=True):
-    """One call to be made: a delivery, the envelope it is about (a joined one is not the delivery's own).
-
-    `key` is the delivery's where repeats are dropped here; `doubtful` that it may be one, and so may what it sends.
-    """
-
-    delivery: Delivery
-    envelope: Envelope
-    payload: Any = None
-    join: dict[str, Any] | None = None
-    resolve: bool = True
-    claims: list[Claim] = []
-    attempt: int = 1
-    telling: Telling
-    key: str = ""
-    doubtful: bool = False
-
-
 class Handling:
     """Handles deliveries, many at once. Never raises but for cancellation: each delivery gets an end."""
 
     def __init__(self, parts: Parts, start_slots: asyncio.Semaphore) -> None:
         self._p = parts
         self._slots = start_slots
+        self._outgoing = Outgoing(parts.claims)
 
     async def handle(self, delivery: Delivery) -> None:
         """Decode, and handle the envelope."""
@@ -220,7 +204,7 @@ class Handling:
             data = {"envelope_id": envelope.id, "actor": parts.router.spec.name, "state": state.value}
             if work.delivery.redrives:
                 parts.reporter.post([Note(job_id=envelope.job_id, kind="redriven", data=data)], token)
-                work.envelope = _without_its_job(envelope)
+                work.leave_job()
                 return True
             parts.reporter.post([Note(job_id=envelope.job_id, kind="skipped", data=data)], token)
             await self.settle(work, Ack(work.delivery))
@@ -267,7 +251,7 @@ class Handling:
         watch.called()
         timeout_s = effective_timeout_s(parts.router.spec.timeout_s, envelope.deadline_at, parts.clock)
         request = CallRequest(
-            envelope=_as_map(envelope, work.payload, work.attempt),
+            envelope=work.shown(),
             timeout_s=timeout_s,
             deadline_ms=envelope.deadline_at,
             attempt=work.attempt,
@@ -292,7 +276,7 @@ class Handling:
         """Report, send and settle as decided, in one transaction where it can be. True when the envelope went on."""
         parts = self._p
         try:
-            kept, messages = await self._persist(work, lambda again: self._messages(work, decision))
+            kept, messages = await self._persist(work, lambda again: self._outgoing.messages(work, decision))
             state = await self._told_and_settled(work, decision, kept, messages)
         except (InvalidArgument, NotFound) as error:
             return await self._undeliverable(work, decision, error)
@@ -381,32 +365,6 @@ class Handling:
         failed = self._p.router.decide(work.envelope, failure, attempt=work.attempt, now_ms=self._p.clock.now_ms())
         return await self.finish(work, failed)
 
-    async def _messages(self, work: Work, decision: Decision) -> tuple[list[Envelope], list[OutgoingMessage]]:
-        kept: list[Envelope] = []
-        messages: list[OutgoingMessage] = []
-        for send in decision.sends:
-            if decision.settlement == "reject" and work.join is not None:
-                send = Send(send.queue, msgspec.structs.replace(send.envelope, payload=work.payload), send.delay_s)
-            envelope, data = await self._packed(send.envelope, decision)
-            kept.append(envelope)
-            redrives = work.delivery.redrives if decision.settlement == "reject" else 0
-            messages.append(message_of(send, envelope, data, redrives))
-        return kept, messages
-
-    async def _packed(self, envelope: Envelope, decision: Decision) -> tuple[Envelope, bytes]:
-        if self._p.claims is None:
-            return envelope, envelope.to_bytes()
-        try:
-            return await self._p.claims.outgoing(envelope)
-        except InvalidArgument as error:
-            if decision.settlement != "reject" or error.reason != "payload_too_large":
-                raise
-        # what a join gathered may be over every limit: the failure is told without it, the dead letter has its part
-        record = dict(envelope.error or {})
-        record["details"] = {**record.get("details", {}), "payload": "left out: over the limit"}
-        small = msgspec.structs.replace(envelope, payload=None, error=record)
-        return small, small.to_bytes()
-
     async def settle(
         self,
         work: Work,
@@ -483,33 +441,6 @@ class Handling:
         return self._p.claims
 
 
-def _without_its_job(envelope: Envelope) -> Envelope:
-    """The envelope of a redriven dead letter whose job has ended: it runs on by itself, the job stays as it ended.
-
-    What becomes of it is persisted by the end actors like the outcome of any envelope without a job.
-    """
-    headers = {key: value for key, value in envelope.headers.items() if key != JOB_TOKEN}
-    headers[ENDED_JOB] = envelope.job_id
-    return msgspec.structs.replace(envelope, job_id=None, deadline_at=None, headers=headers)
-
-
-def message_of(send: Send, envelope: Envelope, data: bytes, redrives: int = 0) -> OutgoingMessage:
-    """The queue's message for an envelope that was packed."""
-    return OutgoingMessage(
-        queue=send.queue,
-        payload=data,
-        id=envelope.id,
-        headers=transport_headers(envelope),
-        delay_s=send.delay_s,
-        dedup_key=dedup_key(envelope, redrives=redrives),
-    )
-
-
-def told_of(message: OutgoingMessage) -> OutgoingMessage:
-    """The message for an end actor whose outcome the job is told already: nobody waits for that."""
-    return msgspec.structs.replace(message, headers={**message.headers, TOLD: "1"}, urgent=False)
-
-
 def _settlement(delivery: Delivery, decision: Decision) -> Settlement:
     if decision.settlement == "nack":
         return Nack(delivery, decision.delay_s, error=decision.error)
@@ -518,30 +449,4 @@ def _settlement(delivery: Delivery, decision: Decision) -> Settlement:
     return Ack(delivery)
 
 
-def token_of(envelope: Envelope) -> str:
-    token = envelope.headers.get(JOB_TOKEN, "")
-    return token if isinstance(token, str) else ""
-
-
-def _as_map(envelope: Envelope, payload: Any, attempt: int) -> dict[str, Any]:
-    """The envelope as the handler sees it: with its payload, without the job's token."""
-    headers = envelope.headers
-    if JOB_TOKEN in headers:
-        headers = {key: value for key, value in headers.items() if key != JOB_TOKEN}
-    shown: dict[str, Any] = {
-        "id": envelope.id,
-        "route": {"actors": envelope.route.actors, "current": envelope.route.current},
-        "headers": headers,
-        "payload": payload,
-        "attempt": attempt,
-        "created_at": envelope.created_at,
-        "root_id": envelope.root_id or envelope.id,
-    }
-    for field in ("parent_id", "job_id", "deadline_at"):
-        value = getattr(envelope, field)
-        if value is not None:
-            shown[field] = value
-    return shown
-
-
-__all__ = ["COMPLETED", "Handling", "Parts", "Work", "message_of"]
+__all__ = ["COMPLETED", "Handling", "Parts", "Staged", "Work", "message_of", "token_of"]
