@@ -102,15 +102,22 @@ def tail_of(path: Path, lines: int, bytes_max: int = 262_144) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    return _state(pid) not in ("", "Z", "X")
+    """Whether the process exists and has not ended: one whose first thread alone has ended still holds its ports."""
+    fields = _fields(pid)
+    return bool(fields) and not _ended(fields)
 
 
-def _state(pid: int) -> str:
+def _fields(pid: int | str) -> list[str]:
+    """Of /proc/PID/stat, from the state on; empty where there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _ended(fields: list[str]) -> bool:
+    state, threads = fields[0], int(fields[17])
+    return state == "X" or (state == "Z" and threads <= 1)
 
 
 def descendants(roots: Sequence[int]) -> list[int]:
@@ -118,13 +125,8 @@ def descendants(roots: Sequence[int]) -> list[int]:
     below: dict[int, list[int]] = {}
     sessions: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] not in ("Z", "X"):
+        fields = _fields(entry) if entry.isdigit() else []
+        if fields and not _ended(fields):
             below.setdefault(int(fields[1]), []).append(int(entry))
             sessions.setdefault(int(fields[3]), []).append(int(entry))
     found: list[int] = []
