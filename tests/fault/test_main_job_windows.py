@@ -121,7 +121,7 @@ class Rounds:
 async def test_whoever_is_killed_in_a_window_nothing_is_lost_and_no_effect_happens_twice(
     window: str, stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await _survived(window, stack, tmp_path, capsys)
+    await _check_survival(window, stack, tmp_path, capsys)
 
 
 @pytest.mark.req("MESH-17", "QUEUE-12")
@@ -129,10 +129,10 @@ async def test_whoever_is_killed_in_a_window_nothing_is_lost_and_no_effect_happe
 async def test_whoever_is_killed_between_a_publishing_and_its_confirm_nothing_is_lost_and_no_effect_happens_twice(
     stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await _survived("unconfirmed", stack, tmp_path, capsys)
+    await _check_survival("unconfirmed", stack, tmp_path, capsys)
 
 
-async def _survived(window: str, stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def _check_survival(window: str, stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with Lab.open(tmp_path / "lab", stack=stack, failpoints=f"{window}=pause@2") as lab:
         orders = Orders(lab)
         rounds = Rounds(lab, orders, window, seed=len(window))
