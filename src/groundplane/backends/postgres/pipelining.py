@@ -6,13 +6,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from psycopg import AsyncConnection, AsyncPipeline
 from psycopg.abc import PQGen
 from psycopg.generators import send
 
-Row = tuple[Any, ...]
+from groundplane.backends.postgres.transaction import Row
 
 
 class _Together(AsyncPipeline):
