@@ -13,7 +13,8 @@ from groundplane.core.envelope import Envelope
 from groundplane.core.errors import GroundplaneError, ResourceExhausted, Unavailable
 from groundplane.mesh.routing import Failure, Outcome, Result, Router
 from groundplane.mesh.sidecar.calls import CallWatch, Telling
-from groundplane.mesh.sidecar.handling import Handling, Work
+from groundplane.mesh.sidecar.handling import Handling
+from groundplane.mesh.sidecar.work import Work
 from groundplane.mesh.spec import ActorSpec
 from groundplane.queues.port import Delivery
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics, new_registry

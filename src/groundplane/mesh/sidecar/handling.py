@@ -21,7 +21,6 @@ from groundplane.mesh.ledger.port import Ledger
 from groundplane.mesh.repeats import Repeats, Sender, key_of, marked, may_repeat
 from groundplane.mesh.reporting import Reporter
 from groundplane.mesh.routing import (
-    COMPLETED,
     RECEIVED,
     Decision,
     Failure,
@@ -35,7 +34,7 @@ from groundplane.mesh.routing import (
 from groundplane.mesh.runtime_client import CallRequest, RuntimeClient
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active, CallWatch, Telling
-from groundplane.mesh.sidecar.outgoing import Outgoing, message_of, told_of
+from groundplane.mesh.sidecar.outgoing import Outgoing, told_of
 from groundplane.mesh.sidecar.work import Work, token_of
 from groundplane.mesh.start import outbox_message
 from groundplane.queues.port import MAY_REPEAT, Ack, Carried, Delivery, Nack, OutgoingMessage, Reject, Settlement
@@ -449,4 +448,4 @@ def _settlement(delivery: Delivery, decision: Decision) -> Settlement:
     return Ack(delivery)
 
 
-__all__ = ["COMPLETED", "Handling", "Parts", "Staged", "Work", "message_of", "token_of"]
+__all__ = ["Handling", "Parts", "Staged"]
