@@ -16,6 +16,8 @@ SECTIONS = {
     "blobs": "blobs",
     "gateway": "gateway",
     "gateway_postgres": "gateway_postgres",
+    "gateway_tasks": "gateway_tasks",
+    "gateway_auth": "gateway_auth",
     "weight": "weight",
 }
 
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     report.write(rows, options.out)
     print((options.out / "latest.md").read_text())
     if options.docs:
-        options.docs.write_text(report.page(rows, options.sections, options.rounds))
+        options.docs.write_text(report.page(rows, options.sections, options.rounds, options.docs))
     if options.publish:
         report.publish(rows, Path(__file__).parents[1] / "README.md")
     lost = _lost(rows, baseline, options.loss) if baseline is not None else False

@@ -110,19 +110,17 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def page(rows: list[Row], sections: list[str], rounds: int) -> str:
+def page(rows: list[Row], sections: list[str], rounds: int, file: Path) -> str:
     """The tables as a page of the documentation, with the command that makes them again."""
-    command = (
-        f"python -m benchmarks {' '.join([*sections, f'--rounds {rounds}', '--docs docs/reference/benchmarks.md'])}"
-    )
+    title = "of the gateway" if all(name.startswith("gateway") for name in sections) else "on servers"
     head = [
-        "# Benchmarks on servers",
+        f"# Benchmarks {title}",
         "",
         "Everything of a table was measured in one run, one after the other, on servers that the kit started on the "
         "same machine. Ratios carry over to other machines, rates do not. ✓ and ✗ say whether a bar of ours is met.",
         "",
         "```",
-        command,
+        f"python -m benchmarks {' '.join([*sections, f'--rounds {rounds}', f'--docs docs/reference/{file.name}'])}",
         "```",
         "",
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,17 @@ import msgspec
 
 from groundplane.blobs import Blobs
 from groundplane.core.envelope import Envelope
-from groundplane.core.errors import ErrorRecord
-from groundplane.gateway import Gateway, GatewaySettings, ToolTable
+from groundplane.core.errors import ErrorRecord, InvalidArgument
+from groundplane.gateway import Catalogue, Gateway, GatewaySettings, ToolTable
 from groundplane.gateway.server import Served
 from groundplane.jobs import Jobs
-from groundplane.jobs.port import Finish, Progress
+from groundplane.jobs.port import Ask, Finish, Progress, Question
 from groundplane.mesh.routing import dedup_key
 from groundplane.mesh.spec import ToolSpec
+from groundplane.mesh.start import outbox_message
 from groundplane.queues import Queues
 from groundplane.queues.port import Ack, OutgoingMessage, QueueSpec
+from groundplane.security import Security
 
 Handler = Callable[[Any, Callable[[float, str], Awaitable[None]]], Awaitable[Any]]
 
@@ -52,6 +54,7 @@ class House:
     jobs: Jobs
     queues: Queues
     blobs: Blobs
+    security: Security
     served: Served
     stop: asyncio.Event
     serving: asyncio.Task[None]
@@ -78,7 +81,12 @@ class House:
 
 @asynccontextmanager
 async def house(
-    state: Path, *specs: ToolSpec, table: ToolTable | None = None, upgrade: bool = True, **settings: Any
+    state: Path,
+    *specs: ToolSpec,
+    table: ToolTable | None = None,
+    catalogue: Catalogue | None = None,
+    upgrade: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[House]:
     """Open the ports in `state`, serve a gateway with these tools."""
     chosen = GatewaySettings(**{"port": 0, "grace_s": 5.0, **settings})
@@ -86,8 +94,15 @@ async def house(
         Jobs.open(state=state, upgrade=upgrade) as jobs,
         Queues.open(state=state, upgrade=upgrade) as queues,
         Blobs.open("embedded://", state=state) as blobs,
+        Security.open(state=state, upgrade=upgrade) as security,
         Gateway.open(
-            jobs=jobs, queues=queues, blobs=blobs, tools=table or ToolTable(specs), settings=chosen
+            jobs=jobs,
+            queues=queues,
+            blobs=blobs,
+            security=security,
+            tools=table or ToolTable(specs),
+            catalogue=catalogue,
+            settings=chosen,
         ) as gateway,
     ):
         ready: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
@@ -102,6 +117,7 @@ async def house(
                 jobs=jobs,
                 queues=queues,
                 blobs=blobs,
+                security=security,
                 served=ready.result(),
                 stop=stop,
                 serving=serving,
@@ -122,7 +138,8 @@ async def actors(one: House, handlers: Mapping[str, Handler]) -> AsyncIterator[N
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [one for one in ended if not isinstance(one, asyncio.CancelledError)] == [], "a consumer broke"
 
 
 async def _consume(one: House, name: str, handler: Handler) -> None:
@@ -157,8 +174,9 @@ async def _run(one: House, name: str, handler: Handler, envelope: Envelope) -> l
     await report(10.0)
     try:
         output = await handler(envelope.payload, report)
-    except ValueError as error:
-        record = ErrorRecord(code="internal", reason="processing_error", message=str(error), type="ValueError")
+        msgspec.structs.replace(envelope, payload=output).to_bytes()  # refuses what a sidecar could not send
+    except (ValueError, InvalidArgument) as error:
+        record = ErrorRecord(code="internal", reason="processing_error", message=str(error), type=type(error).__name__)
         await one.jobs.apply(Finish(job_id=job_id, envelope_id=envelope.id, error=record))
         return []
     await report(100.0)
@@ -182,6 +200,45 @@ async def double(payload: Any, report: Any) -> Any:
 
 async def fail(payload: Any, report: Any) -> Any:
     raise ValueError("the handler is not amused")
+
+
+@asynccontextmanager
+async def asking_actor(one: House, name: str, *rounds: Sequence[Question]) -> AsyncIterator[None]:
+    """An actor that asks round after round and then returns all answers by question id: what a sidecar leaves behind
+    of a handler that asks, and runs again from its start after each answer.
+    """
+    await one.queues.declare(QueueSpec(name=name))
+    task = asyncio.create_task(_ask_and_finish(one, name, rounds))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _ask_and_finish(one: House, name: str, rounds: Sequence[Sequence[Question]]) -> None:
+    async with one.queues.consume(name, max_in_flight=64) as consumer:
+        while True:
+            for delivery in await consumer.receive(64):
+                envelope = Envelope.from_bytes(delivery.payload)
+                assert envelope.job_id is not None
+                known = {found.question_id: found for found in await one.jobs.questions(envelope.job_id)}
+                await one.jobs.apply(_next_step(name, envelope, rounds, known))
+                await consumer.ack(delivery)
+
+
+def _next_step(
+    name: str, envelope: Envelope, rounds: Sequence[Sequence[Question]], known: Mapping[str, Question]
+) -> Ask | Finish:
+    assert envelope.job_id is not None
+    for asked in rounds:
+        missing = [one for one in asked if one.question_id not in known or known[one.question_id].state != "answered"]
+        if missing:
+            open_ones = [msgspec.structs.replace(one, actor=name, envelope_id=envelope.id) for one in missing]
+            again = outbox_message(name, envelope, envelope.to_bytes(), dedup=f"{envelope.id}:{len(known)}")
+            return Ask(job_id=envelope.job_id, questions=open_ones, message=again)
+    answers = {key: {"action": found.action, "content": found.content} for key, found in known.items()}
+    return Finish(job_id=envelope.job_id, envelope_id=envelope.id, result=answers)
 
 
 class Gate:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from groundplane.core.secrets import Url
 from groundplane.core.settings import Settings
+from groundplane.testing.plugin import run_of
 
 PORTS = ("queues", "jobs", "ledger", "blobs")
 
@@ -38,3 +43,15 @@ class Stack:
 def on_servers(state: Path, *, rabbitmq: str, postgres: str, s3: str) -> Stack:
     """The stack of real servers behind these URLs."""
     return Stack("servers", state, urls={"queues": rabbitmq, "jobs": postgres, "ledger": postgres, "blobs": s3})
+
+
+@contextmanager
+def own_namespaces(request: pytest.FixtureRequest, state: Path) -> Iterator[Stack]:
+    """The stack of the run's servers in namespaces of its own, for fixtures that outlive a test."""
+    spaces = run_of(request.config).namespaces
+    with ExitStack() as held:
+        urls = {
+            name: held.enter_context(spaces.of(request.getfixturevalue(f"{name}_server"), lambda: False))
+            for name in ("rabbitmq", "postgres", "s3")
+        }
+        yield on_servers(state, **urls)

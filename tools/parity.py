@@ -27,6 +27,7 @@ DRIVERS: dict[str, dict[str, str | None]] = {
     "queues": {"embedded": None, "RabbitMQ": "rabbitmq"},
     "jobs": {"embedded": None, "PostgreSQL": "postgres"},
     "ledger": {"embedded": None, "PostgreSQL": "postgres"},
+    "security": {"embedded": None, "PostgreSQL": "postgres"},
     "blobs": {"embedded": None, "S3 (MinIO)": "s3", "S3 (versitygw)": "s3@versitygw"},
 }
 _CAPABLE = ("queues", "blobs")

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import http_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "groundplane"
@@ -193,7 +196,35 @@ def decisions() -> str:
     return "\n".join(out) + "\n"
 
 
+def http() -> str:
+    """The HTTP interface; the document itself is written beside the page."""
+    document = http_reference.served_document()
+    (TARGET / "openapi.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return http_reference.page(document)
+
+
+def metrics() -> str:
+    """Every metric, as the collectors of each role tell it."""
+    from groundplane.cli.metric_table import metric_rows
+    from groundplane.telemetry.default_rules import default_rules
+
+    out = ["# Metrics", "", "What `/metrics` of each role shows. A counter has `_total` added to its name here, a"]
+    out += ["histogram `_bucket`, `_sum` and `_count`. Seconds and bytes everywhere; at most 1,000 series of a metric."]
+    out += ["Handlers add `groundplane_custom_*`.", "", "| metric | kind | labels | roles | meaning |"]
+    out += ["|---|---|---|---|---|"]
+    for row in metric_rows():
+        labels, roles = ", ".join(f"`{one}`" for one in row.labels), ", ".join(row.roles)
+        out.append(f"| `{row.name}` | {row.kind} | {labels} | {roles} | {prose(row.help)} |")
+    out += ["", "## Alerts", "", "| alert | severity | for | fires when |", "|---|---|---|---|"]
+    for rule in default_rules():
+        link = f"[{rule.name}](../../howto/runbooks/{rule.name}.md)"
+        out.append(f"| {link} | {rule.severity} | {rule.for_s:g} s | {cell(rule.promql())} |")
+    return "\n".join(out) + "\n"
+
+
 PAGES = {
+    "metrics": metrics,
+    "http": http,
     "public": public,
     "ports": ports,
     "core": core,

@@ -88,7 +88,10 @@ def collect(root: Path) -> dict[str, set[str]]:
     """Runs pytest's collection and returns the tests of every id that a mark names."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "proofs.json"
-        environment = os.environ | {"GROUNDPLANE_PROOFS_FILE": str(answer), "PYTHONPATH": str(ROOT / "tools")}
+        environment = os.environ | {
+            "GROUNDPLANE_PROOFS_FILE": str(answer),
+            "PYTHONPATH": f"{ROOT / 'tools'}{os.pathsep}{ROOT / 'src'}",
+        }
         command = [
             sys.executable,
             "-m",

@@ -1,6 +1,7 @@
 """`make soak`: the fault tests with many rounds, and the table of what was survived (docs/reference/soak.md).
 
-`--rounds N` of each window and stack, `--outage S` seconds for which servers are away. The tests are the ones of
+`--rounds N` of each window and stack, `--outage S` seconds for which servers are away, `--fuzz N` cases of mutated
+JSON-RPC (`--select fuzz` or `--select mutated` runs those alone). The tests are the ones of
 `make test`; only the numbers differ. Exit 1 when a test failed: the table is written all the same, and says so.
 """
 
@@ -34,6 +35,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=130, help="of each window (130)")
     parser.add_argument("--outage", type=float, default=30.0, help="seconds for which a server is away (30)")
     parser.add_argument("--workers", type=int, default=2, help="tests at once (2)")
+    parser.add_argument("--fuzz", type=int, default=1_000_000, help="cases of mutated JSON-RPC; 0: none (1000000)")
+    parser.add_argument("--fuzz-minutes", type=float, default=60.0, help="at most so long (60)")
+    parser.add_argument("--seed", type=int, help="of the fuzzers; a new one otherwise")
     parser.add_argument("--select", default="", help="a pytest -k expression")
     parser.add_argument("--log", type=Path, help="a file that keeps what runs did; the table has all of them")
     given = parser.parse_args()
@@ -58,7 +62,15 @@ def _run(given: argparse.Namespace, log: Path) -> int:
         "GROUNDPLANE_REQUIRE_SERVERS": os.environ.get("GROUNDPLANE_REQUIRE_SERVERS", "rabbitmq,postgres,s3"),
     }
     chosen = ["-k", given.select] if given.select else []
-    how = f"-q -p no:cacheprovider --timeout=0 -n {given.workers} --dist worksteal tests/fault"
+    if given.fuzz:
+        environment |= {
+            "GROUNDPLANE_TEST_FUZZ_CASES": str(given.fuzz),
+            "GROUNDPLANE_TEST_FUZZ_S": str(given.fuzz_minutes * 60),
+            "GROUNDPLANE_TEST_FUZZ_EXAMPLES": str(max(15, given.fuzz // 1000)),
+            "GROUNDPLANE_TEST_FUZZ_SEED": str(given.seed if given.seed is not None else time.time_ns() % 2**32),
+        }
+    folders = "tests/fault tests/fuzz" if given.fuzz else "tests/fault"
+    how = f"-q -p no:cacheprovider --timeout=0 -n {given.workers} --dist worksteal {folders}"
     command = [sys.executable, "-m", "pytest", *how.split(), *chosen]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
@@ -82,6 +94,14 @@ def _page(log: list[dict[str, Any]], given: argparse.Namespace) -> str:
         f"| {one['stack']} | {one['window']} | {one['hits']} | {one['seed']} | {one['victims']} | "
         f"{one['slowest_s']:.1f} s | {one['jobs']} | {one['again']} |"
         for one in facts
+    ]
+    fuzzed = [one for one in log if str(one.get("test", "")).startswith("fuzz-")]
+    if fuzzed:
+        lines += ["", "| fuzzed | cases | reached a handler | seed | minutes |", "|---|---:|---:|---:|---:|"]
+    lines += [
+        f"| {str(one['test'])[5:]} | {one['cases']:,} | {one['reached'] / one['cases']:.0%} | {one['seed']} | "
+        f"{one['seconds'] / 60:.1f} |"
+        for one in fuzzed
     ]
     return "\n".join(lines) + "\n"
 

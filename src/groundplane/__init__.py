@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from groundplane.core.retry import RetryPolicy
     from groundplane.core.settings import Settings
     from groundplane.gateway.client import Client
-    from groundplane.mesh.runtime import Context, FanOut, Reject, Retry, Stop
+    from groundplane.mesh.runtime import Context, Declined, FanOut, Reject, Retry, Stop
     from groundplane.plane import Plane
 
 _ERRORS = (
@@ -61,8 +61,9 @@ _ERRORS = (
 )
 _MODULES = {
     "App": "groundplane.app",
-    "Client": "groundplane.gateway.client",
+    "Client": "groundplane.gateway",
     "Context": "groundplane.mesh.runtime",
+    "Declined": "groundplane.mesh.runtime",
     "Envelope": "groundplane.core.envelope",
     "FanOut": "groundplane.mesh.runtime",
     "Plane": "groundplane.plane",
@@ -82,6 +83,7 @@ __all__ = [
     "Conflict",
     "Context",
     "DeadlineExceeded",
+    "Declined",
     "Envelope",
     "FailedPrecondition",
     "FanOut",

@@ -10,12 +10,28 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, overload
 
+import msgspec
+
 from groundplane.core.durations import parse_duration
 from groundplane.core.envelope import ERROR_END, HAPPY_END
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import check_name, did_you_mean
 from groundplane.core.retry import RetryPolicy
-from groundplane.mesh.spec import ACTOR_TIMEOUT_S, HOPS_MAX, TOOL_TIMEOUT_S, ActorSpec, ToolSpec
+from groundplane.mesh.spec import (
+    ACTOR_TIMEOUT_S,
+    HOPS_MAX,
+    PROMPT_TIMEOUT_S,
+    TASK_AFTER_S,
+    TOOL_TIMEOUT_S,
+    ActorSpec,
+    Completion,
+    Offer,
+    PromptSpec,
+    ResourceSpec,
+    TaskPolicy,
+    ToolSpec,
+)
+from groundplane.offered import check_texts, completion, prompt_arguments, prompt_spec, resource_spec, template_schema
 from groundplane.signatures import check_annotated, handler_address, input_schema, summary
 
 H = TypeVar("H", bound=Callable[..., Any])
@@ -26,21 +42,32 @@ CONCURRENCY_MAX = 1024
 
 
 class App:
-    """Actors and tools under one name.
+    """Actors and what clients are offered under one name.
 
-    `actors` and `tools` map names to their specs, in the order of declaration. Decorated functions stay plain
-    functions: call them in tests.
+    `actors`, `tools` and `prompts` map names to their specs, `resources` URIs, in the order of declaration. Decorated
+    functions stay plain functions: call them in tests.
     """
 
     def __init__(self, name: str) -> None:
         self.name = check_name("name", name)
         self.actors: dict[str, ActorSpec] = {}
         self.tools: dict[str, ToolSpec] = {}
+        self.prompts: dict[str, PromptSpec] = {}
+        self.resources: dict[str, ResourceSpec] = {}
         self._handlers: dict[str, Any] = {}
         self._declared_at: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<App {self.name} actors={list(self.actors)} tools={list(self.tools)}>"
+
+    @property
+    def offer(self) -> Offer:
+        """All that clients are offered."""
+        return Offer(
+            tools=list(self.tools.values()),
+            prompts=list(self.prompts.values()),
+            resources=list(self.resources.values()),
+        )
 
     @overload
     def actor(self, handler: H, /) -> H: ...
@@ -121,38 +148,168 @@ class App:
         progress: bool = True,
         on_disconnect: OnDisconnect = "detach",
         input_schema: Mapping[str, Any] | None = None,
+        output_schema: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        title: str = "",
+        content: bool = False,
+        task: TaskPolicy = "optional",
+        task_after: float | str = TASK_AFTER_S,
+        annotations: Mapping[str, Any] | None = None,
+        updates: Sequence[str] = (),
     ) -> ToolSpec:
         """Declare what clients may call: a route through actors, given as functions or names.
 
         Its arguments are those of the first actor (`input_schema` overrides). `timeout` is the job's, in seconds or
         `"30s"`. `on_disconnect` says what happens to the job when a waiting caller goes away. Without a `description`
         the first actor's docstring is used.
+
+        For MCP: with `content` the result is content blocks (`groundplane.content`). `task` says whether a call becomes
+        a task where the client takes tasks: `optional`, `required` (other clients are refused) or `never`; until
+        `task_after` has passed, a job that ends or asks is answered at once. `annotations` are hints such as
+        `readOnlyHint`. `updates` are URIs of resources that a job of this tool changes.
         """
         origin = _caller()
         check_name("tool", name)
         if name in self.tools:
             raise InvalidArgument(f"tool: {name!r} is declared twice, first at {self.tools[name].origin}; rename one")
-        names = self._route(name, route)
-        if on_disconnect not in get_args(OnDisconnect):
-            raise InvalidArgument(f"on_disconnect: {on_disconnect!r} of tool {name!r} is not 'cancel' or 'detach'")
-        for field, value, kind in (("description", description, str), ("progress", progress, bool)):
+        names = self._route(f"tool {name!r}", route)
+        for option, chosen, choices in (("on_disconnect", on_disconnect, OnDisconnect), ("task", task, TaskPolicy)):
+            if chosen not in get_args(choices):
+                wanted = " or ".join(map(repr, get_args(choices)))
+                raise InvalidArgument(f"{option}: {chosen!r} of tool {name!r} is not {wanted}")
+        for option, value, kind in (
+            ("description", description, str),
+            ("title", title, str),
+            ("progress", progress, bool),
+            ("content", content, bool),
+        ):
             if not isinstance(value, kind):
-                raise InvalidArgument(f"{field}: {value!r} of tool {name!r} is not a {kind.__name__}")
+                raise InvalidArgument(f"{option}: {value!r} of tool {name!r} is not a {kind.__name__}")
         first = self._handlers.get(names[0])
         spec = ToolSpec(
             name=name,
             route=names,
             description=description or (summary(first) if first is not None else ""),
             input_schema=_schema(name, input_schema, first, self.actors[names[0]].handler_mode),
+            output_schema=None if output_schema is None else _schema(name, output_schema, None, "", "output_schema"),
             timeout_s=parse_duration("timeout", timeout),
             progress=progress,
             on_disconnect=on_disconnect,
             metadata=dict(metadata or {}),
             origin=origin,
+            title=title,
+            content=content,
+            task=task,
+            task_after_s=0.0 if task_after == 0 else parse_duration("task_after", task_after),
+            annotations=dict(annotations or {}),
+            updates=check_texts("updates", updates, f"tool {name!r}"),
         )
         self.tools[name] = spec
         return spec
+
+    def prompt(
+        self,
+        name: str,
+        *,
+        route: Sequence[Callable[..., Any] | str] = (),
+        text: str | None = None,
+        arguments: Mapping[str, str] | None = None,
+        description: str = "",
+        title: str = "",
+        complete: Mapping[str, Callable[..., Any] | str | Sequence[str]] | None = None,
+        timeout: float | str = PROMPT_TIMEOUT_S,
+    ) -> PromptSpec:
+        """Declare a prompt that clients may take: made by a route through actors, or `text` as it is.
+
+        The last actor returns text (a message of the user) or a list of messages (`groundplane.content`). The arguments
+        are the first actor's parameters, which get text; `arguments` maps names to descriptions of its own. `complete`
+        maps an argument to what completes it: a list of texts, or an actor that takes `value` (and `arguments`).
+        """
+        origin = _caller()
+        check_name("prompt", name)
+        if name in self.prompts:
+            raise InvalidArgument(
+                f"prompt: {name!r} is declared twice, first at {self.prompts[name].origin}; rename one"
+            )
+        owner = f"prompt {name!r}"
+        names = self._route(owner, route) if text is None else []
+        first = self._handlers.get(names[0]) if names else None
+        schema = input_schema(first, self.actors[names[0]].handler_mode) if first is not None else {}
+        taken = prompt_arguments(owner, arguments, schema)
+        spec = prompt_spec(
+            name,
+            names,
+            text=text,
+            title=title,
+            description=description or (summary(first) if first is not None else ""),
+            arguments=taken,
+            complete=self._completions(owner, complete, [one.name for one in taken]),
+            timeout_s=parse_duration("timeout", timeout),
+            origin=origin,
+        )
+        self.prompts[name] = spec
+        return spec
+
+    def resource(
+        self,
+        uri: str,
+        *,
+        route: Sequence[Callable[..., Any] | str] = (),
+        text: str | None = None,
+        data: bytes | None = None,
+        name: str | None = None,
+        mime_type: str | None = None,
+        description: str = "",
+        title: str = "",
+        complete: Mapping[str, Callable[..., Any] | str | Sequence[str]] | None = None,
+        timeout: float | str = PROMPT_TIMEOUT_S,
+    ) -> ResourceSpec:
+        """Declare what clients may read at `uri`: made by a route through actors, or `text` or `data` as they are.
+
+        The last actor returns text, bytes, or a value that is sent as JSON. A `uri` with variables (`notes://{id}`,
+        `files://{+path}`) is a template: they are the first actor's arguments, as text. `complete` is that of
+        `prompt`, of the variables. `name` is the URI by default.
+        """
+        origin = _caller()
+        if uri in self.resources:
+            raise InvalidArgument(
+                f"uri: resource {uri!r} is declared twice, first at {self.resources[uri].origin}; take one away"
+            )
+        owner = f"resource {uri!r}"
+        names = self._route(owner, route) if text is None and data is None else []
+        first = self._handlers.get(names[0]) if names else None
+        spec = resource_spec(
+            uri,
+            names,
+            text=text,
+            data=data,
+            name=name,
+            mime_type=mime_type,
+            title=title,
+            description=description or (summary(first) if first is not None else ""),
+            timeout_s=parse_duration("timeout", timeout),
+            origin=origin,
+        )
+        if first is not None and self.actors[names[0]].handler_mode == "payload":
+            template_schema(owner, spec.variables, input_schema(first))
+        completions = self._completions(owner, complete, spec.variables)
+        self.resources[uri] = spec = msgspec.structs.replace(spec, complete=completions)
+        return spec
+
+    def _completions(self, owner: str, given: Any, names: Sequence[str]) -> dict[str, Completion]:
+        found: dict[str, Completion] = {}
+        for argument, one in dict(given or {}).items():
+            where = f"complete[{argument!r}]"
+            if argument not in names:
+                raise InvalidArgument(f"{where}: {owner} has no argument {argument!r}{did_you_mean(argument, names)}")
+            if callable(one) or isinstance(one, str):
+                actor = self._actor_of(owner, where, one)
+                handler = self._handlers.get(actor)
+                schema = input_schema(handler, self.actors[actor].handler_mode) if handler is not None else {}
+                found[argument] = completion(where, owner, actor, schema)
+            else:
+                found[argument] = Completion(values=check_texts(where, one, owner))
+        return found
 
     def _add(self, name: str, address: str, origin: str, named: bool, options: Mapping[str, Any]) -> str:
         known = ("timeout", "retry", "retry_timeouts", "concurrency", "join", "join_timeout", "key", "handler_mode")
@@ -178,29 +335,27 @@ class App:
         self._declared_at[name] = origin
         return name
 
-    def _route(self, tool: str, route: Any) -> list[str]:
+    def _route(self, owner: str, route: Any) -> list[str]:
         if isinstance(route, str) or not isinstance(route, Sequence) or not route:
-            raise InvalidArgument(f"route: {route!r} of tool {tool!r} is not a list of at least one actor")
+            raise InvalidArgument(f"route: {route!r} of {owner} is not a list of at least one actor")
         if len(route) > HOPS_MAX:
-            raise InvalidArgument(f"route: {len(route)} actors of tool {tool!r} are more than {HOPS_MAX} hops")
-        return [self._actor_of(tool, index, step) for index, step in enumerate(route)]
+            raise InvalidArgument(f"route: {len(route)} actors of {owner} are more than {HOPS_MAX} hops")
+        return [self._actor_of(owner, f"route[{index}]", step) for index, step in enumerate(route)]
 
-    def _actor_of(self, tool: str, index: int, step: Any) -> str:
+    def _actor_of(self, owner: str, where: str, step: Any) -> str:
         if isinstance(step, str):
             if step in self.actors:
                 return step
             hint = did_you_mean(step, self.actors) or f"; declared are {', '.join(self.actors) or 'none'}"
-            raise InvalidArgument(f"route[{index}]: {step!r} of tool {tool!r} is no declared actor{hint}")
+            raise InvalidArgument(f"{where}: {step!r} of {owner} is no declared actor{hint}")
         named = [name for name, handler in self._handlers.items() if handler is step]
         if len(named) > 1:
             raise InvalidArgument(
-                f"route[{index}]: {step.__qualname__!r} of tool {tool!r} serves the actors {', '.join(named)}; name one"
+                f"{where}: {step.__qualname__!r} of {owner} serves the actors {', '.join(named)}; name one"
             )
         if not named:
             shown = getattr(step, "__qualname__", repr(step))
-            raise InvalidArgument(
-                f"route[{index}]: {shown!r} of tool {tool!r} is no actor; decorate it with @app.actor"
-            )
+            raise InvalidArgument(f"{where}: {shown!r} of {owner} is no actor; decorate it with @app.actor")
         return named[0]
 
 
@@ -260,11 +415,11 @@ def _seconds(field: str, value: Any) -> float:
     return parse_duration(field, value)
 
 
-def _schema(tool: str, given: Any, first: Any, mode: str) -> dict[str, Any]:
+def _schema(tool: str, given: Any, first: Any, mode: str, option: str = "input_schema") -> dict[str, Any]:
     if given is None:
         return input_schema(first, mode) if first is not None else {"type": "object"}
     if not isinstance(given, Mapping) or given.get("type") != "object":
-        raise InvalidArgument(f"input_schema: {given!r} of tool {tool!r} is not a JSON Schema of type 'object'")
+        raise InvalidArgument(f"{option}: {given!r} of tool {tool!r} is not a JSON Schema of type 'object'")
     return dict(given)
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from groundplane.mesh.ledger import Ledger
     from groundplane.mesh.spec import ActorSpec
     from groundplane.queues import Queues
+    from groundplane.security import Security
 
-PORTS = ("queues", "jobs", "ledger", "blobs")
+PORTS = ("queues", "jobs", "ledger", "blobs", "security")
 CHECK_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 10.0
 _DRIVERS = {
@@ -29,11 +30,12 @@ _DRIVERS = {
     "jobs": "groundplane.jobs.drivers",
     "ledger": "groundplane.mesh.ledger.drivers",
     "blobs": "groundplane.blobs.drivers",
+    "security": "groundplane.security.drivers",
 }
 
 
 class Plane:
-    """Queues, jobs, ledger and blobs of one plane, opened together and closed together.
+    """Queues, jobs, ledger, blobs and security of one plane, opened together and closed together.
 
     Made by `Plane.open`. Everything may be called concurrently. A port that was not asked for, and every port after
     closing, raises `closed`.
@@ -96,6 +98,11 @@ class Plane:
         """Objects by key."""
         return self._port("blobs")  # type: ignore[no-any-return]
 
+    @property
+    def security(self) -> Security:
+        """Keys, audit log, sessions, shared secrets."""
+        return self._port("security")  # type: ignore[no-any-return]
+
     async def declare(self, actors: Iterable[ActorSpec]) -> None:
         """Make the queue of each actor and of the two end actors. Idempotent, concurrent; messages are kept."""
         from groundplane.mesh.start import queue_specs
@@ -137,6 +144,8 @@ class Plane:
             await self.jobs.list_jobs(JobQuery(limit=1))
         elif port == "blobs":
             await self.blobs.list_page("groundplane-check", limit=1)
+        elif port == "security":
+            await self.security.list_keys(limit=1)
         else:
             await self.ledger.join_items(JoinKey("groundplane-check", 0, "none"))
 
@@ -157,6 +166,10 @@ class Plane:
             from groundplane.queues import Queues
 
             return Queues.open(url, **options)
+        if port == "security":
+            from groundplane.security import Security
+
+            return Security.open(url, **options, audit_retention_s=settings.retention_audit_s)
         from groundplane.jobs import Jobs, Retention
 
         kept = Retention(jobs_s=settings.retention_jobs_s, events_s=settings.retention_events_s)

@@ -102,22 +102,9 @@ async def test_a_folder_that_cannot_be_synced_fails_its_objects_and_no_others(
     assert outcomes == ["ResourceExhausted", "BlobInfo", "ResourceExhausted"]
 
 
-@pytest.mark.req("BLOB-04.1")
-async def test_of_objects_that_are_put_together_one_may_be_cancelled(blobs: Blobs, tmp_path: Path) -> None:
-    tasks = [asyncio.create_task(blobs.put(f"d/{n}", b"x")) for n in range(3)]
-    while not blobs.driver._small:  # type: ignore[attr-defined]
-        await asyncio.sleep(0)
-    tasks[1].cancel()
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert isinstance(outcomes[1], asyncio.CancelledError)
-    assert [info.key async for info in blobs.list()] == ["d/0", "d/2"]
-    assert len(_files(tmp_path)) == 2
-
-
-@pytest.mark.req("BLOB-04.1")
-async def test_what_waits_for_its_turn_is_put_when_it_comes_unless_it_was_cancelled(
-    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def go(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No object is begun before it is set."""
     driver: Any = blobs.driver
     go, incoming = threading.Event(), driver._folder.incoming
 
@@ -127,6 +114,33 @@ async def test_what_waits_for_its_turn_is_put_when_it_comes_unless_it_was_cancel
         return found
 
     monkeypatch.setattr(driver._folder, "incoming", held)
+    return go
+
+
+@pytest.mark.req("BLOB-04.1")
+async def test_of_objects_that_are_put_together_one_may_be_cancelled(
+    blobs: Blobs, tmp_path: Path, go: threading.Event
+) -> None:
+    driver: Any = blobs.driver
+    tasks = [asyncio.create_task(blobs.put(f"d/{n}", b"x")) for n in range(3)]
+    while not driver._small:
+        await asyncio.sleep(0)
+    (_, (second, _), _) = driver._small
+    tasks[1].cancel()
+    while not second._cancelled:
+        await asyncio.sleep(0)
+    go.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert [info.key async for info in blobs.list()] == ["d/0", "d/2"]
+    assert len(_files(tmp_path)) == 2
+
+
+@pytest.mark.req("BLOB-04.1")
+async def test_what_waits_for_its_turn_is_put_when_it_comes_unless_it_was_cancelled(
+    blobs: Blobs, tmp_path: Path, go: threading.Event
+) -> None:
+    driver: Any = blobs.driver
     puts: list[asyncio.Task[BlobInfo]] = []
 
     async def put(*, lanes: int, waiting: int) -> None:

@@ -11,6 +11,7 @@ from groundplane.core.errors import InvalidArgument
 from groundplane.mesh.ledger import JoinKey, Ledger, Once, open_ledger
 from groundplane.mesh.ledger.conformance import LedgerConformance
 from groundplane.mesh.ledger.drivers.embedded import EmbeddedLedger
+from groundplane.mesh.ledger.measured import MeasuredLedger
 from groundplane.mesh.ledger.port import HANDLED_WINDOW_S
 
 pytestmark = pytest.mark.anyio
@@ -55,7 +56,9 @@ async def test_namespaces_do_not_see_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.req("MESH-12")
 async def test_a_handled_delivery_is_forgotten_after_the_window_and_its_row_is_deleted(tmp_path: Path) -> None:
-    async with open_ledger(state=tmp_path) as ledger:
+    async with open_ledger(state=tmp_path) as opened:
+        assert isinstance(opened, MeasuredLedger)
+        ledger = opened.driver
         assert isinstance(ledger, EmbeddedLedger)
         clock = HandClock()
         ledger._clock = clock

@@ -12,6 +12,7 @@ from groundplane.core.errors import InvalidArgument, Unavailable
 from groundplane.mesh.ledger import JoinKey, Ledger, Once, open_ledger
 from groundplane.mesh.ledger.conformance import LedgerConformance
 from groundplane.mesh.ledger.drivers.postgres import PostgresLedger
+from groundplane.mesh.ledger.measured import MeasuredLedger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -48,7 +49,9 @@ async def test_namespaces_do_not_see_each_other(postgres_url: str) -> None:
 
 @pytest.mark.req("MESH-12")
 async def test_a_handled_delivery_is_forgotten_after_the_window_and_its_row_is_deleted(postgres_url: str) -> None:
-    async with open_ledger(postgres_url) as ledger:
+    async with open_ledger(postgres_url) as opened:
+        assert isinstance(opened, MeasuredLedger)
+        ledger = opened.driver
         assert isinstance(ledger, PostgresLedger)
         table = f"{ledger.native.schema}.ledger_handled"
         await ledger.handled(done=["a/old:0", "a/older:0"])
@@ -62,7 +65,9 @@ async def test_a_handled_delivery_is_forgotten_after_the_window_and_its_row_is_d
 
 @pytest.mark.req("MESH-13")
 async def test_a_child_that_comes_with_the_release_leaves_nothing_behind(postgres_url: str) -> None:
-    async with open_ledger(postgres_url) as ledger, open_ledger(postgres_url) as other:
+    async with open_ledger(postgres_url) as opened, open_ledger(postgres_url) as other:
+        assert isinstance(opened, MeasuredLedger)
+        ledger = opened.driver
         assert isinstance(ledger, PostgresLedger)
         for number in range(20):
             key = JoinKey(f"p{number}", 0, "a")

@@ -58,7 +58,9 @@ class TestRabbitQueues(_OnRabbit, QueueConformance):
 
 
 class TestRabbitQueuesThroughKills(_OnRabbit, FaultConformance):
-    """The broker is killed and started again."""
+    """The broker is killed and started again. It confirms no acknowledgement."""
+
+    forgets_settlements = True
 
     @pytest.fixture
     async def queues(self, own_server_of_class: Callable[[str], Running]) -> AsyncIterator[Queues]:
@@ -88,6 +90,8 @@ class TestRabbitQueuesThroughKills(_OnRabbit, FaultConformance):
 
 class TestRabbitQueuesThroughRestarts(TestRabbitQueuesThroughKills):
     """The broker is stopped in order and started again."""
+
+    forgets_settlements = False
 
     def break_down(self) -> None:
         self.server.restart()

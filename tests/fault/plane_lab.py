@@ -296,7 +296,7 @@ class Lab:
     async def _gateway_config(self) -> bytes:
         return GatewayConfig.of(
             self._programs.gateway_settings(),
-            list(self.description.tools.values()),
+            self.description.offer,
             name=self.description.name,
             ready_file=self._programs.ready_file("gateway"),
         )

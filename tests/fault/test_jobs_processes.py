@@ -73,7 +73,7 @@ def _sent(path: Path) -> Counter[str]:
 
 
 async def _outbox_is_empty(jobs: Jobs) -> bool:
-    return (await jobs.sweep()).outbox == 0
+    return (await jobs.sweep()).outbox_head is None
 
 
 @pytest.mark.req("JOB-02.1", "JOB-02.2", "JOB-09.2")

@@ -16,6 +16,7 @@ import pytest
 from groundplane.queues import Ack, Capability, Delivery, OutgoingMessage, Queues, QueueSpec
 from groundplane.queues.drivers.embedded import EmbeddedQueues
 from groundplane.testing.checkers import History
+from pace import at_most
 from queue_processes import Child, child
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault]
@@ -126,7 +127,7 @@ async def test_a_death_is_noticed_within_a_second_and_only_what_was_in_flight_is
             killed = time.monotonic()
             back = await consumer.receive(10, 10)
             noticed_s = time.monotonic() - killed
-    assert noticed_s <= 1.0
+    assert noticed_s <= at_most(1.0)
     assert [(delivery.id, delivery.attempt) for delivery in back] == [(name, 2) for name in held]
     assert {delivery.attempt for delivery in rest} == {1}
 

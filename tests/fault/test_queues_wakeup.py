@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from groundplane.queues import OutgoingMessage, Queues, QueueSpec
+from pace import at_most
 from queue_processes import child
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault]
@@ -34,7 +35,7 @@ async def test_an_idle_consumer_of_another_process_is_rung_by_a_send(tmp_path: P
                 sent = time.monotonic()
                 took_s.append(await consumer.read() - sent)
     # the poll that stands behind the ring would take 125 ms in the median
-    assert statistics.median(took_s) < 0.03
+    assert statistics.median(took_s) < at_most(0.03)
 
 
 async def test_an_idle_consumer_costs_next_to_nothing(tmp_path: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 
-from groundplane.testing.plugin import run_of
-from stacks import Stack, on_servers
+from stacks import Stack, own_namespaces
 
 
 @pytest.fixture(scope="module", params=["embedded", "servers"])
@@ -18,11 +16,5 @@ def module_stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     if request.param == "embedded":
         yield Stack("embedded", state)
         return
-    with ExitStack() as namespaces:
-        urls = {
-            name: namespaces.enter_context(
-                run_of(request.config).namespaces.of(request.getfixturevalue(f"{name}_server"), lambda: False)
-            )
-            for name in ("rabbitmq", "postgres", "s3")
-        }
-        yield on_servers(state, **urls)
+    with own_namespaces(request, state) as stack:
+        yield stack

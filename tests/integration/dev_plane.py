@@ -146,10 +146,12 @@ def serving(*arguments: str | Path, folder: Path, ready: bool = True, **extra: s
         process.stdout.close()
 
 
-def request(url: str, body: Any = None, timeout_s: float = 30.0) -> tuple[int, Any]:
+def request(
+    url: str, body: Any = None, timeout_s: float = 30.0, headers: dict[str, str] | None = None
+) -> tuple[int, Any]:
     """GET, or POST of JSON: status and answer."""
     data = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    asked = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json", **(headers or {})})
     try:
         with urllib.request.urlopen(asked, timeout=timeout_s) as response:
             return response.status, json.load(response)
@@ -166,6 +168,11 @@ def run_job(url: str, tool: str, arguments: dict[str, Any], wait_s: float = 30.0
     assert status == 200, job
     assert isinstance(job, dict)
     return job
+
+
+def kill(pid: int) -> None:
+    """SIGKILL one process."""
+    os.kill(pid, signal.SIGKILL)
 
 
 def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:

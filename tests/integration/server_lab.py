@@ -14,6 +14,7 @@ import pytest
 from groundplane.testing.servers import installing
 from groundplane.testing.servers.contract import ServerMissing
 from groundplane.testing.servers.instance import Instance
+from groundplane.testing.servers.ports import Ports
 from groundplane.testing.servers.settings import KitSettings
 from leaks import eventually
 
@@ -41,6 +42,15 @@ def private(name: str, **options: Any) -> Iterator[Instance]:
     assert not left, f"{name} left processes {left}"
     assert not folder.exists(), f"{name} left {folder}"
     assert not [port for port in ports.values() if listens(port)], f"{name} still listens on one of {ports}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on, and that no outgoing connection is given."""
+    held = Ports()
+    try:
+        return [held.take() for _ in range(count)]
+    finally:
+        held.release()
 
 
 def listens(port: int) -> bool:

@@ -22,6 +22,7 @@ from groundplane.core.errors import (
 )
 from groundplane.testing.servers.contract import Running
 from groundplane.testing.servers.rabbitmq import Management
+from pace import at_most
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -96,7 +97,7 @@ async def test_wrong_passwords_and_virtual_hosts_and_ports_each_have_a_name(
         began = time.monotonic()
         error = await _refusal(_open(url))
         assert (type(error), error.reason) == (kind, reason), url
-        assert time.monotonic() - began < 3.5
+        assert time.monotonic() - began < at_most(3.5)
         assert "wr0ng" not in str(error)
 
 
@@ -358,7 +359,7 @@ async def test_a_consumer_whose_queue_is_deleted_is_told_at_once(connection: Con
     await (await connection.channel()).delete_queue("work")
     await _until(lambda: told)
     assert told[0].reason == "consumer_cancelled"
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < at_most(2.0)
     assert channel.is_open
 
 
@@ -393,7 +394,7 @@ async def test_closing_is_quick_while_everything_waits(rabbitmq_url: str) -> Non
     futures = [channel.publish("", "work", b"x" * 10_000) for _ in range(500)]
     began = time.monotonic()
     await asyncio.gather(connection.aclose(), connection.aclose())
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < at_most(2.0)
     outcomes = await asyncio.gather(*futures, return_exceptions=True)
     assert {getattr(one, "code", "confirmed") for one in outcomes} <= {"closed", "confirmed"}
 

@@ -16,6 +16,7 @@ from groundplane.backends.amqp import Address, Channel, Connection, Delivery, en
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, ResourceExhausted, Unavailable
 from groundplane.testing.faults import Proxy
 from groundplane.testing.servers.contract import Running
+from pace import at_most
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -133,7 +134,7 @@ async def test_a_cut_connection_is_noticed_at_once_and_nobody_waits(broker: Runn
         proxy.cut()
         assert await _reason(future) == "connection_lost"
         assert await _reason(asking) == "connection_lost"
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < at_most(1.0)
         await connection.aclose()
 
 
@@ -145,7 +146,7 @@ async def test_a_half_open_connection_is_noticed_by_heartbeats(broker: Running, 
         began = time.monotonic()
         future = channel.publish("", "half", b"x")
         assert await _reason(future) == "broker_silent"
-        assert 3.0 < time.monotonic() - began < 4.8
+        assert 3.0 < time.monotonic() - began < at_most(4.8)
         await connection.aclose()
 
 
@@ -194,13 +195,13 @@ async def test_a_frozen_broker_is_noticed_in_time_and_found_again_when_it_wakes(
         reasons = {await _reason(future) for future in futures}
         assert reasons == {"broker_silent"}
         assert await _reason(asking) == "broker_silent"
-        assert time.monotonic() - began < 4.8
+        assert time.monotonic() - began < at_most(4.8)
         began = time.monotonic()
         await connection.aclose()
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < at_most(2.0)
         began = time.monotonic()
         assert await _reason(_open(plain)) == "broker_silent"
-        assert time.monotonic() - began < 3.6
+        assert time.monotonic() - began < at_most(3.6)
     finally:
         await asyncio.to_thread(broker.resume)
     async with await _open_again(plain) as again:
@@ -217,7 +218,7 @@ async def test_closing_on_a_frozen_broker_takes_no_longer_than_two_seconds(broke
         began = time.monotonic()
         await channel.aclose()
         await connection.aclose()
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < at_most(4.0)
         assert await _reason(future) == ""
     finally:
         await asyncio.to_thread(broker.resume)
@@ -330,7 +331,7 @@ async def test_a_broker_whose_alarm_is_on_refuses_publishers_by_name_and_serves_
     assert "disk" in caught.value.message
     began = time.monotonic()
     outcomes = await asyncio.gather(*futures, return_exceptions=True)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < at_most(2.0)
     assert {getattr(one, "reason", "confirmed") for one in outcomes} <= {"broker_blocked", "confirmed"}
     assert "broker_blocked" in {getattr(one, "reason", "") for one in outcomes}
     assert await _reason(channel.drain()) == "broker_blocked"
@@ -346,7 +347,7 @@ async def test_a_broker_whose_alarm_is_on_refuses_publishers_by_name_and_serves_
     began = time.monotonic()
     await publishing.aclose()
     await consuming.aclose()
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < at_most(2.0)
 
 
 async def test_closing_a_publisher_that_is_blocked_is_quick(plain: str, control: Callable[..., Any]) -> None:
@@ -358,7 +359,7 @@ async def test_closing_a_publisher_that_is_blocked_is_quick(plain: str, control:
     await _until(lambda: connection.blocked)
     began = time.monotonic()
     await connection.aclose()
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < at_most(2.0)
     outcomes = await asyncio.gather(future, more, return_exceptions=True)
     assert {getattr(one, "code", "confirmed") for one in outcomes} <= {"closed", "confirmed"}
 

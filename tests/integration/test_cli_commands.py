@@ -19,7 +19,8 @@ import pytest
 
 from groundplane.core.envelope import Envelope
 from groundplane.core.settings import Settings
-from groundplane.jobs import NewJob
+from groundplane.jobs import Jobs, NewJob
+from groundplane.jobs.port import Ask, OutboxMessage, Question
 from groundplane.plane import Plane
 from groundplane.queues import OutgoingMessage, QueueSpec
 from integration.dev_plane import PIPELINE, environment, groundplane, request, serving
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.integration
 _LOADED = "import sys; from groundplane.cli import main; main({argv!r}); print(*sorted(sys.modules), file=sys.stderr)"
 COMMANDS = [
     "dev", "run", "call", "mcp", "doctor", "demo", "bench", "completion", "jobs list", "jobs show", "jobs cancel",
-    "jobs pause", "jobs resume", "jobs watch", "dead list", "dead show", "dead redrive", "dead purge",
+    "jobs pause", "jobs resume", "jobs answer", "jobs watch", "dead list", "dead show", "dead redrive", "dead purge",
     "queues definitions", "config show", "db upgrade", "db check",
 ]  # fmt: skip
 
@@ -89,10 +90,12 @@ def test_a_light_command_loads_no_gateway(tmp_path: Path, argv: list[str]) -> No
         ("call t a=1 --url ftp://h", "url: 'ftp://h' is not an http"),
         ("call t a=1 --url nonsense", "url: 'nonsense'"),
         ("call t a:=1 --timeout nan", "timeout: nan"),
+        ("health --url nonsense", "url: 'nonsense' is not an http"),
         ("completion cmd", "cmd"),
         ("dead redrive", "dead_id"),
         ("dead list q", "'q' is more than this command takes\n  See `groundplane dead list --help`"),
         ("dead purge --queue q", "--yes"),
+        ("dead purge x --limit 3", "limit"),
     ],
 )
 def test_a_wrong_command_line_exits_with_two_and_says_what_is_wrong(tmp_path: Path, words: str, said: str) -> None:
@@ -172,7 +175,9 @@ def test_an_output_that_takes_no_more_is_one_error(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.req("CORE-05.1")
 def test_a_call_that_is_interrupted_says_that_the_job_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(PIPELINE.replace("return value * 2", "__import__('time').sleep(60)"))
+    (tmp_path / "app.py").write_text(
+        PIPELINE.replace("return value * 2", "__import__('time').sleep(60)").replace("timeout=30", "timeout=300")
+    )
     with serving("dev", "app:app", "--port", "0", "--state", "s", "--json", folder=tmp_path) as plane:
         terminal, side = pty.openpty()
         call = subprocess.Popen(
@@ -253,6 +258,43 @@ def test_jobs_and_dead_letters_are_steered_without_a_server(tmp_path: Path) -> N
     assert run("dead", "redrive", "--queue", "a") == {"redriven": 1}
     assert run("dead", "list")["dead"] == []
     assert asyncio.run(_received(state)) == [{"n": 70}, {"n": 2}]
+
+
+@pytest.mark.req("GATE-16.1", "GATE-16.2")
+def test_questions_are_answered_without_a_server(tmp_path: Path) -> None:
+    state = tmp_path / "s"
+    assert groundplane("db", "upgrade", "--state", state, folder=tmp_path).returncode == 0
+    asyncio.run(_seed(state))
+
+    async def ask(*questions: Question) -> None:
+        async with Jobs.open(state=state) as jobs:
+            message = OutboxMessage(queue="a", id="j1", payload=b"", dedup_key="k")
+            await jobs.apply(Ask(job_id="j1", questions=list(questions), message=message))
+
+    def run(*words: str, code: int = 0) -> Any:
+        done = groundplane("jobs", *words, "--state", state, "--json", folder=tmp_path)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout if code == 0 else done.stderr.splitlines()[-1])
+
+    one = {"type": "object", "properties": {"value": {"type": "boolean"}}, "required": ["value"]}
+    many = {"type": "object", "properties": {"count": {"type": "integer"}, "mail": {"type": "string"}}}
+    forms = (("a.0", one), ("a.1", many))
+    asyncio.run(ask(*[Question(question_id=key, schema=form, envelope_id="j1") for key, form in forms]))
+    shown = run("show", "j1")
+    assert (shown["state"], [question["question_id"] for question in shown["questions"]]) == ("paused", ["a.0", "a.1"])
+    assert "name one of a.0, a.1" in run("answer", "j1", "yes", code=2)["error"]["message"]
+    unknown = run("answer", "j1", "a.9", "yes", code=1)["error"]
+    assert (unknown["reason"], "'a.9'; it has asked a.0, a.1" in unknown["message"]) == ("question_not_found", True)
+    assert run("answer", "j1", "a.1", "count=3", "mail=x")["state"] == "paused"
+    assert "content.value: 'perhaps' is not" in run("answer", "j1", "perhaps", code=2)["error"]["message"]
+    assert run("answer", "j1", "yes")["state"] in ("pending", "running")
+    questions = run("show", "j1")["questions"]
+    assert [question["content"] for question in questions] == [{"value": True}, {"count": 3, "mail": "x"}]
+    assert run("answer", "j1", "a.0", "no", code=1)["error"]["reason"] == "question_answered"
+    assert "has no open question" in run("answer", "j1", "no", code=1)["error"]["message"]
+    asyncio.run(ask(Question(question_id="a.2", schema=one, envelope_id="j1")))
+    run("answer", "j1", "--action", "decline")
+    assert run("show", "j1")["questions"][-1]["action"] == "decline"
 
 
 @pytest.mark.req("CORE-06.2")

@@ -49,7 +49,9 @@ def test_kubernetes_prints_one_document_and_says_which_secrets_are_needed(home: 
     assert kinds.count("Deployment") == 6
     assert kinds.count("ScaledObject") == 4
     assert "kubectl -n prod create secret generic acme-urls --from-literal=GROUNDPLANE_QUEUES_URL=…" in run.stderr
-    assert "kubectl -n prod create secret generic acme-passwords --from-file=htpasswd" in run.stderr
+    first = "kubectl -n prod exec deployment/acme-gateway -- groundplane keys create admin --scope admin"
+    assert first in run.stderr
+    assert "htpasswd" not in run.stdout + run.stderr
 
 
 @pytest.mark.req("CORE-05.1")
@@ -68,7 +70,12 @@ def test_into_a_folder_files_are_written_and_those_of_others_left(home: Path) ->
     assert (run.returncode, run.stdout) == (0, f"{out}/compose.yaml\n{out}/Dockerfile.dockerignore\n")
     assert "Dockerfile is left as it is" in run.stderr
     assert (out / "Dockerfile").read_text() == "FROM mine\n"
-    assert set(yaml.safe_load((out / "compose.yaml").read_text())["services"]) >= {"migration", "gateway", "ends"}
+    assert set(yaml.safe_load((out / "compose.yaml").read_text())["services"]) >= {
+        "migration",
+        "gateway-1",
+        "gateway-2",
+        "ends",
+    }
     assert (out / "override.yaml").exists()
 
 
@@ -101,7 +108,7 @@ def test_an_app_in_a_folder_is_found_there_in_the_image(home: Path) -> None:
     run = _deploy(home, "compose", "src/app.py", "--image", "acme:1.0", "--folder", "/srv", "--json")
     services = yaml.safe_load(json.loads(run.stdout)["files"]["compose.yaml"])["services"]
     assert services["double-runtime"]["working_dir"] == "/srv/src"
-    assert services["gateway"]["command"][:3] == ["groundplane", "run", "app"]
+    assert services["gateway-1"]["command"][:3] == ["groundplane", "run", "app"]
 
 
 @pytest.mark.parametrize(

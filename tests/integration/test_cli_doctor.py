@@ -9,6 +9,7 @@ import os
 import socket
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from groundplane.core.settings import Settings
 from groundplane.plane import Plane
-from integration.dev_plane import groundplane
+from integration.dev_plane import environment, groundplane
 
 pytestmark = pytest.mark.integration
 
@@ -154,3 +155,23 @@ def _execute(state: Path, sql: str) -> None:
     with contextlib.closing(sqlite3.connect(state / "plane.db")) as database:
         database.execute(sql)
         database.commit()
+
+
+@pytest.mark.req("HEALTH-03.1", "HEALTH-03.2")
+def test_a_limit_of_files_below_what_the_gateway_may_take_is_a_warning_that_says_how_many(
+    tmp_path: Path, state: Path
+) -> None:
+    words = ["bash", "-c", 'ulimit -n 300; exec "$@"', "bash", sys.executable, "-m", "groundplane.cli"]
+    words += ["doctor", "--json", "--port", "0", "--state", str(state)]
+    run = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    (found,) = (one for one in json.loads(run.stdout)["findings"] if one["check"] == "limits")
+    assert (run.returncode, found["severity"], found["reason"]) == (0, "warning", "limit_files")
+    assert "300 files" in found["message"]
+    assert "ulimit -n 4608" in found["remedy"]
+
+
+@pytest.mark.req("HEALTH-03.1", "HEALTH-03.2")
+def test_every_kind_of_check_is_made_and_said(tmp_path: Path, state: Path) -> None:
+    run = groundplane("doctor", "--json", "--port", "0", "--state", state, folder=tmp_path)
+    made = {one["check"] for one in json.loads(run.stdout)["findings"]}
+    assert {"versions", "state", "disk", "data", "clock", "limits", "port"} <= made

@@ -39,14 +39,18 @@ def _without(absent: set[str], argv: list[str], folder: Path) -> subprocess.Comp
 
 @pytest.mark.req("CORE-04.2")
 @pytest.mark.parametrize(
-    "argv",
-    [["run", "app:app", "--role", "gateway", "--port", "0"], ["call", "t", "--url", "http://127.0.0.1:1"], ["mcp"]],
+    ("argv", "extra"),
+    [
+        (["run", "app:app", "--role", "gateway", "--port", "0"], "gateway"),
+        (["call", "t", "--url", "http://127.0.0.1:1"], "client"),
+        (["mcp"], "gateway"),
+    ],
 )
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path: Path, argv: list[str]) -> None:
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path: Path, argv: list[str], extra: str) -> None:
     (tmp_path / "app.py").write_text(PIPELINE)
     run = _without({"mcp", "starlette", "uvicorn", "httpx2"}, argv, tmp_path)
     assert run.returncode == 1, run.stderr
-    assert "groundplane[gateway]" in run.stderr
+    assert f"groundplane[{extra}]" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -13,8 +13,8 @@ from groundplane.testing.servers.contract import ServerMissing
 pytestmark = pytest.mark.integration
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "scaled": {"gateway_replicas": 2, "replicas_min": 0},
-    "plain": {"proxy_image": None, "routes": {}, "replicas_min": 2, "replicas_max": 2},
+    "scaled": {"gateway_replicas": 3, "replicas_min": 0},
+    "plain": {"gateway_replicas": 1, "routes": {}, "replicas_min": 2, "replicas_max": 2},
 }
 
 
@@ -66,7 +66,7 @@ def test_compose_takes_the_file(validate: Any, variant: str) -> None:
     text = compose.render(plan(**VARIANTS[variant]))["compose.yaml"]
     assert validate(text) == []
     (document,) = objects({"compose.yaml": text})
-    document["services"]["gateway"]["helthcheck"] = {}
+    document["services"]["gateway-1"]["helthcheck"] = {}
     assert validate(document), "the schema would have refused a wrong key"
 
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,11 +28,14 @@ from groundplane.core.secrets import Url
 from groundplane.core.settings import Settings
 from groundplane.deploy import compose
 from groundplane.deploy.plan import ADMIN_PORT, GATEWAY_PORT
+from integration.server_lab import free_ports
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(180)]
 
 APP = Path(__file__).resolve().parents[1] / "apps" / "deploy_app.py"
 WAIT_S = 60.0
+FIRST_KEY = ["groundplane", "keys", "create", "admin", "--scope", "admin", "--scope", "tools:*"]
+"""As the command says when it has rendered the file."""
 
 
 class Composed:
@@ -43,8 +45,10 @@ class Composed:
         self.home = home
         self.document = document
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.ports = {name: _free_port() for name in document["services"]}
-        self.gateway_port = _free_port()
+        gateways = [name for name in document["services"] if name.startswith("gateway")]
+        free = iter(free_ports(len(document["services"]) + len(gateways)))
+        self.ports = {name: next(free) for name in document["services"]}
+        self.gateway_ports = {name: next(free) for name in gateways}
         for name, url in urls.items():
             (home / name).write_text(url)
 
@@ -54,7 +58,7 @@ class Composed:
         places = {
             "/run/groundplane": self.home / f"run-{actor}", "/etc/groundplane": self.home / f"etc-{service}",
             "/run/secrets": self.home, "/tmp/groundplane": self.home / f"state-{service}",
-            str(ADMIN_PORT): self.ports[service], str(GATEWAY_PORT): self.gateway_port,
+            str(ADMIN_PORT): self.ports[service], str(GATEWAY_PORT): self.gateway_ports.get(service, GATEWAY_PORT),
         }  # fmt: skip
         for inside, outside in places.items():
             text = text.replace(inside, str(outside))
@@ -86,6 +90,13 @@ class Composed:
         done = subprocess.run(words, env=self._environment(service), capture_output=True, check=False, timeout=WAIT_S)
         return done.returncode == 0
 
+    def run(self, service: str, command: list[str]) -> str:
+        """What `docker compose exec` does; the output."""
+        words, environment = self._command(service, command), self._environment(service)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=WAIT_S)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def log(self, service: str) -> str:
         return (self.home / f"{service}.log").read_text(errors="replace")[-4000:]
 
@@ -103,12 +114,6 @@ class Composed:
         given = self.document["services"][service].get("environment", {})
         variables = {name: self.mapped(service, value) for name, value in given.items()}
         return {"PATH": os.environ["PATH"], "PYTHONPATH": str(self.home), **variables}
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -141,17 +146,26 @@ async def test_the_services_of_the_file_do_the_work_and_stop_when_told(composed:
         composed.start(service)
     for service in services:
         await _eventually(lambda: composed.healthy(service), f"{service} is healthy")  # noqa: B023
-    base = f"http://127.0.0.1:{composed.gateway_port}"
-    async with httpx2.AsyncClient(base_url=base, timeout=WAIT_S) as http:
-        answer = await http.post("/v1/jobs", json={"tool": "sums", "arguments": {"values": [1, 2, 3]}})
-        assert answer.status_code == 202, answer.text
-        job = await _ended(http, answer.json()["job_id"])
-        assert (job["state"], job["result"]) == ("succeeded", 6), job
-        depth = await http.get(f"http://127.0.0.1:{composed.ports['gateway']}/depth/split")
-        assert depth.json()["depth"] == 0
+    key = await asyncio.to_thread(composed.run, "gateway-1", FIRST_KEY)
+    for gateway in composed.gateway_ports:
+        await _serves(composed, gateway, key.strip())
     for service in sorted(services, key=lambda name: name.endswith("-runtime")):  # as Compose does: who depends, first
         composed.processes[service].send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(composed.processes[service].wait, WAIT_S) == 0, composed.log(service)
+
+
+async def _serves(composed: Composed, gateway: str, key: str) -> None:
+    base = f"http://127.0.0.1:{composed.gateway_ports[gateway]}"
+    async with httpx2.AsyncClient(base_url=base, timeout=WAIT_S) as http:
+        body = {"tool": "sums", "arguments": {"values": [1, 2, 3]}}
+        assert (await http.post("/v1/jobs", json=body)).status_code == 401
+        http.headers["Authorization"] = f"Bearer {key}"
+        answer = await http.post("/v1/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        job = await _ended(http, answer.json()["job_id"])
+        assert (job["state"], job["result"]) == ("succeeded", 6), job
+        depth = await http.get(f"http://127.0.0.1:{composed.ports[gateway]}/depth/split")
+        assert depth.json()["depth"] == 0
 
 
 async def _ended(http: httpx2.AsyncClient, job_id: str) -> dict[str, Any]:

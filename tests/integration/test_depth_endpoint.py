@@ -14,6 +14,7 @@ from groundplane.gateway import depth
 from groundplane.queues import Queues
 from groundplane.queues.port import Nack, OutgoingMessage, QueueSpec
 from groundplane.telemetry.admin import serve_admin
+from groundplane.telemetry.health import Health
 from groundplane.telemetry.metrics import new_registry
 from served_gateway import house, tool
 
@@ -50,7 +51,7 @@ async def _eventually(port: int, counts: dict[str, int], timeout_s: float = 10.0
 
 async def test_ready_and_in_flight_and_delayed_are_one_number(queues: Queues, tmp_path: Path) -> None:
     pages = {depth.PREFIX: depth.depth_page(queues)}
-    async with serve_admin("127.0.0.1", 0, new_registry(), {}, pages) as port:
+    async with serve_admin("127.0.0.1", 0, new_registry(), Health("test"), pages) as port:
         assert (await _ask(port, "/depth/double"))[1]["depth"] == 0
         await queues.send(*(OutgoingMessage(queue="double", payload=b"now", id=f"n{n}") for n in range(5)))
         await queues.send(
@@ -70,7 +71,7 @@ async def test_ready_and_in_flight_and_delayed_are_one_number(queues: Queues, tm
 
 async def test_a_queue_that_is_not_there_is_no_zero(queues: Queues) -> None:
     pages = {depth.PREFIX: depth.depth_page(queues)}
-    async with serve_admin("127.0.0.1", 0, new_registry(), {}, pages) as port:
+    async with serve_admin("127.0.0.1", 0, new_registry(), Health("test"), pages) as port:
         status, answer = await _ask(port, "/depth/nobody")
         assert (status, "depth" in answer) == (404, False)
         assert "'nobody'" in answer["error"]
@@ -81,7 +82,7 @@ async def test_a_queue_that_is_not_there_is_no_zero(queues: Queues) -> None:
 async def test_queues_that_cannot_be_asked_are_no_zero(tmp_path: Path) -> None:
     async with Queues.open("embedded://", state=tmp_path, upgrade=True) as opened:
         pages = {depth.PREFIX: depth.depth_page(opened)}
-        async with serve_admin("127.0.0.1", 0, new_registry(), {}, pages) as port:
+        async with serve_admin("127.0.0.1", 0, new_registry(), Health("test"), pages) as port:
             await opened.aclose()
             status, answer = await _ask(port, "/depth/double")
     assert (status, "depth" in answer) == (503, False)
@@ -93,7 +94,7 @@ async def test_a_driver_that_does_not_answer_is_told_in_time(tmp_path: Path) -> 
             await asyncio.Event().wait()
 
     pages = {depth.PREFIX: depth.depth_page(Silent(), timeout_s=0.05)}  # type: ignore[arg-type]
-    async with serve_admin("127.0.0.1", 0, new_registry(), {}, pages) as port:
+    async with serve_admin("127.0.0.1", 0, new_registry(), Health("test"), pages) as port:
         status, answer = await _ask(port, "/depth/double")
     assert (status, answer["error"]) == (503, "queue: 'double' was not counted within 0.05 s")
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from groundplane.gateway.callbacks import STATUSES
+from groundplane.gateway.callbacks import STATUSES, TEXT_CHARS_MAX
 from served_gateway import House, house, tool
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -55,6 +55,15 @@ async def test_heartbeats_raise_the_progress_of_one_hop_to_10_and_50_and_never_t
             seen.append((response.json()["progress"], response.json()["status"], response.json()["message"]))
     assert seen[:2] == [(10.0, "Running", "now picked_up"), (50.0, "Running", "now processing")]
     assert seen[2] == (50.0, "Running", "now completed")  # 100 belongs to the recorded success alone
+
+
+@pytest.mark.req("GATE-07.1", "GATE-09")
+async def test_what_a_heartbeat_says_is_kept_up_to_a_bound(one: House) -> None:
+    async with one.http() as http:
+        actor = await begin(one, http)
+        for kind, body in (("heartbeat", {"status": "processing"}), ("progress", {"progress": 50})):
+            response = await actor.report(kind, message="x" * 1_000_000, **body)
+            assert (response.status_code, response.json()["message"]) == (200, "x" * TEXT_CHARS_MAX)
 
 
 @pytest.mark.req("GATE-07.1", "JOB-05")

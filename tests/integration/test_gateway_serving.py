@@ -17,19 +17,15 @@ import pytest
 
 from groundplane.blobs import Blobs
 from groundplane.core.errors import (
-    Closed,
-    DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
-    NotFound,
     Unavailable,
 )
-from groundplane.gateway import Client, Gateway, GatewaySettings, ToolTable
+from groundplane.gateway import Gateway, GatewaySettings, ToolTable
+from groundplane.gateway.client import Client
 from groundplane.gateway.server import Served
 from groundplane.jobs import Jobs
-from groundplane.jobs.port import JobQuery
 from groundplane.queues import Queues
-from served_gateway import Gate, House, actors, connection, echo, eventually, fail, house, tool
+from served_gateway import House, connection, eventually, house, tool
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -45,6 +41,17 @@ async def test_port_0_takes_a_free_one_and_says_which(one: House) -> None:
     assert one.served.url == f"http://127.0.0.1:{one.served.port}"
     async with one.http() as http:
         assert (await http.get("/livez")).status_code == 200
+
+
+async def test_a_gateway_on_every_address_says_one_that_it_answers(tmp_path: Path) -> None:
+    async with house(tmp_path, tool("echo"), host="0.0.0.0", auth="keys") as one:
+        assert one.url == f"http://127.0.0.1:{one.served.port}"
+        key = (await one.security.create_key("ci", ["tools:*"])).secret.reveal()
+        async with Client(one.url, key=key) as client:
+            assert (await client.list_jobs())["jobs"] == []
+        async with one.http() as http:
+            refused = await http.get("/livez", headers={"Host": f"0.0.0.0:{one.served.port}"})
+            assert (refused.status_code, "allowed_hosts" in refused.json()["detail"]) == (421, True)
 
 
 async def test_a_port_that_is_taken_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -68,7 +75,7 @@ async def test_requests_are_counted_by_the_pattern_of_their_route(tmp_path: Path
         ("GET", "/v1/jobs/nobody", "/v1/jobs/{job_id}", 404),
         ("PATCH", "/v1/jobs", "/v1/jobs", 405),
         ("GET", "/openapi.json", "/openapi.json", 200),
-        ("POST", "/mcp", "/mcp", 400),
+        ("POST", "/mcp", "/mcp", 415),
         ("GET", "/a/b/c", "unmatched", 404),
     ]
     async with house(tmp_path, tool("echo"), admin_port=0) as one, one.http() as http:
@@ -153,8 +160,8 @@ async def _with_signals(state: Path, table: ToolTable) -> AsyncIterator[tuple[Ga
 
 
 @pytest.mark.req("GATE-13")
-async def test_a_drain_ends_waiting_results_streams_and_the_lifespan_within_the_grace(tmp_path: Path) -> None:
-    async with house(tmp_path, tool("stuck"), grace_s=4) as one, one.http() as http:
+async def test_a_drain_ends_waiting_results_streams_and_the_lifespan_long_before_the_grace(tmp_path: Path) -> None:
+    async with house(tmp_path, tool("stuck"), grace_s=30) as one, one.http() as http:
         job_id = (await http.post("/v1/jobs", json={"tool": "stuck"})).json()["job_id"]
         waiting = asyncio.create_task(http.get(f"/v1/jobs/{job_id}/result", params={"wait": 60}))
         streaming = asyncio.create_task(http.get(f"/v1/jobs/{job_id}/events"))
@@ -163,7 +170,7 @@ async def test_a_drain_ends_waiting_results_streams_and_the_lifespan_within_the_
         one.stop.set()
         answer, streamed = await waiting, await streaming
         await one.serving
-        assert time.perf_counter() - began < 4
+        assert time.perf_counter() - began < 15
         assert (answer.status_code, answer.json()["state"]) == (202, "pending")
         assert streamed.text.rstrip().endswith(": the gateway shuts down; the job goes on")
         assert not one.gateway._lane.serving  # the lifespan's shutdown ran
@@ -200,146 +207,4 @@ async def test_two_replicas_relay_and_sweep_one_store_without_doubling(one: Hous
 
 
 async def _all_sent(one: House) -> bool:
-    return (await one.queues.depth("echo")).ready == 20 and (await one.jobs.sweep()).outbox == 0
-
-
-@pytest.mark.req("GATE-17.1")
-async def test_the_client_starts_follows_and_reads_the_result(one: House) -> None:
-    async with Client(one.url) as client, actors(one, {"echo": echo, "fail": fail}):
-        job = await client.start("echo", {"text": "line\u2028separator \u0085"})
-        events = [event async for event in client.follow(job["job_id"])]
-        assert events[0].kind == "status"
-        assert events[-1].final
-        assert events[-1].data["result"] == {"text": "line\u2028separator \u0085"}
-        assert (await client.result(job["job_id"]))["state"] == "succeeded"
-        failed = await client.result((await client.start("fail"))["job_id"], timeout_s=10)
-        assert failed["error"]["message"] == "the handler is not amused"
-        assert [found["job_id"] for found in (await client.list_jobs(tool="fail"))["jobs"]] == [failed["job_id"]]
-        assert {found["name"] for found in await client.tools()} == {"echo", "slow", "stuck", "fail"}
-        assert (await client.dead())["dead"] == []
-
-
-@pytest.mark.req("GATE-17.1")
-async def test_the_client_raises_the_errors_of_the_gateway(one: House) -> None:
-    async with Client(one.url) as client:
-        with pytest.raises(NotFound) as unknown:
-            await client.start("ehco")
-        assert (unknown.value.reason, unknown.value.details["status"]) == ("tool_not_found", 404)
-        with pytest.raises(NotFound, match="job_id: "):
-            async for _ in client.follow("none"):
-                pass
-        with pytest.raises(InvalidArgument, match="limit: "):
-            await client.list_jobs(limit=0)
-        job = await client.start("stuck")
-        with pytest.raises(DeadlineExceeded):
-            await client.result(job["job_id"], timeout_s=0.05)
-        assert (await client.pause(job["job_id"]))["state"] == "paused"
-        assert (await client.resume(job["job_id"]))["state"] == "pending"
-        assert (await client.cancel(job["job_id"], "enough"))["state"] == "cancelled"
-        with pytest.raises(FailedPrecondition):
-            await client.cancel(job["job_id"])
-    with pytest.raises(Closed):
-        await client.tools()
-
-
-@pytest.mark.req("GATE-17.1", "GATE-05.3")
-async def test_the_client_follows_across_a_restart_of_the_gateway_without_gap_or_repeat(tmp_path: Path) -> None:
-    gate = Gate()
-    state = tmp_path
-    async with house(state, tool("slow", "gate"), retry_ms=50) as one:
-        port = one.served.port
-        async with Client(one.url) as client:
-            job_id = (await client.start("slow", {"n": 1}))["job_id"]
-            follow = client.follow(job_id)
-            seen = [await anext(follow), await anext(follow)]
-            one.stop.set()
-            await one.serving
-            async with house(state, tool("slow", "gate"), port=port, upgrade=False) as again:
-                async with actors(again, {"gate": gate}):
-                    gate.opened.set()
-                    seen += [event async for event in follow]
-                log = await again.jobs.events(0, job_id)
-    assert [event.kind for event in seen].count("status") == 1
-    assert [event.id for event in seen[1:]] == [event.id for event in log.items]
-    assert seen[-1].data["result"] == {"n": 1}
-
-
-@pytest.mark.req("GATE-17.2")
-async def test_the_client_waits_as_retry_after_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            asked.append(time.monotonic())
-            body = b'{"tools": []}' if len(asked) > 1 else b'{"code": "unavailable", "detail": "later"}'
-            status = b"200 OK" if len(asked) > 1 else b"503 Service Unavailable\r\nRetry-After: 1"
-            writer.write(b"HTTP/1.1 " + status + f"\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-            if len(asked) > 1:
-                break
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server, Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
-        assert await client.tools() == []
-    assert asked[1] - asked[0] >= 0.95
-
-
-@pytest.mark.req("GATE-17.1")
-async def test_the_client_repeats_by_itself_what_is_safe_to_repeat_and_nothing_else() -> None:
-    asked: list[bytes] = []
-
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        asked.append(head.split(b" HTTP")[0])
-        body = b'{"code": "unavailable", "detail": "later", "retryable": true}'
-        writer.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n")
-        writer.write(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    async with server, Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
-        for call in (client.cancel("x"), client.pause("x"), client.redrive("x"), client.get("y")):
-            with pytest.raises(Unavailable):
-                await call
-    assert asked[:3] == [b"POST /v1/jobs/x/cancel", b"POST /v1/jobs/x/pause", b"POST /v1/dead/x/redrive"]
-    assert len(asked) > 4
-    assert set(asked[3:]) == {b"GET /v1/jobs/y"}
-
-
-@pytest.mark.req("GATE-17.1")
-async def test_an_unreachable_gateway_is_unavailable_and_says_what_to_do() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    async with Client(f"http://127.0.0.1:{port}") as client:
-        with pytest.raises(Unavailable, match="groundplane dev"):
-            await client.cancel("x")
-
-
-@pytest.mark.req("GATE-17.1", "GATE-10")
-async def test_a_start_that_was_answered_with_a_lost_connection_is_repeated_and_makes_one_job(one: House) -> None:
-    """A proxy forwards the request and drops the first answer."""
-    dropped = 0
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal dropped
-        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", one.served.port)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        to_writer.write(head + await reader.readexactly(length))
-        answer = await to_reader.readuntil(b"\r\n\r\n")
-        size = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        answer += await to_reader.readexactly(size)
-        if dropped == 0:
-            dropped += 1
-        else:
-            writer.write(answer)
-        for end in (writer, to_writer):
-            end.close()
-
-    server = await asyncio.start_server(forward, "127.0.0.1", 0)
-    async with server, Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
-        job = await client.start("stuck", {"n": 1})
-    page = await one.jobs.list_jobs(JobQuery())
-    assert dropped == 1
-    assert [found.job_id for found in page.items] == [job["job_id"]]
+    return (await one.queues.depth("echo")).ready == 20 and (await one.jobs.sweep()).outbox_head is None

@@ -34,7 +34,9 @@ from groundplane.mesh.start import queue_specs
 from groundplane.queues import Queues
 from groundplane.queues.port import OutgoingMessage
 from groundplane.telemetry.admin import serve_admin
+from groundplane.telemetry.health import Health
 from groundplane.telemetry.metrics import new_registry
+from integration.server_lab import free_ports
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -127,8 +129,7 @@ class Pod:
         """A port that was free when it was first asked for."""
         found = self.home / "port"
         if not found.exists():
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                found.write_text(str(server.getsockname()[1]))
+            found.write_text(str(free_ports(1)[0]))
         return int(found.read_text())
 
     def log(self, name: str) -> str:
@@ -411,7 +412,7 @@ async def test_a_process_that_stands_still_fails_its_probe_of_life(pod: Pod, que
 
 async def test_a_loop_that_is_stuck_does_not_say_that_it_lives() -> None:
     answers: list[tuple[int, str]] = []
-    async with serve_admin("127.0.0.1", 0, new_registry(), {}) as port:
+    async with serve_admin("127.0.0.1", 0, new_registry(), Health("test")) as port:
         asking = threading.Thread(target=lambda: answers.append(_get(port, "/livez", 0.2)))
         asking.start()
         asking.join()  # the loop stands still here, as under a handler that blocks it

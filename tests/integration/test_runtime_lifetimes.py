@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pace import at_most
 from runtime_process import Client, Runtime, alive, eventually, runtime
 
 pytestmark = [pytest.mark.integration, pytest.mark.fault]
@@ -416,7 +417,7 @@ def test_a_killed_worker_serves_again_far_within_a_second(tmp_path: Path) -> Non
             times.append(time.monotonic() - started)
             client = again
         client.sock.close()
-        assert sorted(times)[2] < 1.0
+        assert sorted(times)[2] < at_most(1.0)
 
 
 @pytest.mark.req("MESH-07.1", "MESH-07.2", "MESH-08.1")

@@ -1,4 +1,6 @@
-"""The small servers beside a plane: Prometheus with two helpers, nginx before a gateway, a receiver of telemetry."""
+"""The small servers beside a plane: Prometheus with two helpers, nginx before a gateway, a receiver of telemetry, an
+authorization server.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +19,7 @@ from urllib.parse import quote
 import pytest
 
 from groundplane.core.errors import InvalidArgument
-from groundplane.testing.servers import otlp
+from groundplane.testing.servers import oidc, otlp
 from groundplane.testing.servers.contract import StartFailed
 from groundplane.testing.servers.instance import Instance
 from integration.server_lab import goes_through_its_life, private
@@ -309,3 +312,62 @@ def test_the_receiver_lives_through_kill_and_restart(receiver: Instance) -> None
     _export(receiver.url, "traces", _spans("after"))
     assert _only_span(otlp.received(receiver.url)[0])["name"] == "after"
     assert receiver.urls["OTEL_EXPORTER_OTLP_ENDPOINT"] == receiver.url
+
+
+# Authorization ------------------------------------------------------------------------------------------------------
+
+
+def _key_ids(url: str) -> list[str]:
+    keys: list[dict[str, str]] = json.loads(_ask(f"{url}/jwks"))["keys"]
+    assert all(key["use"] == "sig" and "d" not in key for key in keys)
+    return [key["kid"] for key in keys]
+
+
+def _header_and_claims(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    header, claims = (json.loads(urlsafe_b64decode(part + "==")) for part in token.split(".")[:2])
+    return header, claims
+
+
+@pytest.mark.oidc
+def test_the_authorization_server_signs_tokens_for_a_resource_and_keeps_its_keys_over_kill_and_restart() -> None:
+    with private("oidc", algorithm="ES256", lifetime_s=60) as server:
+        (first,) = _key_ids(server.url)
+        second = oidc.rotate(server.url, keep=True)
+        assert _key_ids(server.url) == [second, first]
+        goes_through_its_life(server)
+        assert _key_ids(server.url) == [second, first]
+        header, claims = _header_and_claims(oidc.token(server.url, resource="https://a.example/mcp", scope="tools:*"))
+        assert (header["alg"], header["typ"], header["kid"]) == ("ES256", "at+jwt", second)
+        assert (claims["iss"], claims["aud"], claims["client_id"]) == (server.url, "https://a.example/mcp", "client")
+        assert (claims["scope"], claims["exp"] - claims["iat"]) == ("tools:*", 60)
+        third = oidc.rotate(server.url)
+        assert _key_ids(server.url) == [third]
+        oidc.set_clock(server.url, -3600)
+        _, earlier = _header_and_claims(oidc.token(server.url, resource="https://a.example/mcp"))
+        assert 3500 < claims["iat"] - earlier["iat"] < 3700
+
+
+@pytest.mark.oidc
+def test_the_authorization_server_refuses_other_clients_scopes_and_resources() -> None:
+    clients = [
+        {"client_id": "one", "client_secret": "s 1%", "scope": "read"},
+        {"client_id": "two", "client_secret": "s2", "scope": "operate"},
+    ]
+    with private("oidc", clients=clients, resources=["https://a.example"]) as server:
+        assert oidc.token(server.url, "one", "s 1%", resource="https://a.example", scope="read")
+        for secret, resource, scope, why in (
+            ("s2", "https://a.example", "read", "invalid_client"),
+            ("s 1%", "https://b.example", "read", "invalid_target"),
+            ("s 1%", "https://a.example", "operate", "invalid_scope"),
+        ):
+            with pytest.raises(InvalidArgument, match=why):
+                oidc.token(server.url, "one", secret, resource=resource, scope=scope)
+
+
+@pytest.mark.oidc
+@pytest.mark.parametrize(
+    ("option", "value"), [("clients", [{"client_id": "one"}]), ("lifetime_s", 0), ("algorithm", "HS256")]
+)
+def test_options_that_the_authorization_server_cannot_have_are_refused_by_name(option: str, value: Any) -> None:
+    with pytest.raises(StartFailed, match=option), private("oidc", **{option: value}):
+        pass

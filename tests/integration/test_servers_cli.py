@@ -77,7 +77,7 @@ def test_servers_come_up_are_listed_named_and_go_down(shell: Shell) -> None:
     assert wire.redis(port, ["PING"]) == b"+PONG"
 
     rows = {row["name"]: row for row in shell.json("list")["servers"]}
-    assert len(rows) >= 15
+    assert len(rows) >= 16
     redis = rows["redis"]
     assert redis["installed"] is True
     assert (redis["port"], alive(redis["pid"])) == (port, True)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from groundplane.core.errors import ErrorRecord, FailedPrecondition
-from groundplane.jobs import Jobs, JobState
+from groundplane.jobs import Job, Jobs, JobState
 from groundplane.jobs.checks import FINAL_KINDS
-from groundplane.jobs.conformance.subjects import new_job, report
-from groundplane.jobs.port import Change, Finish, Joined, Outcome, Split
+from groundplane.jobs.conformance.subjects import message, new_job, report
+from groundplane.jobs.port import Answer, Ask, Change, Finish, Joined, Outcome, Question, Split
 
 _ERROR = ErrorRecord("internal", "broken", "processing_error")
 
@@ -55,6 +55,8 @@ class JobMachine(RuleBasedStateMachine):
         self.state = JobState.PENDING
         self.progress = 0.0
         self.made = 0
+        self.questions: dict[str, Any] = {}  # the answer of each, None while there is none
+        self.by_hand = False
 
     def run(self, call: Any) -> Any:
         return self.runner.run(call)
@@ -78,8 +80,14 @@ class JobMachine(RuleBasedStateMachine):
         tree = self.root.all()
         if any(one.state == "live" for one in tree):
             return
+        self.by_hand = False
         failed = self.lost_for_good or any(one.state in ("failed", "held") for one in tree)
         self.state = JobState.FAILED if failed else JobState.SUCCEEDED
+
+    @property
+    def asked(self) -> list[str]:
+        """The questions that wait for an answer."""
+        return [] if self.state.terminal else [one for one, answer in self.questions.items() if answer is None]
 
     @initialize()
     def create(self) -> None:
@@ -162,8 +170,8 @@ class JobMachine(RuleBasedStateMachine):
         if action == "cancel" and sure:
             return  # now and then is enough: a job that ended has few stories left
         allowed = {
-            "pause": self.state in (JobState.PENDING, JobState.RUNNING),
-            "resume": self.state is JobState.PAUSED,
+            "pause": self.state in (JobState.PENDING, JobState.RUNNING) or (bool(self.asked) and not self.by_hand),
+            "resume": self.state is JobState.PAUSED and not self.asked,
             "cancel": not self.state.terminal,
         }[action]
         try:
@@ -173,15 +181,42 @@ class JobMachine(RuleBasedStateMachine):
             return
         assert allowed
         self.state = job.state
-        begun = self.has_tree or job.progress > 0
+        self.by_hand = action == "pause"
         assert (
-            job.state
-            is {
-                "pause": JobState.PAUSED,
-                "resume": JobState.RUNNING if begun or job.actor else JobState.PENDING,
-                "cancel": JobState.CANCELLED,
-            }[action]
+            job.state is {"pause": JobState.PAUSED, "resume": self.resumed(job), "cancel": JobState.CANCELLED}[action]
         )
+
+    def resumed(self, job: Job) -> JobState:
+        """What a job that goes on is again."""
+        return JobState.RUNNING if self.has_tree or job.progress > 0 or job.actor else JobState.PENDING
+
+    @rule(number=st.integers(0, 99), ids=st.lists(st.integers(0, 5), min_size=1, max_size=2, unique=True))
+    def ask(self, number: int, ids: list[int]) -> None:
+        branch = self.pick(number)
+        asked = [Question(question_id=f"q{n}", envelope_id=branch.name) for n in ids]
+        outcome = self.apply(Ask(job_id=self.job_id, questions=asked, message=message(branch.name)))
+        live = not self.state.terminal and (not self.has_tree or (self.in_tree(branch) and branch.state == "live"))
+        fresh = [one.question_id for one in asked if one.question_id not in self.questions]
+        assert outcome.applied is live or (live and not fresh and outcome.detail == "repeated")
+        if live and fresh:
+            self.questions |= dict.fromkeys(fresh)
+            self.state = JobState.PAUSED
+        assert outcome.state is self.state
+
+    @rule(number=st.integers(0, 6), content=st.integers(0, 1))
+    def answer(self, number: int, content: int) -> None:
+        question_id = f"q{number}"
+        outcome = self.apply(Answer(job_id=self.job_id, question_id=question_id, content=content))
+        repeated = self.questions.get(question_id) == content
+        assert outcome.applied is (question_id in self.asked)
+        if not outcome.applied:
+            refused = "question_answered" if question_id in self.questions else "question_not_found"
+            assert outcome.detail == ("repeated" if repeated else "job_terminal" if self.state.terminal else refused)
+            return
+        self.questions[question_id] = content
+        if not self.asked and not self.by_hand:
+            self.state = self.resumed(self.run(self.jobs.get(self.job_id)))
+        assert outcome.state is self.state
 
     @invariant()
     def the_record_is_what_the_model_says(self) -> None:
@@ -189,6 +224,8 @@ class JobMachine(RuleBasedStateMachine):
             return
         job = self.run(self.jobs.get(self.job_id))
         assert job.state is self.state
+        assert [one.question_id for one in job.questions] == self.asked
+        assert (job.state is JobState.PAUSED) is (bool(self.asked) or self.by_hand)
         assert job.progress >= self.progress
         assert (job.progress == 100) is (job.state is JobState.SUCCEEDED)
         assert 0 <= job.steps_completed <= job.total_steps
@@ -219,7 +256,7 @@ class JobMachine(RuleBasedStateMachine):
 JobMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
-@pytest.mark.req("JOB-01.1", "JOB-01.2", "JOB-05.3", "JOB-12.1", "JOB-12.2")
+@pytest.mark.req("JOB-01.1", "JOB-01.2", "JOB-05.3", "JOB-12.1", "JOB-12.2", "GATE-16.1")
 class TestJobMachine(JobMachine.TestCase):  # type: ignore[name-defined,misc]
     pass
 
@@ -231,7 +268,7 @@ class PostgresJobMachine(JobMachine):
 PostgresJobMachine.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
 
 
-@pytest.mark.req("JOB-01.1", "JOB-01.2", "JOB-05.3", "JOB-12.1", "JOB-12.2")
+@pytest.mark.req("JOB-01.1", "JOB-01.2", "JOB-05.3", "JOB-12.1", "JOB-12.2", "GATE-16.1")
 class TestPostgresJobMachine(PostgresJobMachine.TestCase):  # type: ignore[name-defined,misc]
     @pytest.fixture(autouse=True)
     def store(self, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

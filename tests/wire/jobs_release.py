@@ -19,7 +19,7 @@ from psycopg import sql
 from groundplane.core.errors import ErrorRecord
 from groundplane.jobs import Jobs, NewJob
 from groundplane.jobs.drivers.postgres import MIGRATIONS
-from groundplane.jobs.port import Finish, OutboxMessage, Park, Progress, Split
+from groundplane.jobs.port import Ask, Finish, OutboxMessage, Park, Progress, Question, Split
 
 FAR = 4_102_444_800_000
 
@@ -34,7 +34,7 @@ def message(name: str) -> OutboxMessage:
 
 
 async def fill(jobs: Jobs) -> None:
-    """A job in each state, a fan-out half done, a message that waits and one that is parked."""
+    """A job in each state, a fan-out half done, a message that waits and one that is parked, a job that asks."""
     for name in ("pending", "running", "paused", "succeeded", "failed", "cancelled", "fan-out"):
         await jobs.create(job(name, owner="me", idempotency_key=f"key {name}", deadline_at=FAR), [])
     await jobs.create(job("timed_out", deadline_at=1), [])
@@ -49,6 +49,10 @@ async def fill(jobs: Jobs) -> None:
     await jobs.cancel("cancelled", "enough")
     await jobs.pause("paused")
     await jobs.apply(Park(job_id="paused", message=message("e-paused")))
+    await jobs.create(job("asking", deadline_at=FAR), [])
+    asked = [Question(question_id=one, message="Sure?", envelope_id="e-asking") for one in ("answered", "open")]
+    await jobs.apply(Ask(job_id="asking", questions=asked, message=message("e-asking")))
+    await jobs.answer("asking", "answered", {"sure": True}, by="me")
     await jobs.sweep()
 
 
@@ -74,10 +78,10 @@ async def release_of_postgres(url: str) -> str:
         tables = connection.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'released'::regnamespace AND relkind = 'r' ORDER BY 1"
         ).fetchall()
-        lines.append("ALTER TABLE jobs DISABLE TRIGGER USER;")  # rows are as they became, not as they began
         for (table,) in tables:
+            lines.append(f"ALTER TABLE {table} DISABLE TRIGGER USER;")  # rows are as they became, not as they began
             lines += _rows(connection, table)
-        lines.append("ALTER TABLE jobs ENABLE TRIGGER USER;")
+            lines.append(f"ALTER TABLE {table} ENABLE TRIGGER USER;")
         connection.execute("DROP SCHEMA released CASCADE")
     return "\n".join(lines) + "\n"
 

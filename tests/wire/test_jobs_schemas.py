@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import apsw
@@ -24,8 +25,8 @@ _FOLDER = Path(__file__).parent / "jobs_schemas"
 _SCHEMAS = sorted(_FOLDER.glob("*.sql"))
 _POSTGRES_SCHEMAS = sorted((_FOLDER / "postgres").glob("*.sql"))
 _FOR_EVER = Retention(jobs_s=1e10, events_s=1e10)
-_CHECKSUMS = {1: "dc66a2533d74a075"}
-_POSTGRES_CHECKSUMS = {1: "30477793b5c4e777"}
+_CHECKSUMS = {1: "dc66a2533d74a075", 2: "9676c751b1ad283e"}
+_POSTGRES_CHECKSUMS = {1: "30477793b5c4e777", 2: "55e50eba8810eafd"}
 
 
 def _release(schema: Path, state: Path) -> None:
@@ -72,27 +73,31 @@ async def test_an_empty_database_is_checked_without_being_changed_and_then_broug
     assert await postgres.Database.check(postgres_url, [POSTGRES_MIGRATIONS]) == ()
 
 
-@pytest.mark.req("JOB-10.1")
-@pytest.mark.parametrize("schema", _SCHEMAS, ids=lambda schema: schema.stem)
-async def test_jobs_of_a_release_are_read_and_go_on(schema: Path, tmp_path: Path) -> None:
-    _release(schema, tmp_path)
-    await _are_read_and_go_on(f"embedded://{tmp_path}")
+_IN_POSTGRES = [pytest.param(schema, marks=pytest.mark.postgres) for schema in _POSTGRES_SCHEMAS]
+
+
+@pytest.fixture(params=[*_SCHEMAS, *_IN_POSTGRES], ids=lambda schema: f"{schema.parent.name}-{schema.stem}")
+def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, int]:
+    """The URL of a store as a release left it, and the version of its schema."""
+    schema: Path = request.param
+    if schema in _SCHEMAS:
+        _release(schema, tmp_path)
+        return f"embedded://{tmp_path}", int(schema.stem)
+    url: str = request.getfixturevalue("postgres_url")
+    _release_in_postgres(schema, url)
+    return url, int(schema.stem)
 
 
 @pytest.mark.req("JOB-10.1")
-@pytest.mark.parametrize("schema", _POSTGRES_SCHEMAS, ids=lambda schema: schema.stem)
-async def test_jobs_of_a_release_in_postgres_are_read_and_go_on(schema: Path, postgres_url: str) -> None:
-    await asyncio.to_thread(_release_in_postgres, schema, postgres_url)
-    await _are_read_and_go_on(postgres_url)
-
-
-async def _are_read_and_go_on(url: str) -> None:
-    async with Jobs.open(url, namespace="released", upgrade=True, retention=_FOR_EVER) as jobs:
+async def test_jobs_of_a_release_are_read(released: tuple[str, int]) -> None:
+    url, version = released
+    async with _opened(url) as jobs:
         page = await jobs.list_jobs()
         assert {one.job_id: one.state for one in page.items} == {
             **{state.value: state for state in JobState},
             "fan-out": JobState.RUNNING,
             "waiting": JobState.PENDING,
+            **({"asking": JobState.PAUSED} if version >= 2 else {}),
         }
         good = await jobs.get("succeeded")
         assert (good.result, good.result_key, good.progress) == ({"answer": [25, None, b"\x00"]}, "r", 100.0)
@@ -102,16 +107,31 @@ async def _are_read_and_go_on(url: str) -> None:
         assert (bad.error.message, bad.error.reason) == ("it broke", "processing_error")
         assert (await jobs.get("running")).progress == 25.0
         assert await kinds(jobs, "cancelled") == ["created", "cancelled"]
+
+
+@pytest.mark.req("JOB-10.1")
+async def test_jobs_of_a_release_go_on(released: tuple[str, int]) -> None:
+    url, version = released
+    async with _opened(url) as jobs:
         assert not (await jobs.create(job("again", owner="me", idempotency_key="key pending"))).created
         with pytest.raises(Conflict):
             await jobs.create(job("again", owner="me", idempotency_key="key pending", arguments_hash="else"))
-
         resumed = await jobs.resume("paused")
         assert resumed.deadline_at is not None
         assert resumed.deadline_at > FAR
         taken = await jobs.driver.outbox.take(10)
         assert [(one.id, one.headers) for _, one in taken] == [("e-waiting", {"k": "v"}), ("e-paused", {"k": "v"})]
+        if version >= 2:
+            answered, open_ = await jobs.questions("asking")
+            assert (answered.action, answered.content, answered.answered_by) == ("accept", {"sure": True}, "me")
+            assert (await jobs.get("asking")).questions == [open_]
+            assert (await jobs.answer("asking", "open", {"sure": False})).state is JobState.PENDING
+            assert [one.id for _, one in await jobs.driver.outbox.take(10)] == ["e-asking"]
         assert (await succeed(jobs, "fan-out", "zero", "c0")).state is JobState.SUCCEEDED
         assert (await jobs.get("fan-out")).result == ["zero", "one"]
         assert (await succeed(jobs, "pending", 1)).applied
         assert not (await succeed(jobs, "timed_out", 1)).applied
+
+
+def _opened(url: str) -> AbstractAsyncContextManager[Jobs]:
+    return Jobs.open(url, namespace="released", upgrade=True, retention=_FOR_EVER)

@@ -22,8 +22,8 @@ from mcp_types import ToolListChangedNotification
 
 from groundplane.core.envelope import Envelope
 from groundplane.gateway import ToolTable
-from groundplane.gateway.mcp import IDEMPOTENCY_META, JOB_META
-from groundplane.gateway.mcp_sessions import EVENTS_MAX, SessionEvents
+from groundplane.gateway.mcp.calls import IDEMPOTENCY_META
+from groundplane.gateway.mcp.results import JOB_META
 from groundplane.jobs.port import JobQuery, JobState
 from served_gateway import VALUE, Gate, House, actors, double, echo, eventually, fail, house, tool
 
@@ -195,10 +195,10 @@ class Legacy:
         self.headers = {**JSON, "mcp-protocol-version": version}
         self._version = version
 
-    async def open(self) -> Legacy:
+    async def open(self, **capabilities: Any) -> Legacy:
         params = {
             "protocolVersion": self._version,
-            "capabilities": {},
+            "capabilities": capabilities,
             "clientInfo": {"name": "test", "version": "1"},
         }
         response = await self.post(1, "initialize", params)
@@ -256,8 +256,9 @@ async def test_one_session_never_replays_the_result_of_another(one: House) -> No
         mine, other = await Legacy(http).open(), await Legacy(http).open()
         secret = {"name": "echo", "arguments": {"secret": "mine alone"}}
         response = await mine.post(7, "tools/call", secret)
-        ids = re.findall(r"id: (\d+)", response.text)
+        ids = re.findall(r"id: (\S+)", response.text)
         await other.post(7, "ping")
+        assert ids
         for number in ids:
             headers = {**other.headers, "last-event-id": number}
             async with http.stream("GET", "/mcp", headers=headers) as replay:
@@ -312,18 +313,48 @@ async def test_a_reload_tells_the_clients_of_both_revisions_that_the_tools_chang
 
 
 @pytest.mark.req("GATE-13", "GATE-03.2")
-@pytest.mark.parametrize("era", ERAS)
-async def test_a_drain_answers_waiting_calls_with_the_id_of_the_job_that_goes_on(one: House, era: str) -> None:
-    async with client(one, era) as mcp:
-        call = asyncio.create_task(mcp.call_tool("stuck", {}))
+async def test_a_call_that_cannot_be_resumed_ends_while_the_gateway_drains(one: House) -> None:
+    gate = Gate()
+    async with actors(one, {"gate": gate}), client(one, "2026-07-28") as mcp:
+        await mcp.list_tools()  # the client checks results against it
+        call = asyncio.create_task(mcp.call_tool("slow", {"n": 1}))
+        await gate.reached.wait()
+        one.gateway.drain()
+        gate.opened.set()
+        result = await asyncio.wait_for(call, 30)
+    assert (result.is_error, result.structured_content) == (False, {"n": 1})
+
+
+@pytest.mark.req("GATE-13", "GATE-03.2")
+async def test_a_call_that_waits_to_the_end_of_the_grace_is_to_be_repeated_and_goes_on_with_its_job(one: House) -> None:
+    params = {"name": "stuck", "arguments": {}, "_meta": MODERN_META}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    async with one.http() as http:
+        call = asyncio.create_task(http.post("/mcp", json=body, headers={**MODERN, "mcp-name": "stuck"}))
         await eventually(lambda: _listeners(one, 1))
         one.gateway.drain()
-        result = await asyncio.wait_for(call, 5)
+        one.gateway.end()
+        result = (await asyncio.wait_for(call, 30)).json()["result"]
     job = await _only_job(one)
-    assert result.is_error
-    assert result.meta[JOB_META] == job.job_id
-    assert text_of(result) == f"the gateway is shutting down; the job goes on, read it later at /v1/jobs/{job.job_id}"
+    assert (result["resultType"], "inputRequests" in result) == ("input_required", False)
+    assert result["requestState"]
     assert job.state is JobState.PENDING
+
+
+@pytest.mark.req("GATE-13", "GATE-03.1")
+async def test_a_drain_ends_the_stream_of_an_older_call_without_an_answer_so_that_its_client_resumes(
+    one: House,
+) -> None:
+    async with one.http() as http:
+        session = await Legacy(http).open()
+        call = session.body(4, "tools/call", {"name": "stuck", "arguments": {}})
+        async with http.stream("POST", "/mcp", json=call, headers=session.headers) as response:
+            async with aclosing(_frames(response)) as frames:
+                assert (await anext(frames))["data"] == ""
+                await eventually(lambda: _listeners(one, 1))
+                one.gateway.drain()
+                assert [frame async for frame in frames] == []
+    assert (await _only_job(one)).state is JobState.PENDING
 
 
 @pytest.mark.req("GATE-15", "GATE-02")
@@ -447,13 +478,22 @@ async def test_a_line_that_is_no_strict_json_is_answered_on_stdio_and_the_next_i
     assert len((await one.jobs.list_jobs()).items) == 1
 
 
-@pytest.mark.req("GATE-03.1")
-async def test_the_events_of_a_session_are_bounded() -> None:
-    from mcp_types import JSONRPCResponse
-
-    events = SessionEvents()
-    for n in range(3 * EVENTS_MAX):
-        await events.store_event("1", JSONRPCResponse(jsonrpc="2.0", id=n, result={}))
-    assert len(events._events) == EVENTS_MAX
-    assert await events.replay_events_after("1", None) is None  # type: ignore[arg-type]
-    assert await events.replay_events_after("no number", None) is None  # type: ignore[arg-type]
+@pytest.mark.req("GATE-15.1")
+@pytest.mark.parametrize("odd", [2**63, -(2**63) - 1, 2**80, "x" * 1001])
+async def test_an_id_or_token_that_no_event_can_carry_is_refused_by_name_and_the_session_lives(
+    one: House, odd: Any
+) -> None:
+    async with one.http() as http:
+        session = await Legacy(http).open()
+        meta = {"_meta": {"progressToken": odd}}
+        for field, body in (
+            ("params._meta.progressToken", session.body(2, "tools/list", meta)),
+            ("id", session.body(odd, "tools/list")),
+        ):
+            answer = await http.post("/mcp", json=body, headers=session.headers)
+            assert answer.status_code == 400
+            said = answer.json()["error"]["message"]
+            assert said.startswith(f"Invalid request: {field}: ")
+            assert said.endswith("neither text of at most 1000 characters nor a whole number of at most 64 bits")
+        largest = session.body(2**63 - 1, "tools/list", {"_meta": {"progressToken": -(2**63)}})
+        assert (await http.post("/mcp", json=largest, headers=session.headers)).status_code == 200

@@ -17,6 +17,7 @@ import httpx2
 import pytest
 
 from groundplane._version import __version__
+from groundplane.gateway.mcp.resuming import Position
 from served_gateway import VALUE, actors, double, echo, fail, house, tool
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -25,6 +26,7 @@ FOLDER = Path(__file__).parent / "transcripts"
 RECORD = os.environ.get("GROUNDPLANE_RECORD_TRANSCRIPTS") == "1"
 KEPT = ("content-type", "mcp-session-id", "allow", "retry-after")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+EVENT = re.compile(r'("io\.groundplane/event_id": ?)\d+')
 SESSION = re.compile(r"\b[0-9a-f]{32}\b")
 
 TOOLS = (
@@ -81,10 +83,15 @@ def _fields(event: str) -> Iterator[list[Any]]:
     for line in re.split(r"\r?\n", event):
         name, _, value = line.partition(":")
         text = _masked(value.removeprefix(" "))
-        yield [name, json.loads(text) if name == "data" and text else text]
+        position = Position.decode(text) if name == "id" else None
+        if position is not None:  # to clients it is opaque; where in the log it stands differs from run to run
+            yield [name, [position.request_id, position.token, position.reported, position.answered]]
+        else:
+            yield [name, json.loads(text) if name == "data" and text else text]
 
 
 def _masked(text: str) -> str:
+    text = EVENT.sub(r'\1"<event>"', text)
     return SESSION.sub("<session>", UUID.sub("<uuid>", text)).replace(__version__, "<version>")
 
 

@@ -26,6 +26,17 @@ def big(size: int):
 def many(payload):
     for _ in range(payload["count"]):
         yield "x" * payload["size"]
+
+def ask(payload, ctx):
+    try:
+        sure = ctx.ask("Sure?", key="sure")
+    except Exception as error:
+        return {"declined": error.action}
+    ctx.log("notice", "told", sure=sure)
+    return sure
+
+async def ask_async(payload, ctx):
+    return await ctx.ask_all({"a": ("A?", int), "b": "B?"})
 """
 
 
@@ -268,3 +279,59 @@ class TestAsyncConnections:
                 assert json.loads(client.read())["error"]["reason"] == "payload_too_large"
             eventually(lambda: len(running.workers()) == 2, "the standby is there, and nobody died")
             assert worker in running.workers()
+
+
+def _shown(key: str, message: str, kind: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"value": {"type": kind}}, "required": ["value"]}
+    return {"key": key, "kind": "elicit", "message": message, "schema": schema, "params": {}}
+
+
+@pytest.mark.req("GATE-16.1")
+class TestQuestions:
+    @pytest.mark.parametrize("codec", ["msgpack", "json"])
+    def test_an_answer_that_is_there_is_replied(self, tmp_path: Path, codec: str) -> None:
+        with runtime(tmp_path, "handlers:ask", code=HANDLERS) as running, running.connect(codecs=[codec]) as client:
+            call = client.start({})
+            asked = {"t": "ask", "id": call, "seq": 1, "op": "question"}
+            assert client.receive() == {**asked, "questions": [_shown("sure", "Sure?", "boolean")]}
+            answers = [{"action": "accept", "content": {"value": True}}]
+            client.send({"t": "reply", "id": call, "seq": 1, "value": {"state": "answered", "answers": answers}})
+            line = {"t": "log", "id": call, "level": "notice", "message": "told", "data": {"sure": True}}
+            assert client.receive() == line
+            assert client.outcome(call)["outputs"] == [{"payload": True}]
+
+    def test_a_question_without_an_answer_ends_the_run_and_not_the_worker(self, tmp_path: Path) -> None:
+        with runtime(tmp_path, "handlers:ask", code=HANDLERS) as running, running.connect() as client:
+            for _ in range(2):
+                call = client.start({})
+                asked = client.receive()
+                assert asked["op"] == "question"
+                client.send({"t": "reply", "id": call, "seq": asked["seq"], "value": {"state": "suspended"}})
+                assert client.outcome(call) == {"t": "result", "id": call, "outputs": [], "end": "suspended"}
+            assert client.worker in running.workers()
+
+    def test_a_question_that_is_declined_raises_in_the_handler(self, tmp_path: Path) -> None:
+        with runtime(tmp_path, "handlers:ask", code=HANDLERS) as running, running.connect() as client:
+            call = client.start({})
+            client.receive()
+            answers = [{"action": "decline", "content": None}]
+            client.send({"t": "reply", "id": call, "seq": 1, "value": {"state": "answered", "answers": answers}})
+            assert client.outcome(call)["outputs"] == [{"payload": {"declined": "decline"}}]
+
+    def test_an_async_handler_asks_several_at_once_and_is_suspended(self, tmp_path: Path) -> None:
+        with runtime(tmp_path, "handlers:ask_async", code=HANDLERS) as running, running.connect() as client:
+            call = client.start({})
+            asked = client.receive()
+            assert asked["questions"] == [_shown("a", "A?", "integer"), _shown("b", "B?", "boolean")]
+            client.send({"t": "reply", "id": call, "seq": asked["seq"], "value": {"state": "suspended"}})
+            assert client.outcome(call)["end"] == "suspended"
+            call = client.start({})
+            answers = [{"action": "accept", "content": {"value": value}} for value in (3, False)]
+            value = {"state": "answered", "answers": answers}
+            client.send({"t": "reply", "id": call, "seq": client.receive()["seq"], "value": value})
+            assert client.outcome(call)["outputs"] == [{"payload": {"a": 3, "b": False}}]
+
+    def test_a_sidecar_of_protocol_zero_is_refused(self, tmp_path: Path) -> None:
+        with runtime(tmp_path, "handlers:ask", code=HANDLERS.replace("except Exception", "except KeyError")) as running:
+            (answer,) = running.old({"payload": {}})
+            assert "protocol 0, which has no questions" in answer["details"]["message"]

@@ -25,6 +25,7 @@ from groundplane.blobs.versions import Versions, is_version
 from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.errors import InvalidArgument, ResourceExhausted, Unsupported
 from groundplane.core.lifecycle import Lifecycle
+from groundplane.telemetry.calls import measured
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class Blobs:
         """What the driver can do."""
         return self.driver.capabilities
 
+    @measured("blobs")
     async def put(
         self,
         key: str,
@@ -104,6 +106,7 @@ class Blobs:
         self._put_bytes += info.size
         return info
 
+    @measured("blobs")
     async def get(self, key: str, *, version: str | None = None, bytes_max: int | None = None) -> bytes:
         """The whole object, or an earlier version of it, its checksum verified. Raises `not_found`;
         `resource_exhausted` above `bytes_max`.
@@ -122,10 +125,12 @@ class Blobs:
         async with self._opened(check_key(key), version) as reader:
             yield reader
 
+    @measured("blobs")
     async def head(self, key: str) -> BlobInfo:
         """What is known of an object, without its bytes. Raises `not_found`."""
         return await self._run(self.driver.head(check_key(key)))
 
+    @measured("blobs")
     async def list_page(self, prefix: str = "", *, cursor: str | None = None, limit: int = PAGE_MAX) -> BlobPage:
         """One page of objects whose key begins with `prefix`, by the bytes of their keys. It may hold fewer than
         `limit` and yet have a cursor.
@@ -162,6 +167,7 @@ class Blobs:
             raise InvalidArgument(f"keep: {keep!r} must be 1 to {PAGE_MAX}")
         return await self._run(self._versions.prune(check_key(key), keep))
 
+    @measured("blobs")
     async def expire(self, prefix: str, *, older_than_s: float) -> int:
         """Delete the objects whose key begins with `prefix` and that were last changed so long ago, and what is kept of
         their versions; how many. A lifecycle rule for stores that have none: run it from time to time.
@@ -179,6 +185,7 @@ class Blobs:
                 self._deleted += count
                 return count
 
+    @measured("blobs")
     async def delete(self, *keys: str) -> int:
         """Delete objects; how many there were. A missing one is no error. Kept versions stay."""
         count = await self._run(self.driver.delete([check_key(key) for key in keys]))

@@ -14,7 +14,7 @@ def check_address(settings: Settings) -> None:
     """
     from groundplane.gateway.settings import GatewaySettings
 
-    GatewaySettings(host=settings.host, port=settings.port)
+    GatewaySettings.of(settings)
     if settings.port == 0:
         return
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET

@@ -18,7 +18,7 @@ from groundplane.core.settings import Settings
 from groundplane.mesh.spec import ERROR_END, HAPPY_END
 from groundplane.plane import Plane, diagnose
 
-_STORES = ("queues", "jobs", "ledger")
+_STORES = ("queues", "jobs", "ledger", "security")
 _LOOK_EVERY_S = 0.5
 
 

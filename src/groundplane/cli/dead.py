@@ -105,6 +105,7 @@ def redrive(
 def purge(
     *dead_ids: Annotated[str, Parameter(help="The letters; or --queue for all of a queue.")],
     queue: Annotated[str | None, Parameter(help="All letters of this queue.")] = None,
+    limit: Annotated[int | None, Parameter(help="With --queue: at most so many, the oldest.")] = None,
     yes: Annotated[bool, Parameter(negative="", help="Needed with --queue: they are gone for good.")] = False,
     common: Common = COMMON,
 ) -> int:
@@ -118,16 +119,13 @@ def purge(
     """
     if bool(dead_ids) == (queue is not None):
         raise InvalidArgument("dead_id: give dead letters, or --queue for all of a queue")
+    if limit is not None and queue is None:
+        raise InvalidArgument(f"limit: {limit!r} is for --queue; name the letters, or the queue")
     if queue is not None and not yes:
         raise InvalidArgument(f"yes: all dead letters of {queue!r} would be gone for good; add --yes")
 
     async def work(queues: Queues, output: Output) -> int:
-        count = 0
-        if queue is None:
-            count = await queues.purge(*dead_ids)
-        else:
-            while letters := (await queues.list_dead(queue, limit=1000)).items:
-                count += await queues.purge(*(letter.id for letter in letters))
+        count = await (queues.purge(*dead_ids) if queue is None else queues.purge_all(queue, limit=limit))
         output.result({"purged": count}, f"deleted: {count}")
         return EXIT_OK
 

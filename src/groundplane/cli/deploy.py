@@ -20,8 +20,7 @@ OWN_MARK = b"# written by `groundplane deploy`"
 Image = Annotated[str, Parameter(help="Image that runs every role, as registry.example.com/acme/plane:1.0.")]
 Folder = Annotated[Path | None, Parameter(help="Write the files into this folder instead of printing them.")]
 InImage = Annotated[str, Parameter(help="Folder of the image that the app is in.")]
-Proxy = Annotated[str, Parameter(help="Image of the nginx that asks for a password before the gateway.")]
-NoProxy = Annotated[bool, Parameter(negative="", help="No proxy: the gateway is reached from its own pod alone.")]
+Gateways = Annotated[int, Parameter(help="How many gateways; with one, requests fail while it is made anew.")]
 Memory = Annotated[str, Parameter(help="Memory of a runtime, as 512Mi.")]
 
 
@@ -31,10 +30,12 @@ def compose(
     *,
     image: Image,
     out: Folder = None,
-    publish: Annotated[str, Parameter(help="Address of this host that the gateway's proxy gets.")] = "127.0.0.1:8080",
+    publish: Annotated[str, Parameter(help="Address of this host that the proxy gets.")] = "127.0.0.1:8080",
     folder: InImage = "/app",
-    proxy_image: Proxy = PROXY_IMAGE,
-    no_proxy: NoProxy = False,
+    gateway_replicas: Gateways = 2,
+    proxy_image: Annotated[
+        str, Parameter(help="Image of the nginx before the gateways, 1.27.3 or newer.")
+    ] = PROXY_IMAGE,
     memory: Memory = "512Mi",
     common: Common = COMMON,
 ) -> int:
@@ -48,11 +49,14 @@ def compose(
     """
     from groundplane.deploy import compose as renderer
 
-    chosen = {"folder": folder, "proxy_image": None if no_proxy else proxy_image, "memory": memory}
+    chosen = {
+        "folder": folder, "proxy_image": proxy_image, "gateway_replicas": gateway_replicas, "memory": memory,
+    }  # fmt: skip
     plan = _plan(app, image, common, chosen)
     _deliver(renderer.render(plan, publish=publish), out, common.output, printed=("compose.yaml",))
-    names = ", ".join([*(f"{port}_url" for port in plan.secrets.values()), *(() if no_proxy else ("htpasswd",))])
+    names = ", ".join(f"{port}_url" for port in plan.secrets.values())
     common.output.note(f"note: these files are to be in secrets/ beside it, readable for the containers: {names}")
+    _tell_of_keys(plan, "docker compose exec gateway-1", common.output)
     return EXIT_OK
 
 
@@ -65,10 +69,7 @@ def kubernetes(
     out: Folder = None,
     folder: InImage = "/app",
     urls_secret: Annotated[str | None, Parameter(help="Secret with the URLs (default: NAME-urls).")] = None,
-    passwords_secret: Annotated[str | None, Parameter(help="Secret with htpasswd (default: NAME-passwords).")] = None,
-    proxy_image: Proxy = PROXY_IMAGE,
-    no_proxy: NoProxy = False,
-    gateway_replicas: Annotated[int, Parameter(help="Pods of the gateway.")] = 1,
+    gateway_replicas: Gateways = 2,
     replicas_min: Annotated[int, Parameter(help="Least pods of an actor; 0 stops those without work.")] = 1,
     replicas_max: Annotated[int, Parameter(help="Most pods of an actor.")] = 10,
     backlog: Annotated[int, Parameter(help="Messages for each call at once that one pod is to have.")] = 10,
@@ -88,21 +89,28 @@ def kubernetes(
     from groundplane.deploy import kubernetes as renderer
 
     chosen = {
-        "folder": folder, "proxy_image": None if no_proxy else proxy_image, "gateway_replicas": gateway_replicas,
-        "replicas_min": replicas_min, "replicas_max": replicas_max, "backlog": backlog, "memory": memory, "cpu": cpu,
+        "folder": folder, "gateway_replicas": gateway_replicas, "replicas_min": replicas_min,
+        "replicas_max": replicas_max, "backlog": backlog, "memory": memory, "cpu": cpu,
     }  # fmt: skip
     place = renderer.place_of(
         _plan(app, image, common, chosen), namespace=namespace, urls_secret=urls_secret,
-        passwords_secret=passwords_secret, keda=not no_keda,
+        keda=not no_keda,
     )  # fmt: skip
     _deliver(renderer.render(place), out, common.output, stale="[0-9][0-9]-*.yaml")
     keys = " ".join(f"--from-literal={name}=…" for name in place.plan.secrets)
     made = f"kubectl -n {place.namespace} create secret generic {place.urls_secret} {keys}"
-    common.output.note(f"note: the manifests refer to secrets that are to be there before:\n  {made}")
-    if not no_proxy:
-        made = f"kubectl -n {place.namespace} create secret generic {place.passwords_secret} --from-file=htpasswd"
-        common.output.note(f"  {made}")
+    common.output.note(f"note: the manifests refer to a secret that is to be there before:\n  {made}")
+    _tell_of_keys(place.plan, f"kubectl -n {place.namespace} exec deployment/{place.name('gateway')} --", common.output)
     return EXIT_OK
+
+
+def _tell_of_keys(plan: Plan, inside: str, output: Output) -> None:
+    """How the first callers come in."""
+    if plan.settings.auth in ("none", "keys", "keys+oauth"):
+        made = "groundplane keys create admin --scope admin --scope 'tools:*'"
+        output.note(
+            f"note: callers need an API key; once a gateway is ready, the first one is made in it:\n  {inside} {made}"
+        )
 
 
 def _plan(app: str, image: str, common: Common, chosen: dict[str, Any]) -> Plan:

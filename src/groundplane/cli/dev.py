@@ -34,8 +34,9 @@ def dev(
     app: str,
     /,
     *,
-    host: Annotated[str | None, Parameter(help="Address of the gateway; loopback only.")] = None,
+    host: Annotated[str | None, Parameter(help="Address of the gateway; beyond the loopback it needs `auth`.")] = None,
     port: Annotated[int | None, Parameter(help="Port of the gateway; 0 takes a free one.")] = None,
+    admin_port: Annotated[int, Parameter(help="Port of the plane's metrics and health; 0 takes a free one.")] = 0,
     reload: Annotated[bool, Parameter(help="Restart what changed when the source changes.")] = True,
     common: Common = COMMON,
 ) -> int:
@@ -55,22 +56,24 @@ def dev(
     settings = common.settings(host=host, port=port)
     with state_folder.held(settings.state):
         check_address(settings)
-        return asyncio.run(_run(app, settings, common.output, reload=reload))
+        return asyncio.run(_run(app, settings, common.output, reload=reload, admin_port=admin_port))
 
 
-async def _run(target: str, settings: Settings, output: Output, *, reload: bool) -> int:
+async def _run(target: str, settings: Settings, output: Output, *, reload: bool, admin_port: int) -> int:
     use_pidfd()
-    return await _Dev(target, settings, output, reload=reload).run()
+    return await _Dev(target, settings, output, reload=reload, admin_port=admin_port).run()
 
 
 class _Dev:
     """One run of `dev`."""
 
-    def __init__(self, target: str, settings: Settings, output: Output, *, reload: bool) -> None:
+    def __init__(self, target: str, settings: Settings, output: Output, *, reload: bool, admin_port: int) -> None:
         self._target = target
         self._settings = settings
         self._output = output
         self._reload = reload
+        self._admin_port = admin_port
+        self._admin = ""
         self._began = time.monotonic()
         self._description: asyncio.Future[Description] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
@@ -100,13 +103,16 @@ class _Dev:
         self._description.set_result(description)
         self._watch.set(self._watched())  # before the ready line: what is changed after it is seen
         self._supervisor.start([*self._programs.ends(description), *self._programs.sidecars(description)])
+        from groundplane.cli.monitor import monitored  # here, while the children load theirs
+
         ready = asyncio.create_task(self._supervisor.all_ready())
         stopped = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not self._stop.is_set():
-                self._announce(description)
-                await self._until_stopped()
+            async with monitored(self._settings, self._supervisor.children, port=self._admin_port) as self._admin:
+                await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not self._stop.is_set():
+                    self._announce(description)
+                    await self._until_stopped()
         finally:
             ready.cancel()
             stopped.cancel()
@@ -126,7 +132,7 @@ class _Dev:
         description = await asyncio.shield(self._description)
         return GatewayConfig.of(
             self._programs.gateway_settings(),
-            list(description.tools.values()),
+            description.offer,
             name=description.name,
             ready_file=self._programs.ready_file(GATEWAY),
         )
@@ -182,7 +188,7 @@ class _Dev:
         await self._supervisor.remove(self._programs.names_of([*gone, *changed]))
         await self._supervisor.replace(self._programs.runtimes(after))
         self._supervisor.start([one for one in self._programs.sidecars(after) if one.name not in self._running()])
-        if before.tools != after.tools:
+        if before.offer != after.offer:
             await self._supervisor.replace([self._programs.gateway()])
         await self._supervisor.all_ready()
 
@@ -194,8 +200,10 @@ class _Dev:
         url = str(gateway.details["url"])
         seconds = time.monotonic() - self._began
         self._announced = True
+        self._note_running(gateway)
         if self._output.json:
-            self._output.result({"event": "ready", "url": url, "pid": os.getpid(), "seconds": round(seconds, 3)})
+            place = {"url": url, "admin": self._admin, "pid": os.getpid()}
+            self._output.result({"event": "ready", **place, "seconds": round(seconds, 3)})
             return
         lines = [f"groundplane dev: {description.name} on {url}  (MCP: {url}/mcp)", ""]
         for name, child in self._supervisor.children.items():
@@ -203,20 +211,24 @@ class _Dev:
         lines += [
             "",
             f"  state     {self._settings.state}",
+            f"  health    {self._admin}/healthz, and /metrics of the whole plane",
             f"  tools     {', '.join(description.tools) or 'none'}",
             "",
         ]
         lines.append(f"ready in {seconds:.1f} s; Ctrl-C stops. {_suggestion(description)}")
         self._output.result(None, "\n".join(lines))
 
+    def _note_running(self, gateway: Child) -> None:
+        """Write down where everything listens, for the commands that look for it."""
+        url, admin = str(gateway.details["url"]), str(gateway.details.get("admin", ""))
+        running = state_folder.Running(pid=os.getpid(), url=url, admin=admin, plane=self._admin)
+        state_folder.write_running(self._settings.state, running)
+
     def _heard(self, what: str, child: Child) -> None:
         name = child.program.name
         if name == GATEWAY and what == "ready":
             self._programs.keep_port(str(child.details["url"]))
-            running = state_folder.Running(
-                pid=os.getpid(), url=str(child.details["url"]), admin=str(child.details.get("admin", ""))
-            )
-            state_folder.write_running(self._settings.state, running)
+            self._note_running(child)
         if what == "exited" and name == GATEWAY and child.status == EXIT_FAILURE and not self._announced:
             self._refused = True  # it said why, and would say it again
             self._stop.set()

@@ -13,6 +13,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from cyclopts import Parameter
 from groundplane.cli import state_folder
 from groundplane.cli.address import check_address
 from groundplane.cli.finding import Finding, of_error
+from groundplane.cli.limits_check import examine_limits
 from groundplane.cli.loading import describe_apart
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, Output, colourful
@@ -46,7 +48,7 @@ def doctor(
     app: Annotated[str | None, Parameter(help="Look at the queues of this app as well.")] = None,
     common: Common = COMMON,
 ) -> int:
-    """Check versions, permissions, disk, servers, stored data, port and clock; exit code 1 when something is wrong.
+    """Check versions, permissions, disk, servers, data, limits, port and clock; exit code 1 when something is wrong.
 
     Examples:
 
@@ -70,7 +72,7 @@ async def examine(settings: Settings, queues: Sequence[str] = ()) -> list[Findin
     for check in (_data, _clock):
         if usable and _embedded(settings):
             found += await check(settings)
-    found += [_port(settings), *_gateway(settings)]
+    found += [*examine_limits(settings), _port(settings), *_gateway(settings)]
     return found
 
 
@@ -81,12 +83,17 @@ def _versions() -> Finding:
 
 
 def _extras(settings: Settings) -> list[Finding]:
+    found = []
+    if settings.alerts_smtp is not None and find_spec("aiosmtplib") is None:
+        text = "alerts.smtp is set, and aiosmtplib is not installed: no mail will be sent"
+        remedy = "Install groundplane[alerts]."
+        found.append(Finding(check="extras", severity="error", message=text, reason="missing_extra", remedy=remedy))
     missing = [name for name in ("mcp", "starlette", "uvicorn") if versions()[name] == "not installed"]
     if not missing:
-        return []
+        return found
     text = f"{', '.join(missing)} not installed: dev, run --role gateway, mcp and call do not work"
     remedy = "Install groundplane[gateway]."
-    return [Finding(check="extras", severity="warning", message=text, reason="missing_extra", remedy=remedy)]
+    return [*found, Finding(check="extras", severity="warning", message=text, reason="missing_extra", remedy=remedy)]
 
 
 def _folder(state: Path) -> Finding:

@@ -30,7 +30,7 @@ def of_error(check: str, error: GroundplaneError) -> Finding:
     if not message:
         message, advice = advice, ""
     general = row.remedy if row is not None else "See the message."
-    remedy = f"{advice[0].upper()}{advice[1:]}." if advice else general
+    remedy = f"{advice[0].upper()}{advice[1:]}{'' if advice.endswith('?') else '.'}" if advice else general
     if advice.startswith("pip "):  # a command stays as it is typed
         remedy = advice
     return Finding(check=check, severity="error", message=message, reason=error.reason or error.code, remedy=remedy)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,48 +19,54 @@ import msgspec
 from groundplane.core.collection import ease_collection
 from groundplane.core.errors import FailedPrecondition, GroundplaneError
 from groundplane.core.settings import Settings, from_bytes, to_bytes
-from groundplane.mesh.spec import ToolSpec
+from groundplane.mesh.spec import Offer
 
 if TYPE_CHECKING:
     from groundplane.gateway import Gateway
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process is told: the encoded settings, the App's tools, and where to say that it is ready."""
+    """What the process is told: the encoded settings, what the App offers, and where to say that it is ready."""
 
     settings: bytes
-    tools: list[ToolSpec]
+    offer: Offer
     name: str
     ready_file: str = ""
 
     @classmethod
-    def of(cls, settings: Settings, tools: Sequence[ToolSpec], *, name: str, ready_file: Path) -> bytes:
+    def of(cls, settings: Settings, offer: Offer, *, name: str, ready_file: Path) -> bytes:
         """The configuration as bytes for the child's standard input."""
-        config = cls(settings=to_bytes(settings), tools=list(tools), name=name, ready_file=str(ready_file))
+        config = cls(settings=to_bytes(settings), offer=offer, name=name, ready_file=str(ready_file))
         return msgspec.json.encode(config)
 
 
-async def serve(
-    settings: Settings, tools: Sequence[ToolSpec], *, name: str, on_ready: Callable[[str, int | None], None]
-) -> None:
+async def serve(settings: Settings, offer: Offer, *, name: str, on_ready: Callable[[str, int | None], None]) -> None:
     """Open the ports and serve until SIGTERM or SIGINT; SIGHUP reads `routes.yaml` again. `on_ready` gets URL and admin
     port.
     """
-    from groundplane.gateway import Gateway, GatewaySettings, ToolTable
+    from groundplane.gateway import Catalogue, Gateway, GatewaySettings, ToolTable
     from groundplane.plane import Plane
+    from groundplane.telemetry.health import backend_of
+    from groundplane.telemetry.process import process_registry
+    from groundplane.telemetry.traces import tracing
 
-    chosen = GatewaySettings(
-        host=settings.host,
-        port=settings.port,
-        admin_host=settings.admin_host,
-        admin_port=settings.admin_port,
-        grace_s=settings.grace_s,
-        allowed_hosts=settings.allowed_hosts,
-    )
-    table = ToolTable(tools, files=[settings.routes] if settings.routes else [])
-    async with Plane.open(settings, ports=("queues", "jobs", "blobs"), inline=True) as plane:
+    table = ToolTable(offer.tools, files=[settings.routes] if settings.routes else [])
+    catalogue = Catalogue(offer.prompts, offer.resources)
+    async with (
+        tracing("groundplane-gateway", "gateway", namespace=settings.name, queues=settings.queues.reveal()),
+        Plane.open(settings, ports=("queues", "jobs", "blobs", "security"), inline=True) as plane,
+    ):
         async with Gateway.open(
-            jobs=plane.jobs, queues=plane.queues, blobs=plane.blobs, tools=table, settings=chosen, name=name
+            jobs=plane.jobs,
+            queues=plane.queues,
+            blobs=plane.blobs,
+            security=plane.security,
+            tools=table,
+            catalogue=catalogue,
+            settings=GatewaySettings.of(settings),
+            registry=process_registry("gateway", folder=settings.state),
+            name=name,
+            jobs_backend=backend_of(settings.jobs.scheme),
         ) as gateway:
             easing = asyncio.create_task(_ease_when_loaded(gateway))
             try:
@@ -78,7 +84,9 @@ async def _ease_when_loaded(gateway: Gateway) -> None:
 
 def write_ready_file(path: Path, url: str, admin_port: int | None, host: str) -> None:
     """Say where it listens, at once."""
-    admin = f"http://{host}:{admin_port}" if admin_port else ""
+    from groundplane.gateway.settings import local_url
+
+    admin = local_url(host, admin_port) if admin_port else ""
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     fresh.write_bytes(msgspec.json.encode({"pid": os.getpid(), "url": url, "admin": admin}))
     fresh.replace(path)
@@ -111,7 +119,7 @@ def main() -> int:
 
         try:
             with contextlib.suppress(asyncio.CancelledError):
-                asyncio.run(serve(settings, config.tools, name=config.name, on_ready=on_ready))
+                asyncio.run(serve(settings, config.offer, name=config.name, on_ready=on_ready))
         finally:
             ready.unlink(missing_ok=True)
     except GroundplaneError as error:

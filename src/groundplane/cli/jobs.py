@@ -13,8 +13,9 @@ from groundplane.cli import state_folder
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, Output, on_terminal
 from groundplane.core.clock import SYSTEM_CLOCK, iso_z
-from groundplane.core.errors import InvalidArgument
+from groundplane.core.errors import InvalidArgument, NotFound
 from groundplane.jobs import Job, JobEvent, JobQuery, Jobs, JobState
+from groundplane.jobs.port import AnswerAction, Question
 from groundplane.plane import Plane
 
 State = Literal["pending", "running", "paused", "succeeded", "failed", "cancelled", "timed_out"]
@@ -27,6 +28,7 @@ def list_(
         list[State] | None, Parameter(negative="", help="Only jobs in these states; may be repeated.")
     ] = None,
     tool: Annotated[str | None, Parameter(help="Only jobs of this tool.")] = None,
+    owner: Annotated[str | None, Parameter(help="Only jobs of this principal.")] = None,
     limit: Annotated[int, Parameter(help="At most so many, 1 to 1000.")] = 50,
     cursor: Annotated[str | None, Parameter(help="Go on where the page before ended.")] = None,
     common: Common = COMMON,
@@ -41,7 +43,8 @@ def list_(
     """
 
     async def work(jobs: Jobs, output: Output) -> int:
-        query = JobQuery(states=[JobState(one) for one in state_is or []], tool=tool, cursor=cursor, limit=limit)
+        states = [JobState(one) for one in state_is or []]
+        query = JobQuery(states=states, tool=tool, owner=owner, cursor=cursor, limit=limit)
         page = await jobs.list_jobs(query)
         rows = [job_row(job) for job in page.items]
         now = SYSTEM_CLOCK.now_ms()
@@ -56,7 +59,7 @@ def list_(
 
 
 def show(job_id: str, /, *, common: Common = COMMON) -> int:
-    """Show one job with its arguments, result or error, and its events.
+    """Show one job with its arguments, result or error, its questions, and its events.
 
     Examples:
 
@@ -64,9 +67,12 @@ def show(job_id: str, /, *, common: Common = COMMON) -> int:
     """
 
     async def work(jobs: Jobs, output: Output) -> int:
+        from groundplane.gateway.shapes import question_json
+
         job = await jobs.get(job_id)
         events = await jobs.events(0, job_id)
         row = {**job_row(job), "arguments": job.arguments, "route": job.route}
+        row["questions"] = [question_json(one) for one in await jobs.questions(job_id)]
         row["events"] = [_event_row(event) for event in events.items]
         output.result(row)
         return EXIT_OK
@@ -102,6 +108,60 @@ def resume(job_id: str, /, *, reason: str = "", common: Common = COMMON) -> int:
       groundplane jobs resume JOB_ID
     """
     return _control(common, job_id, lambda jobs: jobs.resume(job_id, reason), "resumed")
+
+
+def answer(
+    job_id: str,
+    /,
+    *words: Annotated[str, Parameter(help="The question's id (not needed where one is open), and the answer.")],
+    action: Annotated[AnswerAction, Parameter(help="accept, or decline or cancel without an answer.")] = "accept",
+    common: Common = COMMON,
+) -> int:
+    """Answer what a job asks; with its last answer it goes on. An answer never changes.
+
+    Examples:
+
+      groundplane jobs answer JOB_ID yes
+
+      groundplane jobs answer JOB_ID approve.0.sure colour=red count=3
+
+      groundplane jobs answer JOB_ID --action decline
+    """
+
+    async def work(jobs: Jobs, output: Output) -> int:
+        from groundplane.cli.asking import from_words
+        from groundplane.gateway.answers import checked_answer
+        from groundplane.gateway.shapes import question_json
+
+        question, rest = _question(job_id, await jobs.questions(job_id), words)
+        content = from_words(rest, question_json(question)) if rest else None
+        checked = checked_answer(question, content, action)
+        job = await jobs.answer(job_id, question.question_id, checked, action=action)
+        output.result(job_row(job), f"answered: {question.question_id} ({job.state.value})")
+        return EXIT_OK
+
+    return _run(common, work)
+
+
+def _question(job_id: str, asked: list[Question], words: tuple[str, ...]) -> tuple[Question, tuple[str, ...]]:
+    """The question that is meant: the one that the first word names, else the one that is open; and the other words."""
+    named = next((one for one in asked if words and one.question_id == words[0]), None)
+    if named is not None:
+        return named, words[1:]
+    if len(words) > 1 and "=" not in words[0]:
+        known = ", ".join(one.question_id for one in asked) or "none"
+        raise NotFound(
+            f"question_id: job {job_id!r} has no question {words[0]!r}; it has asked {known}. "
+            "Quote an answer of several words",
+            reason="question_not_found",
+        )
+    waiting = [one for one in asked if one.state == "open"]
+    if len(waiting) == 1:
+        return waiting[0], words
+    if not waiting:
+        raise NotFound(f"job_id: {job_id!r} has no open question; look at `groundplane jobs show`")
+    ids = ", ".join(one.question_id for one in waiting)
+    raise InvalidArgument(f"question_id: job {job_id!r} has {len(waiting)} open questions; name one of {ids}")
 
 
 def watch(job_id: str, /, *, common: Common = COMMON) -> int:
@@ -142,6 +202,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "updated_at": iso_z(job.updated_at),
         "finished_at": None if job.finished_at is None else iso_z(job.finished_at),
         "deadline_at": None if job.deadline_at is None else iso_z(job.deadline_at),
+        "questions": [one.question_id for one in job.questions],
     }
 
 

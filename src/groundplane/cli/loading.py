@@ -15,7 +15,7 @@ import msgspec
 from groundplane.app import App
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, NotFound
 from groundplane.core.names import did_you_mean
-from groundplane.mesh.spec import ActorSpec, ToolSpec
+from groundplane.mesh.spec import ActorSpec, Offer, ToolSpec
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,8 +25,13 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     folder: Path
     actors: dict[str, ActorSpec]
-    tools: dict[str, ToolSpec]
+    offer: Offer
     files: list[Path]
+
+    @property
+    def tools(self) -> dict[str, ToolSpec]:
+        """The tools by name."""
+        return {tool.name: tool for tool in self.offer.tools}
 
 
 def load_app(target: str, folder: Path | None = None) -> tuple[App, Path]:
@@ -65,7 +70,7 @@ def describe(target: str, folder: Path | None = None) -> Description:
         target=target,
         folder=where,
         actors=app.actors,
-        tools=app.tools,
+        offer=app.offer,
         files=sorted(file for file in files if file is not None),
     )
 

@@ -11,8 +11,9 @@ from groundplane.cli.loading import load_app
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_OK
 from groundplane.core.settings import Settings
-from groundplane.mesh.spec import ToolSpec
+from groundplane.mesh.spec import Offer
 from groundplane.plane import Plane
+from groundplane.telemetry.traces import tracing
 
 
 def mcp(
@@ -29,15 +30,26 @@ def mcp(
     """
     settings = common.settings()
     declared = load_app(app)[0] if app is not None else None
-    tools = list(declared.tools.values()) if declared is not None else []
-    asyncio.run(_serve(settings, tools, declared.name if declared is not None else "groundplane"))
+    offer = declared.offer if declared is not None else Offer()
+    asyncio.run(_serve(settings, offer, declared.name if declared is not None else "groundplane"))
     return EXIT_OK
 
 
-async def _serve(settings: Settings, tools: list[ToolSpec], name: str) -> None:
-    from groundplane.gateway import Gateway, ToolTable
+async def _serve(settings: Settings, offer: Offer, name: str) -> None:
+    from groundplane.gateway import Catalogue, Gateway, ToolTable
 
-    table = ToolTable(tools, files=[settings.routes] if settings.routes else [])
-    async with Plane.open(settings, ports=("queues", "jobs", "blobs")) as plane:
-        async with Gateway.open(jobs=plane.jobs, queues=plane.queues, blobs=plane.blobs, tools=table, name=name) as one:
+    table = ToolTable(offer.tools, files=[settings.routes] if settings.routes else [])
+    async with (
+        tracing("groundplane-gateway", "gateway", namespace=settings.name, queues=settings.queues.reveal()),
+        Plane.open(settings, ports=("queues", "jobs", "blobs", "security")) as plane,
+    ):
+        async with Gateway.open(
+            jobs=plane.jobs,
+            queues=plane.queues,
+            blobs=plane.blobs,
+            security=plane.security,
+            tools=table,
+            catalogue=Catalogue(offer.prompts, offer.resources),
+            name=name,
+        ) as one:
             await one.serve_stdio()

@@ -33,7 +33,7 @@ def run(
     actor: Annotated[
         list[str] | None, Parameter(negative="", help="With --role actors: only this actor, without the ends.")
     ] = None,
-    host: Annotated[str | None, Parameter(help="Address of the gateway; loopback only.")] = None,
+    host: Annotated[str | None, Parameter(help="Address of the gateway; beyond the loopback it needs `auth`.")] = None,
     port: Annotated[int | None, Parameter(help="Port of the gateway; 0 takes a free one.")] = None,
     common: Common = COMMON,
 ) -> int:
@@ -59,12 +59,13 @@ def run(
 
 
 def _gateway(settings: Settings, description: Description, output: Output) -> int:
+    from groundplane.gateway.settings import local_url
     from groundplane.telemetry.logs import configure
 
     configure(settings.log_level, form=settings.log_format)
 
     def on_ready(url: str, admin_port: int | None) -> None:
-        admin = f"http://{settings.admin_host or settings.host}:{admin_port}" if admin_port else ""
+        admin = local_url(settings.admin_host or settings.host, admin_port) if admin_port else ""
         state_folder.write_running(settings.state, state_folder.Running(pid=os.getpid(), url=url, admin=admin))
         output.result(
             {"event": "ready", "role": "gateway", "url": url, "pid": os.getpid()},
@@ -72,9 +73,7 @@ def _gateway(settings: Settings, description: Description, output: Output) -> in
         )
 
     try:
-        asyncio.run(
-            gateway_process.serve(settings, list(description.tools.values()), name=description.name, on_ready=on_ready)
-        )
+        asyncio.run(gateway_process.serve(settings, description.offer, name=description.name, on_ready=on_ready))
     finally:
         state_folder.forget_running(settings.state, os.getpid())
     return EXIT_OK
@@ -130,7 +129,7 @@ class _Role:
     async def _gateway_config(self) -> bytes:
         return gateway_process.GatewayConfig.of(
             self._programs.gateway_settings(),
-            list(self._description.tools.values()),
+            self._description.offer,
             name=self._description.name,
             ready_file=self._programs.ready_file("gateway"),
         )

@@ -17,11 +17,12 @@ _RUNNING = "gateway.json"
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """The gateway of a state folder, as it wrote itself down."""
+    """The gateway of a state folder, as it wrote itself down. `plane` is the page of the whole plane, where one is."""
 
     pid: int
     url: str
     admin: str = ""
+    plane: str = ""
 
 
 def make(state: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Durations as people write them in settings: `30`, `30s`, `1.5m`, `250ms`, `1h30m`."""
+"""Durations as people write them in settings: `30`, `30s`, `1.5m`, `250ms`, `1h30m`, `90d`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def parse_duration(field: str, value: float | str) -> float:
     seconds = _seconds(value)
     if seconds is None or not math.isfinite(seconds) or seconds <= 0:
         raise InvalidArgument(
-            f"{field}: {value!r} is not a positive duration; write seconds (30) or 250ms, 30s, 5m, 1h30m"
+            f"{field}: {value!r} is not a positive duration; write seconds (30) or 250ms, 30s, 5m, 1h30m, 90d"
         )
     return seconds
 

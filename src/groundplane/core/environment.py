@@ -119,7 +119,7 @@ _CUSTOMARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("REDIS_URL", ("coordination",)),
     ("KAFKA_BOOTSTRAP_SERVERS", ("streams",)),
     ("MILVUS_URI", ("vectors",)),
-    ("AUTH_SERVICE_URL", ("security",)),
+    ("AUTH_SERVICE_URL", ("auth_service",)),
 )
 _HOST_AND_PORT: tuple[tuple[str, str, str, str], ...] = (
     ("REDIS", "redis", "6379", "coordination"),

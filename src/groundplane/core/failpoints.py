@@ -16,7 +16,17 @@ from typing import Literal
 from groundplane.core.errors import InvalidArgument, Unavailable
 
 Window = Literal[
-    "accepted", "unconfirmed", "relayed", "received", "handled", "child_sent", "before_ack", "final_report", "joined"
+    "accepted",
+    "unconfirmed",
+    "relayed",
+    "received",
+    "handled",
+    "asking",
+    "asked",
+    "child_sent",
+    "before_ack",
+    "final_report",
+    "joined",
 ]  # in the order of a message's life; `unconfirmed`: it was written to a broker, which has not answered yet
 
 

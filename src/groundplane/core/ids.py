@@ -33,3 +33,8 @@ def child_id(parent_id: str, hop: int, index: int) -> str:
 def joined_id(parent_id: str, hop: int) -> str:
     """The id of the envelope that a join at `hop` makes of the children of `parent_id`."""
     return str(uuid.uuid5(_NAMESPACE, f"{parent_id}/{hop}/join"))
+
+
+def call_id(session_id: str, request_id: str | int) -> str:
+    """The id of the job of a session's request: whoever knows both finds the job. `7` and `"7"` are one request."""
+    return str(uuid.uuid5(_NAMESPACE, f"call/{session_id}/{request_id}"))

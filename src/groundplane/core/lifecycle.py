@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 from groundplane.core.errors import Closed
@@ -54,7 +55,8 @@ class Lifecycle:
         if self._stopping.is_set():
             work.close()
             self.check_open()
-        task = asyncio.create_task(work, name=f"{self.name}:{name}")
+        # in a context of its own: it is about the object, not about whoever came first
+        task = asyncio.create_task(work, name=f"{self.name}:{name}", context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from groundplane.core.durations import parse_duration
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import check_name, did_you_mean
-from groundplane.core.secrets import Url, check_url
+from groundplane.core.secrets import Secret, Url, check_url, mask_url
 
 _SIZE = re.compile(r"(\d+)\s*(b|kb|kib|mb|mib|gb|gib)?", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 1000, "kib": 1024, "mb": 1000**2, "mib": 1024**2, "gb": 1000**3, "gib": 1024**3}
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("auto", "json", "console")
+AUTHENTICATIONS = ("none", "keys", "oauth", "keys+oauth")
 
 
 class Option(NamedTuple):
@@ -33,6 +36,14 @@ class Option(NamedTuple):
 def url(label: str, value: Any) -> Url:
     """A URL with a scheme."""
     return check_url(label, _text(label, value, "a URL"))
+
+
+def credential(label: str, value: Any) -> Secret:
+    """A key or token as it goes into a header; it is never shown."""
+    text = value.reveal() if isinstance(value, Secret) else value
+    if not isinstance(text, str) or not re.fullmatch(r"[!-~]{1,8192}", text):
+        raise InvalidArgument(f"{label}: is no key or token; it has spaces, line ends, or is empty")
+    return Secret(text)
 
 
 def path(label: str, value: Any) -> Path:
@@ -56,6 +67,24 @@ def whole(least: int, most: int) -> Callable[[str, Any], int]:
     return parse
 
 
+def limit(least: int, most: int, *, fraction: bool = False) -> Callable[[str, Any], int | float | str]:
+    """A number within bounds, or the word `none` for no limit."""
+    what = "a number" if fraction else "a whole number"
+
+    def parse(label: str, value: Any) -> int | float | str:
+        if isinstance(value, str) and value.strip().lower() == "none":
+            return "none"
+        try:
+            number = float(value) if isinstance(value, str) or type(value) in (int, float) else math.nan
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most or not (fraction or number.is_integer()):
+            raise InvalidArgument(f"{label}: {value!r} is not {what} from {least} to {most}; none is no limit")
+        return number if fraction else int(number)
+
+    return parse
+
+
 def size(label: str, value: Any) -> int:
     """Bytes, or a text with a unit: `256KiB`."""
     if type(value) is int and value > 0:
@@ -72,6 +101,11 @@ def duration(label: str, value: Any) -> float:
     if not isinstance(value, int | float | str):
         raise InvalidArgument(f"{label}: {value!r} is not a positive duration; write seconds (30) or 250ms, 30s, 5m")
     return parse_duration(label, value)
+
+
+def delay(label: str, value: Any) -> float:
+    """Seconds, or a text with a unit; also 0."""
+    return 0.0 if value in (0, "0", "0s") else duration(label, value)
 
 
 def one_of(*known: str) -> Callable[[str, Any], str]:
@@ -103,6 +137,45 @@ def hosts(label: str, value: Any) -> tuple[str, ...]:
     return tuple(host(label, part.strip() if isinstance(part, str) else part) for part in parts)
 
 
+def plain(label: str, value: Any) -> str:
+    """A text."""
+    return _text(label, value, "a text")
+
+
+def web_address(label: str, value: Any) -> str:
+    """A URL of http or https without user, query and fragment."""
+    text = _text(label, value, "a URL of http or https")
+    parts = urlsplit(check_url(label, text).reveal())
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise InvalidArgument(f"{label}: {mask_url(text)!r} is not an address like https://gateway.example.com")
+    return text
+
+
+def pairs(label: str, value: Any) -> tuple[str, ...]:
+    """`name=value` texts, as a list or separated by commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not parts:
+        raise InvalidArgument(f"{label}: {value!r} is no list; write agents=tools:*,operators=operate")
+    texts = [part.strip() if isinstance(part, str) else "" for part in parts]
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        if not equals or not name.strip() or not rest.strip():
+            raise InvalidArgument(f"{label}: {text!r} is not name=value; write agents=tools:*")
+    return tuple(texts)
+
+
+def addresses(label: str, value: Any) -> tuple[str, ...]:
+    """Addresses of e-mail, as a list or separated by commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not parts:
+        raise InvalidArgument(f"{label}: {value!r} is no list of addresses; write ops@example.com,me@example.com")
+    texts = tuple(part.strip() if isinstance(part, str) else "" for part in parts)
+    for text in texts:
+        if not re.fullmatch(r"[^\s@,<>]+@[^\s@,<>]+", text):
+            raise InvalidArgument(f"{label}: {text!r} is no address of e-mail; write ops@example.com")
+    return texts
+
+
 def _text(label: str, value: Any, what: str) -> str:
     if isinstance(value, Url):
         return value.reveal()
@@ -118,6 +191,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("jobs", "plane.jobs", "GROUNDPLANE_JOBS_URL", url, "jobs, their events, their outbox", secret=True),
     Option("ledger", "plane.ledger", "GROUNDPLANE_LEDGER_URL", url, "effects done once, joins", secret=True),
     Option("blobs", "plane.blobs", "GROUNDPLANE_BLOBS_URL", url, "large payloads and results", secret=True),
+    Option(
+        "security",
+        "plane.security",
+        "GROUNDPLANE_SECURITY_URL",
+        url,
+        "keys, audit log, sessions (default: where the jobs are)",
+        secret=True,
+    ),
     Option("host", "gateway.host", "GROUNDPLANE_HOST", host, "address that the gateway listens on"),
     Option("port", "gateway.port", "GROUNDPLANE_PORT", whole(0, 65535), "port of the gateway; 0 takes a free one"),
     Option(
@@ -141,7 +222,101 @@ OPTIONS: tuple[Option, ...] = (
         whole(0, 65535),
         "port of metrics and probes; 0 takes a free one",
     ),
+    Option(
+        "auth",
+        "gateway.auth",
+        "GROUNDPLANE_AUTH",
+        one_of(*AUTHENTICATIONS),
+        "who may call: none (whoever reaches the loopback), API keys, tokens of an OAuth issuer, or both",
+    ),
+    Option(
+        "public_url",
+        "gateway.public_url",
+        "GROUNDPLANE_PUBLIC_URL",
+        web_address,
+        "where callers reach the gateway, as https://gateway.example.com; needed for oauth",
+    ),
+    Option("issuer", "gateway.issuer", "GROUNDPLANE_ISSUER", web_address, "the issuer of OAuth tokens"),
+    Option(
+        "audience",
+        "gateway.audience",
+        "GROUNDPLANE_AUDIENCE",
+        plain,
+        "what the audience of a token must name (default: public_url, and public_url/mcp)",
+    ),
+    Option(
+        "jwks_url",
+        "gateway.jwks_url",
+        "GROUNDPLANE_JWKS_URL",
+        web_address,
+        "the issuer's keys (default: what its metadata names)",
+    ),
+    Option(
+        "scope_map",
+        "gateway.scope_map",
+        "GROUNDPLANE_SCOPE_MAP",
+        pairs,
+        "scopes of tokens that stand for ours, as agents=tools:*,operators=operate; others count where they are ours",
+    ),
+    Option(
+        "rate",
+        "gateway.rate",
+        "GROUNDPLANE_RATE",
+        limit(1, 1_000_000, fraction=True),
+        "requests per second of one caller, or none (default: 50 where callers are authenticated)",
+    ),
+    Option(
+        "burst",
+        "gateway.burst",
+        "GROUNDPLANE_BURST",
+        whole(1, 1_000_000),
+        "how many of them may come at once (default: 100)",
+    ),
+    Option(
+        "live_jobs",
+        "gateway.live_jobs",
+        "GROUNDPLANE_LIVE_JOBS",
+        limit(1, 1_000_000),
+        "jobs of one caller that have not ended, or none (default: 100 where callers are authenticated)",
+    ),
+    Option(
+        "streams",
+        "gateway.streams",
+        "GROUNDPLANE_STREAMS",
+        limit(1, 1_000_000),
+        "open streams of one caller, or none (default: 20 where callers are authenticated)",
+    ),
+    Option(
+        "drain_delay_s",
+        "gateway.drain_delay",
+        "GROUNDPLANE_DRAIN_DELAY",
+        delay,
+        "how long a gateway that was told to stop still serves, so that proxies see that it is not ready any more",
+    ),
+    Option(
+        "connections",
+        "gateway.connections",
+        "GROUNDPLANE_CONNECTIONS",
+        whole(1, 1_000_000),
+        "connections at once, of all callers",
+    ),
     Option("routes", "gateway.routes", "GROUNDPLANE_ROUTES", path, "routes.yaml, or a folder of such files"),
+    Option(
+        "client_url",
+        "client.url",
+        "GROUNDPLANE_URL",
+        url,
+        "gateway that commands call (default: the one on the state folder)",
+        secret=True,
+    ),
+    Option(
+        "client_key",
+        "client.key",
+        "GROUNDPLANE_API_KEY",
+        credential,
+        "API key or access token that commands send to the gateway",
+        secret=True,
+    ),
     Option("grace_s", "mesh.grace", "GROUNDPLANE_GRACE_S", duration, "time that running work gets at a stop"),
     Option("hops_max", "mesh.hops_max", "GROUNDPLANE_HOPS_MAX", whole(1, 10_000), "hops before a route is a loop"),
     Option(
@@ -157,6 +332,44 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "retention_events_s", "retention.events", "GROUNDPLANE_RETENTION_EVENTS", duration, "how long events are kept"
+    ),
+    Option(
+        "retention_audit_s",
+        "retention.audit",
+        "GROUNDPLANE_RETENTION_AUDIT",
+        duration,
+        "how long entries of the audit log are kept",
+    ),
+    Option("alerts_rules", "alerts.rules", "GROUNDPLANE_ALERTS_RULES", path, "TOML file of own rules of alerts"),
+    Option(
+        "alerts_webhook",
+        "alerts.webhook",
+        "GROUNDPLANE_ALERTS_WEBHOOK",
+        url,
+        "where alerts are posted, as Alertmanager posts them",
+        secret=True,
+    ),
+    Option("alerts_smtp", "alerts.smtp", "GROUNDPLANE_ALERTS_SMTP", url, "mail server of alerts", secret=True),
+    Option(
+        "alerts_mail_to",
+        "alerts.mail_to",
+        "GROUNDPLANE_ALERTS_MAIL_TO",
+        addresses,
+        "who gets alerts by e-mail; separated by commas",
+    ),
+    Option(
+        "alerts_mail_from",
+        "alerts.mail_from",
+        "GROUNDPLANE_ALERTS_MAIL_FROM",
+        plain,
+        "sender of e-mails (default: the first who gets them)",
+    ),
+    Option(
+        "alerts_interval_s",
+        "alerts.interval",
+        "GROUNDPLANE_ALERTS_INTERVAL",
+        duration,
+        "how often rules of alerts are evaluated",
     ),
     Option(
         "log_level",

@@ -242,14 +242,83 @@ REASONS: dict[str, Reason] = {
     "job_terminal": Reason(
         "failed_precondition", False, "The job has ended; terminal states never change.", "Start a new job."
     ),
+    "job_cancelled": Reason(
+        "failed_precondition",
+        False,
+        "The job was cancelled before it had a result.",
+        "Start a new job if it is wanted.",
+    ),
     "job_state": Reason(
         "failed_precondition", False, "The job's state does not allow this.", "Look at the job's state first."
+    ),
+    "declined": Reason(
+        "failed_precondition",
+        False,
+        "The person who was asked declined, or dismissed the question, and the handler did not catch it.",
+        "Start a new job, or catch `Declined` in the handler.",
+    ),
+    "question_changed": Reason(
+        "failed_precondition",
+        False,
+        "A run of the handler asked something else under the same key than the run before it.",
+        "Give each question a key; take what changes from run to run (times, counts) from ctx.once.",
+    ),
+    "question_not_found": Reason(
+        "not_found", False, "The job has no question with this id.", "Look at the questions of the job."
+    ),
+    "question_open": Reason(
+        "failed_precondition",
+        False,
+        "The job waits for an answer; nothing else lets it go on.",
+        "Answer its questions, or cancel it.",
+    ),
+    "question_answered": Reason(
+        "failed_precondition",
+        False,
+        "The question was answered before; an answer never changes.",
+        "Look at the job's questions; start a new job where the answer was wrong.",
+    ),
+    "question_refused": Reason(
+        "failed_precondition",
+        False,
+        "A handler asked, and its job does not take the question: the branch has ended, or there were too many.",
+        "Look at the details; ask less often, or several questions at once.",
     ),
     "idempotency_mismatch": Reason(
         "conflict",
         False,
         "The idempotency key was used with other arguments.",
         "Use a new key for new work.",
+    ),
+    "live_jobs": Reason(
+        "resource_exhausted",
+        True,
+        "The caller has as many jobs that have not ended as it may have.",
+        "Wait for one to end, or cancel it; raise gateway.live_jobs if the limit is too low.",
+    ),
+    "rate_exceeded": Reason(
+        "resource_exhausted",
+        True,
+        "The caller sends more requests per second than it may.",
+        "Wait as Retry-After says; raise gateway.rate or gateway.burst if the limit is too low.",
+    ),
+    "too_many_streams": Reason(
+        "resource_exhausted",
+        True,
+        "The caller has as many open streams as it may have.",
+        "Close one, or ask for results instead; raise gateway.streams if the limit is too low.",
+    ),
+    "too_many_connections": Reason(
+        "unavailable",
+        True,
+        "The gateway has as many connections as it may have.",
+        "Use fewer connections, or more replicas; raise gateway.connections if the machine has room.",
+    ),
+    "too_slow": Reason(
+        "deadline_exceeded",
+        False,
+        "The request's head or body did not come in time.",
+        "Send it faster; look for what holds it up on the way.",
     ),
     "tool_not_found": Reason("not_found", False, "No tool has this name.", "List the tools; mind the spelling."),
     # the embedded engine
@@ -285,6 +354,12 @@ REASONS: dict[str, Reason] = {
     ),
     "disk_full": Reason(
         "resource_exhausted", True, "The disk is full.", "Free space; nothing that was acknowledged is lost."
+    ),
+    "server_exhausted": Reason(
+        "resource_exhausted",
+        True,
+        "The database server has no connection, memory or other resource left.",
+        "Raise its limit (`max_connections`), or lower `pool_max` in the URL.",
     ),
     "io_error": Reason(
         "unavailable", False, "The operating system refused to read or write the file.", "Look at the disk and its log."
@@ -357,13 +432,45 @@ REASONS: dict[str, Reason] = {
         "failed_precondition",
         False,
         "Binding beyond loopback needs authentication, which is not configured.",
-        "Bind 127.0.0.1 or ::1.",
+        'Make a key with `groundplane keys create` and set `[gateway] auth = "keys"`, or bind 127.0.0.1 or ::1.',
+    ),
+    "unauthenticated": Reason(
+        "permission_denied",
+        False,
+        "The request has no API key or token, or one that is not valid any more.",
+        "Send `Authorization: Bearer …`; `groundplane keys create` makes a key.",
+    ),
+    "insufficient_scope": Reason(
+        "permission_denied",
+        False,
+        "The API key or token does not have the scope that this needs.",
+        "Use one with the scope that is named in the details.",
     ),
     "bad_token": Reason(
         "permission_denied",
         False,
         "The per-job token is missing or wrong.",
         "Use the token from the envelope's headers.",
+    ),
+    "key_not_found": Reason("not_found", False, "No API key has this id.", "Look at `groundplane keys list`."),
+    "session_ended": Reason("not_found", False, "The MCP session has ended.", "Initialize another one."),
+    "too_many_sessions": Reason(
+        "resource_exhausted",
+        False,
+        "One caller has as many open sessions as anybody may have.",
+        "End sessions that are not used, or wait until they expire.",
+    ),
+    "invalid_promql": Reason(
+        "invalid_argument",
+        False,
+        "Prometheus does not understand the query.",
+        "Mend the expression at the place that the message names.",
+    ),
+    "too_many_series": Reason(
+        "resource_exhausted",
+        False,
+        "A metric would have more than 1,000 series.",
+        "Use labels with few values; ids and paths belong into logs.",
     ),
     "queue_full": Reason("resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."),
     "path_escape": Reason(

@@ -9,6 +9,7 @@ from groundplane.core.errors import InvalidArgument
 
 MASK = "***"
 _SECRET_WORDS = re.compile(r"pass|secret|token|(?:^|[_-])key$|credential|signature|apikey", re.IGNORECASE)
+_OAUTH_WORDS = frozenset({"code", "state", "nonce", "code_verifier", "assertion"})
 _PLAIN_WORD = re.compile(r"[a-z]{1,20}")
 _USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s:/@'\"]*):(?P<password>[^\s/'\"]*)@")
 
@@ -85,8 +86,17 @@ def mask_url(text: str) -> str:
 
 
 def _masked_pair(pair: str) -> str:
-    name, equals, _ = pair.partition("=")
-    return f"{name}={MASK}" if equals and _SECRET_WORDS.search(unquote(name)) else pair
+    name, equals, value = pair.partition("=")
+    return f"{name}={MASK}" if equals and hides(unquote(name), value) else pair
+
+
+def hides(name: str, value: object = "") -> bool:
+    """Whether what was given under this name is not shown: the name is one of secrets, or one that OAuth sends secrets
+    under and the value is more than a plain word.
+    """
+    if _SECRET_WORDS.search(name):
+        return True
+    return name.lower() in _OAUTH_WORDS and not (isinstance(value, str) and _PLAIN_WORD.fullmatch(value))
 
 
 def mask_urls(text: str) -> str:
@@ -105,5 +115,8 @@ def check_url(field: str, text: str) -> Url:
     except ValueError:
         raise InvalidArgument(f"{field}: {mask_url(text)!r} is not a URL: its host or port cannot be read") from None
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or any(c.isspace() for c in text):
-        raise InvalidArgument(f"{field}: {mask_url(text)!r} is not a URL; write scheme://…, for example 'embedded://'")
+        shown = mask_url(text)
+        raise InvalidArgument(
+            f"{field}: {shown!r} is not a URL; write scheme://…, as embedded:// or https://example.com"
+        )
     return Url(text)

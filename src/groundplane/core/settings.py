@@ -25,7 +25,7 @@ from groundplane.core.environment import (
 from groundplane.core.errors import GroundplaneError, InvalidArgument, NotFound
 from groundplane.core.names import did_you_mean
 from groundplane.core.options import OPTIONS, Option
-from groundplane.core.secrets import Url, mask_urls
+from groundplane.core.secrets import Secret, Url, mask_urls
 
 CONFIG_FILE = "groundplane.toml"
 _PREFIX = "GROUNDPLANE_"
@@ -61,20 +61,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jobs: Url = Url("embedded://")
     ledger: Url = Url("embedded://")
     blobs: Url = Url("embedded://")
+    security: Url = Url("")
     host: str = "127.0.0.1"
     port: int = 8080
     allowed_hosts: tuple[str, ...] = ()
     admin_host: str | None = None
     admin_port: int = 0
+    auth: Literal["none", "keys", "oauth", "keys+oauth"] = "none"
+    public_url: str | None = None
+    issuer: str | None = None
+    audience: str | None = None
+    jwks_url: str | None = None
+    scope_map: tuple[str, ...] = ()
+    rate: float | Literal["none"] | None = None
+    burst: int | None = None
+    live_jobs: int | Literal["none"] | None = None
+    streams: int | Literal["none"] | None = None
+    drain_delay_s: float = 0.0
+    connections: int = 4096
     routes: Path | None = None
+    client_url: Url | None = None
+    client_key: Secret | None = None
     grace_s: float = 30.0
     hops_max: int = 64
     payload_inline_bytes_max: int = 256 * 1024
     payload_bytes_max: int = 100 * 1024 * 1024
     retention_jobs_s: float = 7 * 86400.0
     retention_events_s: float = 86400.0
+    retention_audit_s: float = 90 * 86400.0
+    alerts_rules: Path | None = None
+    alerts_webhook: Url | None = None
+    alerts_smtp: Url | None = None
+    alerts_mail_to: tuple[str, ...] = ()
+    alerts_mail_from: str | None = None
+    alerts_interval_s: float = 15.0
     log_level: str = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.security.reveal():
+            msgspec.structs.force_setattr(self, "security", self.jobs)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +141,8 @@ def load(
         if found is not None:
             values[option.field], origins[option.field] = found
     settings = Settings(**values)
+    if "security" not in values and "jobs" in values:
+        origins["security"] = f"as jobs ({origins['jobs']})"
     _check_together(settings, origins)
     if schemes is not None:
         _check_urls(settings, origins, schemes)
@@ -126,7 +154,7 @@ def shown(loaded: Loaded) -> list[dict[str, Any]]:
     rows = []
     for option in OPTIONS:
         value = getattr(loaded.settings, option.field)
-        plain = value.masked() if isinstance(value, Url) else str(value) if isinstance(value, Path) else value
+        plain = value.masked() if isinstance(value, Secret) else str(value) if isinstance(value, Path) else value
         plain = ",".join(plain) if isinstance(plain, tuple) else plain
         rows.append({
             "key": option.key, "value": plain, "origin": loaded.origins[option.field],
@@ -137,7 +165,7 @@ def shown(loaded: Loaded) -> list[dict[str, Any]]:
 
 def to_bytes(settings: Settings) -> bytes:
     """The settings for a process of one's own, over a pipe: secrets are in clear, so nowhere else."""
-    return msgspec.json.encode(settings, enc_hook=lambda one: one.reveal() if isinstance(one, Url) else str(one))
+    return msgspec.json.encode(settings, enc_hook=lambda one: one.reveal() if isinstance(one, Secret) else str(one))
 
 
 def from_bytes(data: bytes) -> Settings:

@@ -1,4 +1,4 @@
-"""A Compose file: the one-shot migration, then gateway with its proxy, ends, and two services for each actor."""
+"""A Compose file: the one-shot migration, then gateways behind a proxy, ends, two services for each actor."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from groundplane.deploy.dockerfile import dockerfile, dockerignore
 from groundplane.deploy.document import to_yaml
 from groundplane.deploy.names import object_name
 from groundplane.deploy.objects import digest
-from groundplane.deploy.plan import ADMIN_PORT, PROXY_PORT, USER, Plan
+from groundplane.deploy.plan import ADMIN_PORT, GATEWAY_PORT, PROXY_PORT, USER, Plan
 from groundplane.deploy.proxy import CONFIG as PROXY_CONFIG
-from groundplane.deploy.proxy import PASSWORDS, nginx_conf
+from groundplane.deploy.proxy import nginx_conf
 from groundplane.mesh.spec import ActorSpec
 
 Service = dict[str, Any]
@@ -23,7 +23,7 @@ _READY = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}/readyz'
 
 
 def render(plan: Plan, *, publish: str = "127.0.0.1:8080") -> dict[str, str]:
-    """The files by name. `publish` is the address of the host that the proxy of the gateway gets."""
+    """The files by name. `publish` is the address of the host that the proxy gets."""
     return {
         "compose.yaml": to_yaml([document(plan, publish=publish)]),
         "Dockerfile": dockerfile(plan),
@@ -35,17 +35,14 @@ def document(plan: Plan, *, publish: str) -> dict[str, Any]:
     """The Compose file as a value. Secrets are files in the folder `secrets` beside it."""
     services: dict[str, Service] = {
         "migration": {**_role(plan, roles.migration(plan)), "restart": "no"},
-        "gateway": _gateway(plan, publish),
+        **{name: _gateway(plan) for name in gateways(plan)},
+        "proxy": _proxy(plan, publish),
         "ends": _ends(plan),
     }
-    if plan.proxy_image is not None:
-        services["proxy"] = _proxy(plan)
     for actor in plan.actors:
         services[f"{actor.name}-runtime"] = _runtime(plan, actor)
         services[f"{actor.name}-sidecar"] = _sidecar(plan, actor)
     secrets = {name: {"file": f"./{SECRETS_FOLDER}/{name}"} for name in _url_secrets(plan).values()}
-    if plan.proxy_image is not None:
-        secrets["htpasswd"] = {"file": f"./{SECRETS_FOLDER}/htpasswd"}
     return {
         "name": object_name(plan.name),
         "services": services,
@@ -56,8 +53,7 @@ def document(plan: Plan, *, publish: str) -> dict[str, Any]:
 
 
 def _configs(plan: Plan) -> dict[str, str]:
-    found = {"nginx": nginx_conf()} if plan.proxy_image is not None else {}
-    found |= {f"routes-{name}": text for name, text in plan.routes.items()}
+    found = {"nginx": _nginx(plan), **{f"routes-{name}": text for name, text in plan.routes.items()}}
     return found | {f"{actor.name}-sidecar": roles.sidecar_document(plan, actor) for actor in plan.actors}
 
 
@@ -91,30 +87,36 @@ def _role(plan: Plan, command: Sequence[str], environment: dict[str, str] | None
     return _service(plan, command, working_dir=plan.folder, environment=_dollars(values), secrets=secrets, **more)
 
 
-def _gateway(plan: Plan, publish: str) -> Service:
+def gateways(plan: Plan) -> list[str]:
+    """The services that are gateways. Each has a name of its own, so that one after the other can be made anew."""
+    return [f"gateway-{number}" for number in range(1, plan.gateway_replicas + 1)]
+
+
+def _gateway(plan: Plan) -> Service:
     environment = {**roles.gateway_environment(plan), "GROUNDPLANE_ADMIN_HOST": "0.0.0.0"}
     more: Service = {"depends_on": _MIGRATED, "healthcheck": _healthy(_ready_test())}
-    if plan.proxy_image is not None:
-        more["ports"] = [f"{publish}:{PROXY_PORT}"]
     if plan.routes:
         more["configs"] = [{"source": f"routes-{n}", "target": f"{roles.ROUTES_FOLDER}/{n}"} for n in plan.routes]
     return _role(plan, roles.gateway(plan), environment, **more)
 
 
-def _proxy(plan: Plan) -> Service:
-    """In the gateway's network, whose loopback it speaks to; the port is published there."""
+def _nginx(plan: Plan) -> str:
+    return nginx_conf([f"{name}:{GATEWAY_PORT}" for name in gateways(plan)])
+
+
+def _proxy(plan: Plan, publish: str) -> Service:
+    """It asks the gateways in turn, and is what is published."""
     return {
         "image": plan.proxy_image,
-        "network_mode": "service:gateway",
-        "depends_on": {"gateway": {"condition": "service_healthy", "restart": True}},
+        "depends_on": {name: {"condition": "service_healthy", "restart": False} for name in gateways(plan)},
+        "ports": [f"{publish}:{PROXY_PORT}"],
         "read_only": True,
         "tmpfs": ["/tmp"],
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "restart": "unless-stopped",
         "configs": [{"source": "nginx", "target": PROXY_CONFIG}],
-        "secrets": [{"source": "htpasswd", "target": PASSWORDS}],
-        "labels": {"groundplane.config": digest(nginx_conf())},
+        "labels": {"groundplane.config": digest(_nginx(plan))},
     }
 
 

@@ -10,7 +10,7 @@ from groundplane.core.errors import FailedPrecondition
 NOTE = "# written by `groundplane deploy`; run it again instead of editing\n"
 
 
-def to_yaml(documents: Sequence[dict[str, Any]]) -> str:
+def to_yaml(documents: Sequence[dict[str, Any]], *, note: str = NOTE) -> str:
     """The documents of one file. `failed_precondition` (reason `missing_extra`) without PyYAML."""
     try:
         import yaml
@@ -33,4 +33,4 @@ def to_yaml(documents: Sequence[dict[str, Any]]) -> str:
     Dumper.add_representer(str, text)
     options: dict[str, Any] = {"sort_keys": False, "default_flow_style": False, "width": 120, "allow_unicode": True}
     parts = [yaml.dump(document, Dumper=Dumper, **options) for document in documents]
-    return NOTE + "---\n".join(parts)
+    return note + "---\n".join(parts)

@@ -21,16 +21,11 @@ from groundplane.deploy.objects import (
     pod,
     variables,
 )
-from groundplane.deploy.plan import ADMIN_PORT, PROXY_PORT, Plan
-from groundplane.deploy.proxy import CONFIG as PROXY_CONFIG
-from groundplane.deploy.proxy import PASSWORDS, nginx_conf
+from groundplane.deploy.plan import ADMIN_PORT, GATEWAY_PORT, Plan
 from groundplane.mesh.spec import ActorSpec
 
 _MEMORY_MAX = "768Mi"
 """Of those that hold payloads: some 60 MiB without any; a large payload may be held several times over."""
-
-_LATER = ["python3", "-c", "import time; time.sleep(5)"]
-"""Between the removal from the Service and SIGTERM, so that nobody is still sent here."""
 
 
 def place_of(
@@ -38,16 +33,14 @@ def place_of(
     *,
     namespace: str | None = None,
     urls_secret: str | None = None,
-    passwords_secret: str | None = None,
     keda: bool = True,
 ) -> Place:
-    """Where a plan goes: by default a namespace that is called like the plane, and secrets likewise."""
+    """Where a plan goes: by default a namespace that is called like the plane, and the secret likewise."""
     own = object_name(plan.name)
     return Place(
         plan=plan,
         namespace=check_namespace(own if namespace is None else namespace),
         urls_secret=urls_secret or object_name(plan.name, "urls"),
-        passwords_secret=passwords_secret or object_name(plan.name, "passwords"),
         keda=keda,
     )
 
@@ -94,36 +87,21 @@ def migration(place: Place) -> Object:
 
 
 def gateway(place: Place) -> list[Object]:
-    """The gateway on the loopback of its pod, the proxy that asks for a password, and their Services."""
-    plan, name, admin = place.plan, place.name("gateway"), place.name("admin")
-    files = {"nginx.conf": nginx_conf()} if plan.proxy_image is not None else {}
-    routes = [{"name": "routes", "configMap": {"name": place.name("routes")}}] if plan.routes else []
-    volumes = [*routes]
-    containers = [_gateway_container(place)]
+    """The gateways, which know their callers by keys or tokens, and their Services."""
+    plan, name = place.plan, place.name("gateway")
+    volumes = [{"name": "routes", "configMap": {"name": place.name("routes")}}] if plan.routes else []
     objects: list[Object] = []
     if plan.routes:
         objects.append({**place.head(("v1", "ConfigMap"), place.name("routes"), "gateway"), "data": plan.routes})
-    if files:
-        objects.append({**place.head(("v1", "ConfigMap"), name, "gateway"), "data": files})
-        volumes += [
-            {"name": "proxy", "configMap": {"name": name}},
-            {"name": "passwords", "secret": {"secretName": place.passwords_secret}},
-        ]
-        containers.append(_proxy_container(plan))
-    spec = pod(containers, volumes, stop_s=plan.stop_s + 5, initContainers=[_waiting(place)])
-    changed = {"groundplane/settings": _changes(place, *files.values(), *plan.routes.values())}
-    objects.append(
-        deployment(place, name, "gateway", spec, replicas=plan.gateway_replicas, annotations=changed)
-    )  # fmt: skip
+    spec = pod([_gateway_container(place)], volumes, stop_s=plan.stop_s, initContainers=[_waiting(place)])
+    changed = {"groundplane/settings": _changes(place, *plan.routes.values())}
+    objects.append(deployment(place, name, "gateway", spec, replicas=plan.gateway_replicas, annotations=changed))
     if plan.gateway_replicas > 1:
         objects.append(disruption_budget(place, name, "gateway"))
-    if files:
-        # sessions of older MCP revisions live in one process
-        affinity = {"sessionAffinity": "ClientIP"} if plan.gateway_replicas > 1 else {}
-        objects.append(_service(place, name, {"name": "http", "port": 80, "targetPort": "http"}, **affinity))
+    objects.append(_service(place, name, {"name": "http", "port": 80, "targetPort": "http"}))
     # depths are told as long as the gateway lives, also while it is not ready
     port = {"name": "admin", "port": ADMIN_PORT, "targetPort": "admin"}
-    return [*objects, _service(place, admin, port, publishNotReadyAddresses=True)]
+    return [*objects, _service(place, place.name("admin"), port, publishNotReadyAddresses=True)]
 
 
 def ends(place: Place) -> list[Object]:
@@ -183,27 +161,25 @@ def _scaled_object(place: Place, name: str, spec: ActorSpec) -> Object:
 
 
 def _gateway_container(place: Place) -> Object:
+    """It needs no hook before it stops: told to, it serves on until its Services know."""
     plan = place.plan
-    own = [*variables(roles.gateway_environment(plan)), {"name": "GROUNDPLANE_ADMIN_HOST", "valueFrom": ADMIN_HOST}]
+    environment = roles.gateway_environment(plan, *_names(place))
+    environment["GROUNDPLANE_DRAIN_DELAY"] = f"{plan.drain_delay_s:.15g}"
+    own = [*variables(environment), {"name": "GROUNDPLANE_ADMIN_HOST", "valueFrom": ADMIN_HOST}]
     routes = [{"name": "routes", "mountPath": roles.ROUTES_FOLDER, "readOnly": True}] if plan.routes else []
     return container(
         "gateway", plan.image, roles.gateway(plan), memory="192Mi", memory_max=_MEMORY_MAX, cpu="100m",
-        workingDir=plan.folder, envFrom=place.shared(), env=[*place.urls(), *own], ports=_admin_ports(),
-        **admin_probes(ADMIN_PORT), lifecycle=_before_stop(_LATER), volumeMounts=[TMP, *routes],
+        workingDir=plan.folder, envFrom=place.shared(), env=[*place.urls(), *own],
+        ports=[{"name": "http", "containerPort": GATEWAY_PORT}, *_admin_ports()], **admin_probes(ADMIN_PORT),
+        volumeMounts=[TMP, *routes],
     )  # fmt: skip
 
 
-def _proxy_container(plan: Plan) -> Object:
-    mounts = [
-        {"name": "proxy", "mountPath": PROXY_CONFIG, "subPath": "nginx.conf", "readOnly": True},
-        {"name": "passwords", "mountPath": PASSWORDS.rpartition("/")[0], "readOnly": True},
-    ]
-    open_ = {"tcpSocket": {"port": PROXY_PORT}, "periodSeconds": 5}
-    return container(
-        "proxy", str(plan.proxy_image), None, memory="64Mi", cpu="10m",
-        ports=[{"name": "http", "containerPort": PROXY_PORT}], readinessProbe=open_, livenessProbe=open_,
-        lifecycle=_before_stop(["sleep", "5"]), volumeMounts=[TMP, *mounts],
-    )  # fmt: skip
+def _names(place: Place) -> list[str]:
+    """What the Service of the gateways is called in the cluster."""
+    name = place.name("gateway")
+    longer = [f"{name}.{place.namespace}{end}" for end in ("", ".svc", ".svc.cluster.local")]
+    return [name, *longer]
 
 
 def _sidecar_container(place: Place) -> Object:

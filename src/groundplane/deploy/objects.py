@@ -19,12 +19,11 @@ ADMIN_HOST = {"fieldRef": {"fieldPath": "status.podIP"}}
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the objects of a plan go, and what they refer to: the secret of URLs, that of the proxy's passwords."""
+    """Where the objects of a plan go, and what they refer to: the secret of URLs."""
 
     plan: Plan
     namespace: str
     urls_secret: str
-    passwords_secret: str
     keda: bool = True
 
     def name(self, *parts: str) -> str:
@@ -125,16 +124,17 @@ def disruption_budget(place: Place, name: str, component: str, actor: str | None
 
 def admin_probes(port: int) -> Object:
     """Start, life and readiness by the admin port of a container. It starts within a minute; a loop that is stuck for
-    half a minute does not answer, and the container is started again.
+    half a minute does not answer, and the container is started again. Readiness is asked often enough that it is seen
+    to be red within `DRAIN_DELAY_S`.
     """
 
     def ask(path: str, **more: int) -> Object:
         return {"httpGet": {"path": path, "port": port}, "timeoutSeconds": 5, **more}
 
     return {
-        "startupProbe": ask("/livez", periodSeconds=2, failureThreshold=30),
+        "startupProbe": ask("/startupz", periodSeconds=2, failureThreshold=30),
         "livenessProbe": ask("/livez", periodSeconds=10, failureThreshold=3),
-        "readinessProbe": ask("/readyz", periodSeconds=5, failureThreshold=2),
+        "readinessProbe": ask("/readyz", periodSeconds=2, failureThreshold=2),
     }
 
 

@@ -18,6 +18,9 @@ PROXY_IMAGE = "nginxinc/nginx-unprivileged:1.29-alpine"
 USER = 10001
 ADMIN_PORT, GATEWAY_PORT, PROXY_PORT = 9090, 8080, 8081
 STATE = "/tmp/groundplane"
+DRAIN_DELAY_S = 5.0
+"""How long a gateway that is told to stop still serves where a cluster has to hear of it: its Services are told by and
+by."""
 STOP_MARGIN_S = 15
 """What a stop takes beside the grace: handing back, closing (10 s at most)."""
 _PORTS = ("queues", "jobs", "ledger", "blobs")
@@ -29,7 +32,7 @@ _EXAMPLES = {
 }
 _MEMORY, _CPU = re.compile(r"[0-9]+(Ki|Mi|Gi|k|M|G)?"), re.compile(r"[0-9]+(m|\.[0-9]{1,3})?")
 _NOT_SHARED = frozenset(
-    {"name", "state", "host", "port", "allowed_hosts", "admin_host", "admin_port", "routes", "log_format"}
+    {"name", "state", "host", "port", "allowed_hosts", "admin_host", "admin_port", "auth", "routes", "log_format"}
 )
 
 
@@ -47,8 +50,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     folder: str = "/app"
     actors: tuple[ActorSpec, ...]
     settings: Settings = Settings()
-    proxy_image: str | None = PROXY_IMAGE
-    gateway_replicas: int = 1
+    proxy_image: str = PROXY_IMAGE
+    gateway_replicas: int = 2
     replicas_min: int = 1
     replicas_max: int = 10
     backlog: int = 10
@@ -60,6 +63,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def stop_s(self) -> int:
         """How long a stop may take before the container is killed: more than the grace."""
         return math.ceil(self.settings.grace_s) + STOP_MARGIN_S
+
+    @property
+    def drain_delay_s(self) -> float:
+        """How long a gateway of a cluster serves on after it was told to stop; a part of the grace."""
+        chosen = self.settings
+        return chosen.drain_delay_s or min(DRAIN_DELAY_S, chosen.grace_s / 2)
 
     @property
     def limits(self) -> Limits:
@@ -75,7 +84,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def secrets(self) -> dict[str, str]:
         """The variables that hold URLs, each with the port that it is for."""
-        return {option.variable: option.field for option in OPTIONS if option.secret}
+        apart = ("security",) if self.settings.security != self.settings.jobs else ()
+        return {option.variable: option.field for option in OPTIONS if option.field in (*_PORTS, *apart)}
 
     def environment(self) -> dict[str, str]:
         """The settings that are no secrets, where they differ from the defaults; the same for every role."""
@@ -84,8 +94,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         for option in OPTIONS:
             value = getattr(self.settings, option.field)
             if not option.secret and option.field not in _NOT_SHARED and value != getattr(plain, option.field):
-                found[option.variable] = f"{value:.15g}" if isinstance(value, float) else str(value)
+                found[option.variable] = _as_text(value)
         return found
+
+
+def _as_text(value: object) -> str:
+    """As the variable of a setting takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def plan_of(
@@ -103,8 +120,7 @@ def plan_of(
          "actors": chosen, "settings": settings, "routes": dict(sorted(routes.items()))},
         Plan, dec_hook=lambda kind, value: value,
     )  # fmt: skip
-    if plan.proxy_image is not None:
-        check_image("proxy_image", plan.proxy_image)
+    check_image("proxy_image", plan.proxy_image)
     for field, least, most in (
         ("gateway_replicas", 1, 100), ("replicas_min", 0, 1000), ("replicas_max", max(1, plan.replicas_min), 1000),
         ("backlog", 1, 1_000_000),

@@ -26,15 +26,19 @@ def waiting() -> list[str]:
 
 
 def gateway(plan: Plan) -> list[str]:
-    """The gateway: on the loopback of its container, for the proxy beside it."""
-    return ["groundplane", "run", plan.app, "--role", "gateway", "--host", "127.0.0.1", "--port", str(GATEWAY_PORT)]
+    """The gateway, on every address of its container: it asks each caller for a key or token."""
+    return ["groundplane", "run", plan.app, "--role", "gateway", "--host", "0.0.0.0", "--port", str(GATEWAY_PORT)]
 
 
-def gateway_environment(plan: Plan) -> dict[str, str]:
-    """What the gateway alone is told."""
-    found = {"GROUNDPLANE_ADMIN_PORT": str(ADMIN_PORT)}
-    if plan.settings.allowed_hosts:
-        found["GROUNDPLANE_ALLOWED_HOSTS"] = ",".join(plan.settings.allowed_hosts)
+def gateway_environment(plan: Plan, *names: str) -> dict[str, str]:
+    """What the gateway alone is told. `names` are those that it has where it runs."""
+    auth = plan.settings.auth
+    found = {
+        "GROUNDPLANE_ADMIN_PORT": str(ADMIN_PORT),
+        "GROUNDPLANE_AUTH": "keys" if auth == "none" else auth,
+    }
+    if hosts := [*names, *plan.settings.allowed_hosts]:
+        found["GROUNDPLANE_ALLOWED_HOSTS"] = ",".join(hosts)
     if plan.routes:
         found["GROUNDPLANE_ROUTES"] = ROUTES_FOLDER
     return found

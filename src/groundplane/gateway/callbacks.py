@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from groundplane.core.errors import CODES, ErrorRecord, InvalidArgument
 from groundplane.core.names import did_you_mean
+from groundplane.gateway.access import resource_of_job
 from groundplane.gateway.endpoints import Call
 from groundplane.gateway.problems import HTTPProblem
 from groundplane.gateway.rest import reply
@@ -24,13 +25,14 @@ from groundplane.gateway.streams import job_stream
 from groundplane.jobs.port import Change, Finish, Job, Progress
 from groundplane.jobs.progress import COMPLETED, PROCESSING, RECEIVED, inside_handler
 from groundplane.jobs.words import ASYA
+from groundplane.security.access import Action, Caller
 
 TOKEN_HEADER = "x-groundplane-job-token"
 WEIGHTS = {"picked_up": RECEIVED, "processing": PROCESSING, "completed": COMPLETED}
 STATUSES = (*WEIGHTS, "error")
 SUCCEEDED = ("succeeded", "Succeeded", "success", "completed")
 FAILED = ("failed", "Failed", "error")
-ERROR_CHARS_MAX = 10_000
+TEXT_CHARS_MAX = 10_000
 NAME_CHARS_MAX = 200
 
 
@@ -49,8 +51,8 @@ class ActorApi:
         return await job_stream(self._services, call.request, await self._job(call), older_words=True)
 
     async def active(self, call: Call) -> ASGIApp:
-        """200 while work on the job makes sense, 410 once it has ended."""
-        job = await self._job(call)
+        """200 while work on the job makes sense, 410 once it has ended. The job's own token is enough."""
+        job = await (self._authorized(call, Action.CHECK_JOB) if self._has_token(call) else self._job(call))
         if job.state.terminal:
             raise _gone(job)
         return reply({"active": True, "job_id": job.job_id, "state": job.state.value, "status": ASYA[job.state]})
@@ -88,15 +90,31 @@ class ActorApi:
         return await self._apply(job, _finish(job, call.body, failed=status in FAILED))
 
     async def _apply(self, job: Job, change: Change) -> ASGIApp:
+        if isinstance(change, Finish):
+            return await self._finish(job, change)
+        return await self._told(job, change)
+
+    async def _finish(self, job: Job, change: Finish) -> ASGIApp:
+        """The audit log has what ends a job; of what is on the way the job's own log tells."""
+        holder, resource = _holder(job), resource_of_job(job.job_id)
+        with self._services.access.changing(holder, Action.REPORT_JOB, resource) as told:
+            told.detail = "succeeded" if change.error is None else "failed"
+            return await self._told(job, change)
+
+    async def _told(self, job: Job, change: Change) -> ASGIApp:
         (outcome,) = await self._services.jobs.apply(change)
         if outcome.state is not None and outcome.state.terminal and not outcome.applied:
             raise _gone(await self._services.jobs.get(job.job_id))
         return reply(asya_json(await self._services.jobs.get(job.job_id)))
 
     async def _job(self, call: Call) -> Job:
-        return await self._services.jobs.get(call.path("job_id"))
+        return await self._services.job(call.caller, call.path("job_id"))
 
-    async def _authorized(self, call: Call) -> Job:
+    def _has_token(self, call: Call) -> bool:
+        """Whether the request carries a job's token rather than a caller's key."""
+        return call.header(TOKEN_HEADER) is not None or call.stranger
+
+    async def _authorized(self, call: Call, action: Action = Action.REPORT_JOB) -> Job:
         """The job, when the request carries its token; compared in constant time."""
         token = _token(call)
         if not token:
@@ -106,13 +124,21 @@ class ActorApi:
                 reason="bad_token",
                 headers={"WWW-Authenticate": 'Bearer realm="groundplane job"'},
             )
-        job = await self._job(call)
+        job = await self._services.jobs.get(call.path("job_id"))
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+        resource = resource_of_job(job.job_id)
         if not hmac.compare_digest(digest, job.token_hash):
+            self._services.access.record(None, action, "refused", resource=resource, detail="bad_token")
             raise HTTPProblem(403, "token: is not the token of this job", reason="bad_token")
+        self._services.access.check(_holder(job), action, job=job.job_id, resource=resource)
         if job.state.terminal:
             raise _gone(job)
         return job
+
+
+def _holder(job: Job) -> Caller:
+    """Whoever has the job's own token."""
+    return Caller(principal=resource_of_job(job.job_id), name=job.job_id, kind="job")
 
 
 def _token(call: Call) -> str:
@@ -141,7 +167,7 @@ def _progress(job: Job, body: Any, weight: float, status: str) -> Progress:
         hops=len(job.route),
         actor=actor,
         weight=weight,
-        message=str(body.get("message") or ""),
+        message=str(body.get("message") or "")[:TEXT_CHARS_MAX],
         status=status,
     )
 
@@ -181,9 +207,9 @@ def _error(body: Any) -> ErrorRecord:
         shown.setdefault("actor", body["actor"])
     return ErrorRecord(
         code=code if code in CODES else "internal",
-        message=str(record.get("message") or "the actor reported an error")[:ERROR_CHARS_MAX],
+        message=str(record.get("message") or "the actor reported an error")[:TEXT_CHARS_MAX],
         reason=str(record.get("reason") or "processing_error")[:NAME_CHARS_MAX],
         details=shown,
         type=str(record.get("type") or "")[:NAME_CHARS_MAX],
-        traceback=str(record.get("traceback") or "")[:ERROR_CHARS_MAX],
+        traceback=str(record.get("traceback") or "")[:TEXT_CHARS_MAX],
     )

@@ -1,13 +1,15 @@
 """A client of the gateway's REST lane: start, follow without losing an event, read the result later.
 
     async with Client("http://127.0.0.1:8080") as client:
+        print(await client.call("pipeline", {"value": 10}))
+
         job = await client.start("pipeline", {"value": 10})
         async for event in client.follow(job["job_id"]):
             print(event.data["progress"])
         job = await client.result(job["job_id"])
 
 Errors are those of `groundplane.core.errors`, made from the gateway's problem details; an unreachable gateway is
-`Unavailable`.
+`Unavailable`. It needs the extra `client`.
 """
 
 from __future__ import annotations
@@ -15,58 +17,46 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-import httpx2
-import msgspec
-
-from groundplane.core import codec
-from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument, Unavailable
+from groundplane.core.errors import (
+    DeadlineExceeded,
+    ErrorRecord,
+    FailedPrecondition,
+    GroundplaneError,
+    InvalidArgument,
+    from_record,
+)
 from groundplane.core.ids import new_id
-from groundplane.gateway.problems import to_error
+from groundplane.gateway.client_events import TERMINAL, Event
+from groundplane.gateway.client_http import READ_TIMEOUT_S, RETRIES_MAX, RETRY_AFTER_S_MAX, Request, Transport
 
-RETRIES_MAX = 5
-RETRY_AFTER_S_MAX = 30.0
 _WAIT_S = 50.0
-_READ_TIMEOUT_S = 45.0
-_TERMINAL = frozenset({"succeeded", "failed", "cancelled", "timed_out"})
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One server-sent event: `status` (the job as it was on connecting) or `update`. `id` 0: it had none."""
-
-    kind: str
-    id: int
-    data: dict[str, Any]
-
-    @property
-    def final(self) -> bool:
-        """Whether the job has ended with it; its data is then the whole job."""
-        return bool(self.data.get("final")) or (self.kind == "status" and self.data.get("state") in _TERMINAL)
 
 
 class Client:
-    """One gateway. Calls may be made concurrently. Requests that can be repeated safely are, with jittered backoff and
-    as `Retry-After` says; `start` is made safe by an idempotency key of its own. A `url` that is none of HTTP's raises
-    `InvalidArgument`.
+    """One gateway. Calls may be made concurrently.
+
+    Requests are made again by themselves after failures that pass, at most five times, as `Retry-After` says or with
+    jittered backoff: all that cannot do harm twice (`start` has an idempotency key of its own), and `redrive` only
+    where it is certain that it was not handled. `key` is an API key or an access token. A `url` that is none of HTTP's
+    raises `InvalidArgument`. `timeout_s` bounds each request.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0, headers: Mapping[str, str] | None = None) -> None:
-        try:
-            parsed = httpx2.URL(url)
-        except httpx2.InvalidURL as error:
-            raise InvalidArgument(f"url: {url!r} is no URL: {error}") from error
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise InvalidArgument(f"url: {url!r} is not an http:// or https:// URL; write http://127.0.0.1:8080")
-        self._http = httpx2.AsyncClient(base_url=url.rstrip("/"), timeout=timeout_s, headers=dict(headers or {}))
-        self._closed = False
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout_s: float = 30.0, headers: Mapping[str, str] | None = None
+    ) -> None:
+        if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
+            raise InvalidArgument("key: it holds what no key or token has (spaces, line ends); look how it was read")
+        credentials = {"Authorization": f"Bearer {key}"} if key is not None else {}
+        self._transport = Transport(url, timeout_s=timeout_s, headers={**credentials, **(headers or {})})
 
     def __repr__(self) -> str:
-        return f"<Client {self._http.base_url} {'closed' if self._closed else 'open'}>"
+        return f"<Client {self._transport!r}>"
 
     async def __aenter__(self) -> Client:
         return self
@@ -78,8 +68,23 @@ class Client:
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
-        self._closed = True
-        await self._http.aclose()
+        await self._transport.aclose()
+
+    async def call(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The result of a new job. What it failed with is raised (see `job_error`); its details name the job."""
+        job = await self.start(tool, arguments, idempotency_key=idempotency_key, timeout_s=timeout_s)
+        job = await self.result(job["job_id"])
+        error = job_error(job)
+        if error is not None:
+            raise error
+        return job["result"]
 
     async def start(
         self,
@@ -90,7 +95,9 @@ class Client:
         timeout_s: float | None = None,
         traceparent: str | None = None,
     ) -> dict[str, Any]:
-        """The new job, durable. Repeated by itself on a lost connection, under one idempotency key."""
+        """The new job, durable. Repeated by itself on a lost connection, under one idempotency key. `traceparent`: the
+        trace that it belongs to, by default that of the OpenTelemetry span which the caller is in, if any.
+        """
         body: dict[str, Any] = {"tool": tool, "arguments": dict(arguments or {})}
         if timeout_s is not None:
             if not 0 < timeout_s < math.inf:
@@ -99,18 +106,24 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key or new_id()}
         if traceparent is not None:
             headers["traceparent"] = traceparent
-        return await self._call("POST", "/v1/jobs", body=body, headers=headers)
+        return await self._transport.call(Request(method="POST", path="/v1/jobs", body=body, headers=headers))
 
     async def get(self, job_id: str) -> dict[str, Any]:
         """The job as it is."""
-        return await self._call("GET", _path(job_id))
+        return await self._transport.call(Request(method="GET", path=_job(job_id)))
 
     async def list_jobs(
-        self, *, states: tuple[str, ...] = (), tool: str | None = None, cursor: str | None = None, limit: int = 50
+        self,
+        *,
+        states: tuple[str, ...] = (),
+        tool: str | None = None,
+        owner: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
     ) -> dict[str, Any]:
         """A page: `jobs` newest first, and the `cursor` of the next page or None."""
-        query = {"state": ",".join(states) or None, "tool": tool, "cursor": cursor, "limit": str(limit)}
-        return await self._call("GET", "/v1/jobs", query={k: v for k, v in query.items() if v is not None})
+        state = ",".join(states) or None
+        return await self._page("/v1/jobs", state=state, tool=tool, owner=owner, cursor=cursor, limit=limit)
 
     async def result(self, job_id: str, *, timeout_s: float | None = None) -> dict[str, Any]:
         """The ended job, waiting for it without end or for `timeout_s`; then `DeadlineExceeded`, the job goes on."""
@@ -118,10 +131,12 @@ class Client:
         until = None if timeout_s is None else loop.time() + timeout_s
         while True:
             wait = _WAIT_S if until is None else max(0.0, min(_WAIT_S, until - loop.time()))
-            job = await self._call(
-                "GET", _path(job_id, "/result"), query={"wait": f"{wait:.3f}"}, timeout_s=wait + _READ_TIMEOUT_S
+            query = {"wait": f"{wait:.3f}"}
+            path = _job(job_id, "/result")
+            job = await self._transport.call(
+                Request(method="GET", path=path, query=query, read_timeout_s=wait + READ_TIMEOUT_S)
             )
-            if job["state"] in _TERMINAL:
+            if job["state"] in TERMINAL:
                 return job
             if until is not None and loop.time() >= until:
                 raise DeadlineExceeded(
@@ -132,8 +147,9 @@ class Client:
         """The job's events after the id `after`, to the final one. A broken stream is resumed where it broke."""
         position, failures, retry_s, resumed = after, 0, 1.0, False
         while True:
+            told_s = None
             try:
-                async with aclosing(self._stream(job_id, position)) as stream:
+                async with aclosing(self._transport.stream(_job(job_id, "/events"), position)) as stream:
                     async for event, retry in stream:
                         failures = 0
                         retry_s = retry if retry is not None else retry_s
@@ -143,141 +159,107 @@ class Client:
                         yield event
                         if event.final and event.kind == "update":
                             return
-            except Unavailable:
+            except GroundplaneError as error:
                 failures += 1
-                if failures > RETRIES_MAX:
+                if not error.retryable or failures > RETRIES_MAX:
                     raise
-            await asyncio.sleep(min(RETRY_AFTER_S_MAX, retry_s * 2 ** max(0, failures - 1)) * random.uniform(0.5, 1.0))
+                told_s = error.details.get("retry_after_s")
+            pause_s = told_s or retry_s * 2 ** max(0, failures - 1) * random.uniform(0.5, 1.0)
+            await asyncio.sleep(min(RETRY_AFTER_S_MAX, pause_s))
 
     async def cancel(self, job_id: str, reason: str = "") -> dict[str, Any]:
         """End the job as cancelled. Raises `FailedPrecondition` when it has ended."""
-        return await self._call("POST", _path(job_id, "/cancel"), body={"reason": reason})
+        return await self._control(job_id, "cancel", reason, "cancelled")
 
     async def pause(self, job_id: str, reason: str = "") -> dict[str, Any]:
         """Hold the job before its next hop."""
-        return await self._call("POST", _path(job_id, "/pause"), body={"reason": reason})
+        return await self._control(job_id, "pause", reason, "paused")
 
     async def resume(self, job_id: str, reason: str = "") -> dict[str, Any]:
         """Let a paused job go on."""
-        return await self._call("POST", _path(job_id, "/resume"), body={"reason": reason})
+        return await self._control(job_id, "resume", reason, "pending", "running")
+
+    async def questions(self, job_id: str) -> list[dict[str, Any]]:
+        """What the job has asked, in that order, with the answers; those without one have the state `open`."""
+        path = _job(job_id, "/questions")
+        listed: list[dict[str, Any]] = (await self._transport.call(Request(method="GET", path=path)))["questions"]
+        return listed
+
+    async def answer(
+        self, job_id: str, question_id: str, content: Any = None, *, action: str = "accept"
+    ) -> dict[str, Any]:
+        """Answer a question of a job, once and for all: `accept` with the content that it asks for, `decline` or
+        `cancel` without. The job, which goes on with its last answer.
+
+        Raises `NotFound`, `InvalidArgument` that names the field of the content, `FailedPrecondition`
+        (`question_answered`, `job_terminal`); the same answer again is no error.
+        """
+        path = _job(job_id, f"/questions/{_quoted(question_id)}/answer")
+        body = {"action": action} if content is None else {"action": action, "content": content}
+        return await self._transport.call(Request(method="POST", path=path, body=body))
 
     async def tools(self) -> list[dict[str, Any]]:
         """All tools with their schemas."""
-        listed: list[dict[str, Any]] = (await self._call("GET", "/v1/tools"))["tools"]
+        listed: list[dict[str, Any]] = (await self._transport.call(Request(method="GET", path="/v1/tools")))["tools"]
         return listed
 
     async def dead(self, *, queue: str | None = None, cursor: str | None = None, limit: int = 50) -> dict[str, Any]:
         """A page: `dead` oldest first, and the `cursor` of the next page or None."""
-        query = {"queue": queue, "cursor": cursor, "limit": str(limit)}
-        return await self._call("GET", "/v1/dead", query={k: v for k, v in query.items() if v is not None})
+        return await self._page("/v1/dead", queue=queue, cursor=cursor, limit=limit)
 
     async def redrive(self, dead_id: str, **edited: Any) -> dict[str, Any]:
         """Put a dead letter back; `payload=` replaces what it carried."""
-        return await self._call("POST", f"/v1/dead/{_quoted(dead_id)}/redrive", body=edited, repeat=False)
+        path = f"/v1/dead/{_quoted(dead_id)}/redrive"
+        return await self._transport.call(Request(method="POST", path=path, body=edited, repeatable=False))
 
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = None,
-        repeat: bool = True,
-    ) -> dict[str, Any]:
-        safe = repeat and (method == "GET" or "Idempotency-Key" in (headers or {}))
-        for failures in range(RETRIES_MAX + 1):
-            try:
-                return await self._once(method, path, query, body, headers, timeout_s)
-            except GroundplaneError as error:
-                if not (error.retryable and safe) or failures == RETRIES_MAX:
-                    raise
-                pause = error.details.get("retry_after_s") or 0.1 * 2**failures * random.uniform(0.5, 1.0)
-                await asyncio.sleep(min(RETRY_AFTER_S_MAX, pause))
-        raise AssertionError("unreachable")
+    async def purge(self, dead_id: str) -> dict[str, Any]:
+        """Delete a dead letter for good."""
+        path = f"/v1/dead/{_quoted(dead_id)}"
+        return await self._transport.call(Request(method="DELETE", path=path, repeatable=False))
 
-    async def _once(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        body: Mapping[str, Any] | None,
-        headers: Mapping[str, str] | None,
-        timeout_s: float | None,
-    ) -> dict[str, Any]:
-        self._check_open()
-        sent = dict(headers or {})
-        content = None
-        if body is not None:
-            content, sent["Content-Type"] = codec.encode(dict(body), "json"), "application/json"
-        extra: dict[str, Any] = {} if timeout_s is None else {"timeout": timeout_s}
+    async def _control(self, job_id: str, action: str, reason: str, *reached: str) -> dict[str, Any]:
+        """A control that is found done when it is repeated was done by the first request, whose answer was lost."""
+        request = Request(method="POST", path=_job(job_id, f"/{action}"), body={"reason": reason})
         try:
-            response = await self._http.request(method, path, params=query, content=content, headers=sent, **extra)
-        except httpx2.HTTPError as error:
-            raise self._unreachable(error) from error
-        if response.status_code >= 400:
-            raise _error(response, response.content)
-        decoded: dict[str, Any] = codec.decode(response.content)
-        return decoded
+            return await self._transport.call(request)
+        except FailedPrecondition as error:
+            if not error.details.get("repeats") or error.details.get("state") not in reached:
+                raise
+        return await self.get(job_id)
 
-    async def _stream(self, job_id: str, after: int) -> AsyncGenerator[tuple[Event | None, float | None], None]:
-        self._check_open()
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
-        timeout = httpx2.Timeout(10.0, read=_READ_TIMEOUT_S)
-        try:
-            async with self._http.stream("GET", _path(job_id, "/events"), headers=headers, timeout=timeout) as response:
-                if response.status_code >= 400:
-                    raise _error(response, await response.aread())
-                async for parsed in _events(response.aiter_bytes()):
-                    yield parsed
-        except httpx2.HTTPError as error:
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: Exception) -> Unavailable:
-        return Unavailable(
-            f"gateway: {self._http.base_url} does not answer: {type(error).__name__}; is `groundplane dev` running?"
-        )
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Closed("client: is closed; open another one")
+    async def _page(self, path: str, *, limit: int, **filters: str | None) -> dict[str, Any]:
+        query = {name: value for name, value in filters.items() if value is not None}
+        return await self._transport.call(Request(method="GET", path=path, query={**query, "limit": str(limit)}))
 
 
-async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[Event | None, float | None]]:
-    """Server-sent events from bytes, each with the retry hint that stood before it. Only line feeds end a line: text
-    may hold every other separator that Unicode knows.
+def job_error(job: Mapping[str, Any]) -> GroundplaneError | None:
+    """What a job that has ended failed with, with its code, reason and details; None where it succeeded.
+
+    A cancelled one is `failed_precondition` (`job_cancelled`), one that ran out of time `deadline_exceeded`.
     """
-    buffered = b""
-    async for chunk in chunks:
-        *frames, buffered = (buffered + chunk).split(b"\n\n")
-        for one in frames:
-            pairs = (line.partition(":") for line in one.decode("utf-8").split("\n"))
-            fields = {name: value.removeprefix(" ") for name, _, value in pairs if name}
-            retry = float(fields["retry"]) / 1000 if fields.get("retry", "").isdigit() else None
-            event = None
-            if "data" in fields:
-                data = codec.decode(fields["data"].encode())
-                event = Event(kind=fields.get("event", "message"), id=int(fields.get("id") or 0), data=data)
-            if event is not None or retry is not None:
-                yield event, retry
+    state, job_id = job["state"], job["job_id"]
+    if state == "succeeded":
+        return None
+    error = job.get("error") or {}
+    details = {**(error.get("details") or {}), "job_id": job_id, "state": state}
+    if state == "cancelled":
+        why = f": {job['message']}" if job.get("message") else ""
+        return FailedPrecondition(f"job: {job_id!r} was cancelled{why}", reason="job_cancelled", details=details)
+    if state == "timed_out" and not error:
+        return DeadlineExceeded(f"job: {job_id!r} ran out of time", reason="deadline_exceeded", details=details)
+    said = [str(details.get("type") or ""), str(error.get("message") or job.get("message") or "")]
+    where = f" in actor {details['actor']!r}" if details.get("actor") else ""
+    text = f"job: {job_id!r} {state}{where}: {': '.join(filter(None, said)) or 'no reason given'}"
+    reason = str(error.get("reason") or details.get("reason") or "")
+    return from_record(ErrorRecord(str(error.get("code", "internal")), text, reason, details))
 
 
-def _error(response: httpx2.Response, content: bytes) -> GroundplaneError:
-    try:
-        document = codec.decode(content)
-    except GroundplaneError:
-        document = None
-    error = to_error(response.status_code, document)
-    after = response.headers.get("retry-after", "")
-    if after.isdigit():
-        error.details["retry_after_s"] = float(after)
-    return error
-
-
-def _path(job_id: str, rest: str = "") -> str:
+def _job(job_id: str, rest: str = "") -> str:
     return f"/v1/jobs/{_quoted(job_id)}{rest}"
 
 
 def _quoted(part: str) -> str:
     return quote(part, safe="")
+
+
+__all__ = ["Client", "Event", "job_error"]

@@ -11,9 +11,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from groundplane.core.names import did_you_mean
+from groundplane.core.secrets import MASK, hides
 from groundplane.gateway import strict_json
+from groundplane.gateway.access import admitted, caller_of, unauthenticated
 from groundplane.gateway.parameters import ArgumentCheck
 from groundplane.gateway.problems import HTTPProblem
+from groundplane.security.access import Action, Caller
 
 JSON = "application/json"
 QUERY_SHOWN_MAX = 100
@@ -41,12 +44,17 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """One operation. `problems` are the statuses with a problem document beside those that every operation may have."""
+    """One operation. `problems` are the statuses with a problem document beside those that every operation may have.
+
+    `action` is what the operation asks for: it is decided before anything of the request is read, and with the owner
+    once the job was read. `token`: the job's own token is taken, and decides.
+    """
 
     method: str
     path: str
     operation: str
     summary: str
+    action: Action
     handler: Callable[[Call], Awaitable[ASGIApp]]
     answers: Mapping[int, Answer]
     query: tuple[Parameter, ...] = ()
@@ -63,7 +71,9 @@ class Endpoint:
             object.__setattr__(self, "check", ArgumentCheck("this request", self.body, root="body"))
 
     async def call(self, request: Request) -> ASGIApp:
-        """Read the request as declared and answer it."""
+        """Decide, read the request as declared and answer it."""
+        if not self.token:
+            admitted(request.scope, self.action, self.path)
         query = _read_query(request, self.query)
         body = await _read_body(request, self) if self.body is not None else {}
         return await self.handler(Call(request=request, query=query, body=body))
@@ -76,6 +86,19 @@ class Call:
     request: Request
     query: Mapping[str, Any]
     body: Mapping[str, Any]
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks. Raises `permission_denied` (`unauthenticated`) for a stranger whom no decision kept out."""
+        caller = caller_of(self.request.scope)
+        if caller is None:
+            raise self.request.scope["state"]["refusal"] or unauthenticated()
+        return caller
+
+    @property
+    def stranger(self) -> bool:
+        """Whether nobody knows who asks."""
+        return caller_of(self.request.scope) is None
 
     def path(self, name: str) -> str:
         """A part of the path."""
@@ -105,13 +128,13 @@ def _read_query(request: Request, declared: tuple[Parameter, ...]) -> dict[str, 
     for name, text in request.query_params.multi_items():
         if name not in known:
             near = did_you_mean(name, known) or (f"; use {', '.join(known)}" if known else "; there are none")
-            raise _bad_query(name, f"{text[:QUERY_SHOWN_MAX]!r} is for an unknown query parameter{near}")
+            raise _bad_query(name, f"{_shown(name, text)} is for an unknown query parameter{near}")
         given.setdefault(name, []).append(text)
     values: dict[str, Any] = {}
     for name, texts in given.items():
         parameter = known[name]
         if parameter.many:
-            values[name] = [_one(parameter, part) for text in texts for part in text.split(",") if part]
+            values[name] = [_one(parameter, part) for text in texts for part in text.split(",")]
         elif len(texts) > 1:
             raise _bad_query(name, f"is there {len(texts)} times; give it once")
         else:
@@ -125,7 +148,7 @@ def _one(parameter: Parameter, text: str) -> Any:
     if "enum" in kind and text not in kind["enum"]:
         options = [str(option) for option in kind["enum"]]
         near = did_you_mean(text, options)
-        raise _bad_query(name, f"{text[:QUERY_SHOWN_MAX]!r} is not one of {', '.join(options)}{near}")
+        raise _bad_query(name, f"{_shown(name, text)} is not one of {', '.join(options)}{near}")
     if kind.get("type") not in ("integer", "number"):
         return text
     try:
@@ -134,8 +157,13 @@ def _one(parameter: Parameter, text: str) -> Any:
         value = math.nan
     low, high = kind.get("minimum", -math.inf), kind.get("maximum", math.inf)
     if not low <= value <= high:  # NaN is in no range
-        raise _bad_query(name, f"{text[:QUERY_SHOWN_MAX]!r} is not {_KINDS[kind['type']]} from {low} to {high}")
+        raise _bad_query(name, f"{_shown(name, text)} is not {_KINDS[kind['type']]} from {low} to {high}")
     return value
+
+
+def _shown(name: str, text: str) -> str:
+    """The value as an error shows it. OAuth sends secrets in queries, and a link may have led them here."""
+    return MASK if hides(name, text) else repr(text[:QUERY_SHOWN_MAX])
 
 
 def _bad_query(name: str, message: str) -> HTTPProblem:

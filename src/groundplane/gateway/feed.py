@@ -1,7 +1,8 @@
-"""The subscriptions of this gateway's streams and waiting calls: all of them end when it drains."""
+"""The subscriptions of this gateway's streams and waiting calls: they end when it drains, some of them late."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,27 +17,62 @@ class Feed:
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._open: set[Subscription] = set()
+        self._ends: set[asyncio.Event] = set()
+        self._patient: set[Subscription] = set()
         self._draining = False
+        self._ended = False
 
     def __repr__(self) -> str:
-        return f"<Feed {len(self._open)} subscriptions>"
+        return f"<Feed {len(self._open) + len(self._patient)} subscriptions>"
 
     @contextmanager
-    def subscribe(self, job: Job, after: int = 0, *, final: bool = False) -> Iterator[Subscription]:
-        """See `Jobs.subscribe`; ended already where the gateway drains."""
+    def subscribe(
+        self, job: Job, after: int = 0, *, final: bool = False, patient: bool = False, limit_s: float | None = None
+    ) -> Iterator[Subscription]:
+        """See `Jobs.subscribe`. Ended when the gateway drains; a `patient` one, whose client cannot come back for the
+        rest, not before `end`. With `limit_s` after that many seconds at the latest.
+
+        A position that the job has not reached (made up, or of before a restore of the store) is where the job stands:
+        beyond it nothing would be seen, not even the end.
+        """
+        after = min(after, job.last_event_id)
+        group = self._patient if patient else self._open
         with self._jobs.subscribe(job, after, final=final) as subscription:
-            self._open.add(subscription)
-            if self._draining:
+            group.add(subscription)
+            if self._ended or (self._draining and not patient):
                 subscription.end()
+            timer = asyncio.get_running_loop().call_later(limit_s, subscription.end) if limit_s is not None else None
             try:
                 yield subscription
             finally:
-                self._open.discard(subscription)
+                group.discard(subscription)
+                if timer is not None:
+                    timer.cancel()
+
+    @contextmanager
+    def ending(self, stop: asyncio.Event) -> Iterator[None]:
+        """Set `stop` when the gateway drains; at once where it does already."""
+        self._ends.add(stop)
+        if self._draining:
+            stop.set()
+        try:
+            yield
+        finally:
+            self._ends.discard(stop)
 
     def drain(self) -> None:
-        """End every subscription, and those to come."""
+        """End every subscription that is not patient, and those to come."""
         self._draining = True
         for subscription in self._open:
+            subscription.end()
+        for stop in self._ends:
+            stop.set()
+
+    def end(self) -> None:
+        """End the patient ones too: there is no more time."""
+        self._ended = True
+        self.drain()
+        for subscription in self._patient:
             subscription.end()
 
     async def wait_finished(self, job: Job, timeout_s: float) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from groundplane.telemetry.metrics import SECONDS
+from groundplane.telemetry.metrics import SECONDS, SERIES_MAX
 
 
 class GatewayMetrics:
@@ -32,7 +32,14 @@ class GatewayMetrics:
         self.relayed = Counter(
             "groundplane_gateway_messages_relayed", "First messages sent to their queue.", registry=registry
         )
+        self.active = Gauge(
+            "groundplane_gateway_requests_active", "Requests being answered, streams among them.", registry=registry
+        )
+        self._refused = Counter(
+            "groundplane_gateway_refused", "What a limit refused, by limit.", ("limit",), registry=registry
+        )
         self._children: dict[tuple[str, ...], Counter] = {}
+        self._made: dict[Counter, int] = {}
         self._timers: dict[str, Histogram] = {}
 
     def request(self, method: str, route: str, status: int, seconds: float | None) -> None:
@@ -49,12 +56,21 @@ class GatewayMetrics:
         self._child(self._jobs, tool, lane).inc()
 
     def called(self, outcome: str) -> None:
-        """An MCP tool call ended: ok, error, invalid, unknown_tool, cancelled, detached."""
+        """An MCP tool call ended: ok, error, invalid, unknown_tool, unsupported, cancelled, detached; or as
+        task or input_required.
+        """
         self._child(self._calls, outcome).inc()
+
+    def refused(self, limit: str) -> None:
+        """A limit refused something: rate, streams, live_jobs, connections, head, body, unread."""
+        self._child(self._refused, limit).inc()
 
     def _child(self, metric: Counter, *labels: str) -> Counter:
         key = (metric._name, *labels)
         child = self._children.get(key)
         if child is None:
+            made = self._made[metric] = self._made.get(metric, 0) + 1
+            if made >= SERIES_MAX:  # the last series is that of all others
+                return metric.labels(*("other" for _ in labels))
             child = self._children[key] = metric.labels(*labels)
         return child

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from groundplane._version import __version__
+from groundplane.gateway.callbacks import TOKEN_HEADER
 from groundplane.gateway.endpoints import JSON, Answer, Endpoint, Parameter
 from groundplane.gateway.problems import MEDIA_TYPE as PROBLEM_JSON
-from groundplane.jobs.port import JobState
+from groundplane.gateway.settings import GatewaySettings
+from groundplane.gateway.sse import MEDIA_TYPE as EVENT_STREAM
+from groundplane.jobs.port import AnswerAction, JobState, QuestionKind, QuestionState
+from groundplane.security.access import RULES
 
-EVERYWHERE = (400, 403, 413, 415, 421, 422, 431, 500, 503)
+EVERYWHERE = (400, 401, 403, 408, 413, 414, 415, 421, 422, 429, 431, 500, 503)
 """Statuses with a problem document that any operation may answer with."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -22,11 +26,11 @@ _MAYBE_MOMENT: dict[str, Any] = {"type": ["string", "null"], "format": "date-tim
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 
 
-def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
-    """The whole document."""
+def document(endpoints: Iterable[Endpoint], settings: GatewaySettings) -> dict[str, Any]:
+    """The whole document, with the credentials that a gateway of these settings takes."""
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, settings)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -40,12 +44,12 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
         "components": {
             "schemas": schemas(),
             "responses": {"Problem": _problem_response()},
-            "securitySchemes": {"jobToken": {"type": "http", "scheme": "bearer", "description": "A job's own token."}},
+            "securitySchemes": _security_schemes(settings),
         },
     }
 
 
-def _operation(endpoint: Endpoint) -> dict[str, Any]:
+def _operation(endpoint: Endpoint, settings: GatewaySettings) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": endpoint.operation,
         "summary": endpoint.summary,
@@ -69,9 +73,36 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.body is not None:
         content = {JSON: {"schema": endpoint.body}}
         operation["requestBody"] = {"required": endpoint.body_required, "content": content}
-    if endpoint.token:
-        operation["security"] = [{"jobToken": []}, {}]
+    operation["security"] = _security(endpoint, settings)
     return operation
+
+
+def _security(endpoint: Endpoint, settings: GatewaySettings) -> list[dict[str, list[str]]]:
+    """What an operation takes; an empty object where it takes a stranger too."""
+    rule = RULES[endpoint.action]
+    if rule.anyone:
+        return [{}]
+    schemes: list[dict[str, list[str]]] = [{"jobToken": []}, {"jobBearer": []}] if endpoint.token else []
+    if not (rule.job and not rule.own):
+        schemes += [{"apiKey": []}] if settings.takes_keys else []
+        schemes += [{"oauth": [rule.scope] if rule.scope and not rule.own else []}] if settings.takes_tokens else []
+        schemes += [{}] if settings.auth == "none" else []
+    return schemes
+
+
+def _security_schemes(settings: GatewaySettings) -> dict[str, Any]:
+    what = "A job's own token."
+    found: dict[str, Any] = {
+        "jobToken": {"type": "apiKey", "in": "header", "name": TOKEN_HEADER, "description": what},
+        "jobBearer": {"type": "http", "scheme": "bearer", "description": what},
+    }
+    if settings.takes_keys:
+        what = "An API key, `gp_<id>_<secret>`; `groundplane keys create` makes one."
+        found["apiKey"] = {"type": "http", "scheme": "bearer", "description": what}
+    if settings.takes_tokens:
+        what = f"A JWT of {settings.issuer} for this gateway."
+        found["oauth"] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": what}
+    return found
 
 
 def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
@@ -81,7 +112,8 @@ def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
 
 
 def _answer(answer: Answer) -> dict[str, Any]:
-    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{answer.schema}"} if answer.schema else _TEXT
+    name = "StreamEvent" if answer.media_type == EVENT_STREAM else answer.schema
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{name}"} if name else _TEXT
     return {"description": answer.description, "content": {answer.media_type: {"schema": schema}}}
 
 
@@ -112,6 +144,9 @@ def schemas() -> dict[str, Any]:
     return {
         "Job": job,
         "Error": _object({"code": _TEXT, "message": _TEXT, "details": {"type": "object"}}),
+        "Question": _object(_question_members()),
+        "QuestionList": _object({"questions": _list("Question")}),
+        "StreamEvent": _stream_event(),
         "JobPage": _object({"jobs": _list("Job"), "cursor": _MAYBE_TEXT}),
         "OlderJob": {**_object(_older_members()), "additionalProperties": True},
         "Active": _object({"active": {"const": True}, "job_id": _TEXT, "state": _state(), "status": _TEXT}),
@@ -128,26 +163,65 @@ def schemas() -> dict[str, Any]:
         "ToolList": _object({"tools": _list("Tool")}),
         "DeadLetter": _object(whole),
         "DeadPage": _object({"dead": {"type": "array", "items": _object(dead)}, "cursor": _MAYBE_TEXT}),
+        **_security_schemas(),
         "Redriven": _object({"id": _TEXT, "queue": _TEXT, "message_id": _TEXT, "redriven": {"const": True}}),
+        "Purged": _object({"queue": _TEXT, "purged": _COUNT}),
         "Health": {
             "type": "object",
             "required": ["status"],
             "properties": {
                 "status": {"const": "ok"},
-                "checks": {"type": "object", "additionalProperties": _TEXT},
+                "role": _TEXT,
+                "started": {"type": "boolean"},
+                "checks": {"type": "object", "additionalProperties": {"type": ["string", "object"]}},
             },
         },
-        "Problem": _object(
+        "Problem": _problem(),
+    }
+
+
+def _security_schemas() -> dict[str, Any]:
+    return {
+        "ProtectedResource": _object(
             {
-                "type": _TEXT,
-                "title": _TEXT,
-                "status": {"type": "integer"},
-                "detail": _TEXT,
-                "code": _TEXT,
-                "reason": _TEXT,
-                "details": {"type": "object"},
+                "resource": _TEXT,
+                "resource_name": _TEXT,
+                "authorization_servers": {"type": "array", "items": _TEXT},
+                "bearer_methods_supported": {"type": "array", "items": _TEXT},
+                "scopes_supported": {"type": "array", "items": _TEXT},
             }
         ),
+        "AuditEntry": _object(_audit_members()),
+        "AuditPage": _object({"entries": _list("AuditEntry"), "before": {"type": ["integer", "null"]}}),
+    }
+
+
+def _audit_members() -> dict[str, Any]:
+    texts = ("principal", "caller", "kind", "key_id", "action", "resource", "detail")
+    return {
+        "entry_id": _COUNT,
+        "at": _MOMENT,
+        **dict.fromkeys(texts, _TEXT),
+        "outcome": {"enum": ["done", "refused", "failed"]},
+        "count": {"type": "integer", "minimum": 1},
+    }
+
+
+def _problem() -> dict[str, Any]:
+    texts = dict.fromkeys(("type", "title", "detail", "code", "reason"), _TEXT)
+    return _object({**texts, "status": {"type": "integer"}, "details": {"type": "object"}})
+
+
+def _stream_event() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": "Each event of the stream.",
+        "properties": {
+            "id": {"type": "string", "pattern": "^[0-9]+$", "description": "For `Last-Event-ID`."},
+            "event": {"enum": ["status", "update"]},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+            "retry": {"type": "integer", "description": "Milliseconds before coming back."},
+        },
     }
 
 
@@ -167,6 +241,24 @@ def _job_members() -> dict[str, Any]:
         "updated_at": _MOMENT,
         "finished_at": _MAYBE_MOMENT,
         "deadline_at": _MAYBE_MOMENT,
+        "questions": {**_list("Question"), "description": "Those that wait for an answer; a list of jobs has none."},
+    }
+
+
+def _question_members() -> dict[str, Any]:
+    return {
+        "question_id": _TEXT,
+        "kind": {"enum": list(get_args(QuestionKind))},
+        "state": {"enum": list(get_args(QuestionState))},
+        "message": _TEXT,
+        "schema": {"type": ["object", "null"], "description": "What an accepted answer must fit (JSON Schema)."},
+        "params": {"type": "object", "description": "What a question to the client asks for, in MCP's words."},
+        "actor": _TEXT,
+        "asked_at": _MOMENT,
+        "answered_at": _MAYBE_MOMENT,
+        "action": {"enum": [*get_args(AnswerAction), None]},
+        "content": {"description": "The answer, once there is one."},
+        "answered_by": _MAYBE_TEXT,
     }
 
 

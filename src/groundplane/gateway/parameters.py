@@ -16,6 +16,7 @@ from jsonschema.validators import extend
 
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.names import did_you_mean
+from groundplane.core.secrets import MASK, hides
 
 DEPTH_MAX = 100
 _SHOWN_MAX = 200
@@ -45,36 +46,49 @@ class ArgumentCheck:
     Stateless after construction; may be used concurrently.
     """
 
-    def __init__(self, owner: str, schema: Mapping[str, Any], *, root: str = "arguments") -> None:
+    def __init__(
+        self, owner: str, schema: Mapping[str, Any], *, root: str = "arguments", named: str = "input_schema"
+    ) -> None:
         try:
             Draft202012Validator.check_schema(dict(schema))
         except SchemaError as error:
-            raise InvalidArgument(f"input_schema: of {owner} is no JSON Schema: {error.message}") from error
+            raise InvalidArgument(f"{named}: of {owner} is no JSON Schema: {error.message}") from error
         if schema.get("type") != "object":
-            raise InvalidArgument(f"input_schema: type of {owner} is {schema.get('type')!r}; it must be 'object'")
+            raise InvalidArgument(f"{named}: type of {owner} is {schema.get('type')!r}; it must be 'object'")
         self._owner = owner
         self._root = root
         self._schema = dict(schema)
         self._validator = _Validator(self._schema)
+        self._plain = Draft202012Validator(self._schema)
 
     def __call__(self, arguments: Any) -> dict[str, Any]:
         """`arguments` with defaults filled in; a fresh dict. Raises `InvalidArgument` that names the first bad field
         and lists all in `details["problems"]`.
         """
-        if arguments is None:
+        if arguments is None and self._root != "body":
             arguments = {}
         if not isinstance(arguments, dict):
             raise _invalid([(self._root, f"{_shown(arguments)} is not an object")])
         refuse_uncarryable(arguments, self._root)
         filled = _with_defaults(arguments, self._schema)
-        problems = [found for error in self._validator.iter_errors(filled) for found in self._problems(error)]
+        self._refuse(self._validator.iter_errors(filled))
+        return filled
+
+    def conforms(self, value: dict[str, Any]) -> None:
+        """Raise as a call does where `value` is not what the schema says, in JSON Schema's own sense (1.0 is an
+        integer) and without its defaults.
+        """
+        self._refuse(self._plain.iter_errors(value))
+
+    def _refuse(self, errors: Iterable[ValidationError]) -> None:
+        problems = [found for error in errors for found in self._problems(error)]
         if problems:
             raise _invalid(sorted(problems, key=lambda one: (one[1].startswith("is missing"), one[0])))
-        return filled
 
     def _problems(self, error: ValidationError) -> Iterable[tuple[str, str]]:
         """Field and message of one violation; an object with several unknown or missing members yields each."""
         where = self._root + _path(error)
+        field = next((part for part in reversed(error.absolute_path) if isinstance(part, str)), "")
         schema: Any = error.schema
         rule: Any = error.validator_value
         if error.validator == "required" and isinstance(error.instance, dict):
@@ -86,13 +100,15 @@ class ArgumentCheck:
             for name in error.instance:
                 if name not in known:
                     near = did_you_mean(str(name), known) or f"; it takes {', '.join(known) or 'nothing'}"
-                    yield f"{where}.{name}", f"{_shown(error.instance[name])} is unknown to {self._owner}{near}"
+                    yield f"{where}.{name}", f"{_shown(error.instance[name], name)} is unknown to {self._owner}{near}"
         elif error.validator == "type":
-            yield where, f"{_shown(error.instance)} is not {_kinds(rule)}"
+            yield where, f"{_shown(error.instance, field)} is not {_kinds(rule)}"
         elif error.validator == "enum":
             options = [str(option) for option in rule]
             near = did_you_mean(str(error.instance), options)
-            yield where, f"{_shown(error.instance)} is not one of {', '.join(map(repr, rule))}{near}"
+            yield where, f"{_shown(error.instance, field)} is not one of {', '.join(map(repr, rule))}{near}"
+        elif hides(field, error.instance):  # the message has the value in it
+            yield where, f"{MASK} does not fit {error.validator} {_cut(repr(rule))}"
         else:
             yield where, _cut(error.message)
 
@@ -164,8 +180,8 @@ def _kinds(kinds: Any) -> str:
     return " or ".join(_KINDS.get(kind, repr(kind)) for kind in listed)
 
 
-def _shown(value: Any) -> str:
-    return _cut(repr(value))
+def _shown(value: Any, field: str = "") -> str:
+    return MASK if hides(field, value) else _cut(repr(value))
 
 
 def _cut(text: str) -> str:

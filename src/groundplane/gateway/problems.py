@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,46 +10,12 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from groundplane.core.errors import ErrorRecord, GroundplaneError, from_record
+from groundplane.core.errors import GroundplaneError
+from groundplane.gateway.statuses import CODE_OF_STATUS, STATUS_OF_CODE, STATUS_OF_REASON
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 _ENCODER = msgspec.json.Encoder(enc_hook=repr)
-
-STATUS_OF_CODE: dict[str, int] = {
-    "invalid_argument": 422,
-    "not_found": 404,
-    "already_exists": 409,
-    "conflict": 409,
-    "failed_precondition": 409,
-    "permission_denied": 403,
-    "resource_exhausted": 429,
-    "deadline_exceeded": 503,
-    "unavailable": 503,
-    "unsupported": 501,
-    "closed": 503,
-    "internal": 500,
-}
-STATUS_OF_REASON: dict[str, int] = {"msg_parsing_error": 400, "payload_too_large": 413, "disk_full": 503}
-CODE_OF_STATUS: dict[int, str] = {
-    400: "invalid_argument",
-    401: "permission_denied",
-    403: "permission_denied",
-    404: "not_found",
-    405: "unsupported",
-    406: "unsupported",
-    409: "conflict",
-    410: "failed_precondition",
-    413: "invalid_argument",
-    415: "invalid_argument",
-    421: "permission_denied",
-    422: "invalid_argument",
-    429: "resource_exhausted",
-    431: "invalid_argument",
-    500: "internal",
-    501: "unsupported",
-    503: "unavailable",
-}
 
 
 class HTTPProblem(Exception):
@@ -81,7 +48,13 @@ def of_error(error: GroundplaneError) -> Response:
     status = STATUS_OF_REASON.get(error.reason) or STATUS_OF_CODE[error.code]
     if error.code == "internal":
         return unexpected()
-    return problem(status, error.code, error.message, error.reason, error.details)
+    return problem(status, error.code, error.message, error.reason, error.details, _retry_after(error))
+
+
+def _retry_after(error: GroundplaneError) -> dict[str, str]:
+    """The whole seconds after which the request may pass, where the error knows them."""
+    seconds = error.details.get("retry_after_s")
+    return {"Retry-After": str(max(1, math.ceil(seconds)))} if isinstance(seconds, int | float) else {}
 
 
 def unexpected() -> Response:
@@ -111,21 +84,3 @@ def problem(
     return Response(
         _ENCODER.encode(body), status, {**extra, **(headers or {}), "Cache-Control": "no-store"}, MEDIA_TYPE
     )
-
-
-def to_error(status: int, document: Any) -> GroundplaneError:
-    """The error that a problem document describes; the reverse of the above, for clients."""
-    found = document if isinstance(document, dict) else {}
-    code = found.get("code")
-    record = ErrorRecord(
-        code=code if isinstance(code, str) else CODE_OF_STATUS.get(status, "internal"),
-        message=str(found.get("detail") or f"the gateway answered {status}"),
-        reason=str(found.get("reason") or ""),
-        details={**_mapping(found.get("details")), "status": status},
-        retryable=status in (429, 503),
-    )
-    return from_record(record)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -8,6 +8,7 @@ import msgspec
 
 from groundplane.core.errors import NotFound
 from groundplane.gateway.metrics import GatewayMetrics
+from groundplane.gateway.tracing import Relaying
 from groundplane.jobs.port import OutboxMessage
 from groundplane.mesh.spec import ActorSpec
 from groundplane.mesh.start import queue_specs, relayed
@@ -34,10 +35,14 @@ class Relay:
 
     async def send(self, messages: list[OutboxMessage]) -> None:
         """Durable when it returns; repeats are dropped by their key."""
+        with Relaying(messages):
+            await self._sent(messages)
+        self._metrics.relayed.inc(len(messages))
+
+    async def _sent(self, messages: list[OutboxMessage]) -> None:
         try:
             await self._queues.send(*map(relayed, messages))
         except NotFound:
             await declare_missing(self._queues, (one.queue for one in messages))
             again = [msgspec.structs.replace(one, taken_before=True) for one in messages]
             await self._queues.send(*map(relayed, again))
-        self._metrics.relayed.inc(len(messages))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.responses import Response
@@ -13,12 +12,15 @@ from groundplane.core import codec
 from groundplane.core.dead_letters import DeadLetter
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import FailedPrecondition, InvalidArgument
+from groundplane.gateway.access import lists_tool
 from groundplane.gateway.endpoints import JSON, Call
 from groundplane.gateway.problems import HTTPProblem
 from groundplane.gateway.services import Services
-from groundplane.gateway.shapes import dead_json, job_json, tool_json
+from groundplane.gateway.shapes import dead_json, job_json, question_json, tool_json
 from groundplane.gateway.streams import job_stream
+from groundplane.gateway.tracing import about
 from groundplane.jobs.port import Created, Job, JobQuery, JobState
+from groundplane.security.access import Action, sees_owner
 
 LIMIT_DEFAULT = 50
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
@@ -56,22 +58,29 @@ class JobsApi:
         return reply(body, 200, {"Location": f"/v1/jobs/{job.job_id}"})
 
     async def _start(self, call: Call, name: str, timeout_s: float | None, lane: str) -> Created:
+        self._services.access.check(call.caller, Action.CALL_TOOL, tool=name, resource=f"tool:{name}")
         tool = self._services.tools.get(name)
         return await self._services.start(
             tool,
             tool.arguments(call.body.get("arguments")),
+            caller=call.caller,
             lane=lane,
             idempotency_key=call.header("idempotency-key"),
-            traceparent=call.header("traceparent"),
             timeout_s=timeout_s,
         )
 
     async def list_jobs(self, call: Call) -> ASGIApp:
-        """A page of jobs, newest first, without results."""
+        """A page of jobs, newest first, without results: the caller's own, and everybody's for who may read all. For
+        others than its owner a job is not there, so that a page of somebody else's is empty.
+        """
+        seen, wanted = sees_owner(call.caller), call.query.get("owner")
+        if seen is not None and wanted not in (None, seen):
+            return reply({"jobs": [], "cursor": None})
+        owner = wanted if seen is None else seen
         query = JobQuery(
             states=[JobState(state) for state in call.query.get("state", [])],
             tool=call.query.get("tool"),
-            owner=self._services.owner,
+            owner=owner,
             cursor=call.query.get("cursor"),
             limit=call.query.get("limit", LIMIT_DEFAULT),
         )
@@ -108,25 +117,42 @@ class JobsApi:
         """Lets a paused job go on."""
         return await self._control(call, "resume")
 
-    async def _control(self, call: Call, action: str) -> ASGIApp:
-        job_id, jobs = call.path("job_id"), self._services.jobs
-        act = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[action]
-        await act(job_id, str(call.body.get("reason", "")))
-        return reply(job_json(await jobs.get(job_id)))
+    async def _control(self, call: Call, action: Literal["cancel", "pause", "resume"]) -> ASGIApp:
+        why = str(call.body.get("reason", ""))
+        return reply(job_json(await self._services.control(call.caller, call.path("job_id"), action, why)))
+
+    async def questions(self, call: Call) -> ASGIApp:
+        """The questions of the job, answered ones too."""
+        found = await self._services.jobs.questions((await self._job(call)).job_id)
+        return reply({"questions": [question_json(question) for question in found]})
+
+    async def answer(self, call: Call) -> ASGIApp:
+        """Answers a question, once and for all; with the last answer the job goes on."""
+        job = await self._job(call)
+        content, action = call.body.get("content"), call.body["action"]
+        return reply(
+            job_json(
+                await self._services.answer(call.caller, job.job_id, call.path("question_id"), content, action=action)
+            )
+        )
 
     async def tools(self, call: Call) -> ASGIApp:
-        """All tools with their schemas."""
-        return reply({"tools": [tool_json(tool.spec) for tool in self._services.tools]})
+        """The tools that the caller may call, with their schemas; all of them for who may read all."""
+        tools = [tool.spec for tool in self._services.tools if lists_tool(call.caller, tool.spec.name)]
+        return reply({"tools": [tool_json(spec) for spec in tools]})
 
     async def _job(self, call: Call) -> Job:
-        return await self._services.jobs.get(call.path("job_id"))
+        job = await self._services.job(call.caller, call.path("job_id"))
+        about(job.trace)
+        return job
 
 
 class DeadApi:
-    """`/v1/dead`: what is not tried again, and putting it back."""
+    """`/v1/dead`: what is not tried again, putting it back, and deleting it."""
 
     def __init__(self, services: Services) -> None:
         self._queues = services.queues
+        self._access = services.access
 
     async def list_dead(self, call: Call) -> ASGIApp:
         """A page of dead letters, oldest first, without payloads."""
@@ -144,10 +170,29 @@ class DeadApi:
 
     async def redrive(self, call: Call) -> ASGIApp:
         """Puts it back at attempt 1, with another payload where the body has one."""
-        letter = await self._queues.get_dead(call.path("dead_id"))
-        edited = _edited(letter, call.body["payload"]) if "payload" in call.body else None
-        await self._queues.redrive(letter.id, payload=edited)
+        with self._access.changing(call.caller, Action.REDRIVE_DEAD, f"dead:{call.path('dead_id')}") as change:
+            letter = await self._queues.get_dead(call.path("dead_id"))
+            about(letter.trace)
+            edited = _edited(letter, call.body["payload"]) if "payload" in call.body else None
+            change.detail = f"queue {letter.queue}" + ("" if edited is None else ", with another payload")
+            await self._queues.redrive(letter.id, payload=edited)
         return reply({"id": letter.id, "queue": letter.queue, "message_id": letter.message_id, "redriven": True})
+
+    async def purge(self, call: Call) -> ASGIApp:
+        """Deletes it for good."""
+        with self._access.changing(call.caller, Action.PURGE_DEAD, f"dead:{call.path('dead_id')}") as change:
+            letter = await self._queues.get_dead(call.path("dead_id"))
+            change.detail = f"queue {letter.queue}"
+            purged = await self._queues.purge(letter.id)
+        return reply({"queue": letter.queue, "purged": purged})
+
+    async def purge_all(self, call: Call) -> ASGIApp:
+        """Deletes all of a queue for good, or the oldest of them."""
+        queue = call.body["queue"]
+        with self._access.changing(call.caller, Action.PURGE_DEAD, f"queue:{queue}") as change:
+            purged = await self._queues.purge_all(queue, limit=call.body.get("limit"))
+            change.detail = f"{purged} dead letters"
+        return reply({"queue": queue, "purged": purged})
 
 
 def _edited(letter: DeadLetter, payload: Any) -> bytes:
@@ -159,25 +204,3 @@ def _edited(letter: DeadLetter, payload: Any) -> bytes:
             f"dead letter: {letter.id!r} holds no envelope, so its payload cannot be edited here; redrive it unchanged"
         ) from error
     return codec.encode(msgspec.structs.replace(envelope, payload=payload, claim=None))
-
-
-class Health:
-    """`/livez`, `/readyz`, `/healthz`."""
-
-    def __init__(self, services: Services, checks: dict[str, Any]) -> None:
-        self._services = services
-        self._checks = checks
-
-    async def live(self, call: Call) -> ASGIApp:
-        """The process answers."""
-        return reply({"status": "ok"})
-
-    async def ready(self, call: Call) -> ASGIApp:
-        """Work flows: 200, or 503 with the reasons."""
-        names = list(self._checks)
-        found = await asyncio.gather(*(self._checks[name]() for name in names))
-        failing = {name: reason for name, reason in zip(names, found, strict=True) if reason is not None}
-        checks = {name: reason or "ok" for name, reason in zip(names, found, strict=True)}
-        if failing:
-            raise HTTPProblem(503, "gateway: is not ready: " + "; ".join(failing.values()), details={"checks": checks})
-        return reply({"status": "ok", "checks": checks})

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,35 +26,46 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp, Scope
 
 from groundplane.blobs import Blobs
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument
 from groundplane.core.lifecycle import Lifecycle
 from groundplane.gateway import depth, openapi, problems, table
+from groundplane.gateway.access import Access, caller_of, told
+from groundplane.gateway.authentication import MCP_PATH, Authentication, Authenticator, token_verifier
 from groundplane.gateway.callbacks import ActorApi
+from groundplane.gateway.catalogue import Catalogue
+from groundplane.gateway.connection import Bounds, Connection
+from groundplane.gateway.dashboard.logins import Logins
+from groundplane.gateway.dashboard.mount import Dashboard
+from groundplane.gateway.draining import Doorkeeper, stop_in_order
 from groundplane.gateway.endpoints import Endpoint
 from groundplane.gateway.feed import Feed
 from groundplane.gateway.guard import Guard
-from groundplane.gateway.mcp_loading import LoadingLane
+from groundplane.gateway.health_api import HealthApi, gateway_health
+from groundplane.gateway.limits import Limited, Limiter, Limits
+from groundplane.gateway.mcp.loading import LoadingLane
 from groundplane.gateway.metrics import GatewayMetrics
+from groundplane.gateway.observer import Observer
 from groundplane.gateway.relay import Relay, declare_missing
-from groundplane.gateway.rest import DeadApi, Health, JobsApi, reply
-from groundplane.gateway.services import Services
-from groundplane.gateway.settings import GatewaySettings
+from groundplane.gateway.rest import DeadApi, JobsApi, reply
+from groundplane.gateway.security_api import SecurityApi, security_endpoints
+from groundplane.gateway.services import Services, own_secrets
+from groundplane.gateway.settings import GatewaySettings, local_url
 from groundplane.gateway.tools import Reloaded, ToolTable
+from groundplane.gateway.tracing import Traced
 from groundplane.jobs import Jobs
-from groundplane.jobs.port import JobQuery
 from groundplane.queues import Queues
+from groundplane.security.store import Security
 from groundplane.telemetry.admin import serve_admin
+from groundplane.telemetry.health import Health
 from groundplane.telemetry.logs import get_logger
-from groundplane.telemetry.metrics import new_registry
+from groundplane.telemetry.process import process_registry
 
 SWEEP_INTERVAL_S = 1.0
-MCP_PATH = "/mcp"
 _HEADER_BUFFER_BYTES = 256 * 1024
-_CHECK_TIMEOUT_S = 5.0
 _log = get_logger("gateway")
 
 
@@ -66,17 +81,29 @@ class Gateway:
     """Answers clients and keeps work moving: relays first messages, ends jobs at their deadlines."""
 
     def __init__(
-        self, services: Services, lane: LoadingLane, lifecycle: Lifecycle, checks: dict[str, Any], relay: bool
+        self,
+        services: Services,
+        lane: LoadingLane,
+        lifecycle: Lifecycle,
+        health: Health,
+        *,
+        relay: bool,
+        name: str,
+        authenticator: Authenticator,
+        security: Security | None,
     ) -> None:
         self._services = services
         self._lane = lane
         self._lifecycle = lifecycle
-        self._checks = checks
+        self._health = health
         self._relays = relay
-        health = Health(services, checks)
-        self.endpoints: list[Endpoint] = table.endpoints(
-            JobsApi(services), DeadApi(services), ActorApi(services), health
-        )
+        self._authenticator = authenticator
+        self.endpoints: list[Endpoint] = [
+            *table.endpoints(JobsApi(services), DeadApi(services), ActorApi(services), HealthApi(health)),
+            *security_endpoints(SecurityApi(authenticator, security, name)),
+        ]
+        self._logins = Logins(security if services.settings.takes_keys else None)
+        self._dashboard = Dashboard(services, self.endpoints, lifecycle, name, self._logins)
         self.asgi: Starlette = self._application()
 
     def __repr__(self) -> str:
@@ -91,33 +118,72 @@ class Gateway:
         jobs: Jobs,
         queues: Queues,
         tools: ToolTable,
+        catalogue: Catalogue | None = None,
         blobs: Blobs | None = None,
         settings: GatewaySettings | None = None,
         registry: CollectorRegistry | None = None,
         name: str = "groundplane",
         relay: bool = True,
+        jobs_backend: str = "sqlite",
+        security: Security | None = None,
     ) -> AsyncIterator[Gateway]:
-        """A gateway over ports that stay the caller's. `relay=False` leaves outbox and deadlines to another process."""
+        """A gateway over ports that stay the caller's. `relay=False` leaves outbox and deadlines to another process.
+        `security` keeps keys, the audit log and what replicas share; without it nothing is told and no key is taken.
+        `jobs_backend` says how long the store of jobs usually may take to answer (`telemetry.health.SLOW_S`).
+        """
         settings = settings or GatewaySettings()
+        if security is None and settings.takes_keys:
+            raise InvalidArgument(f"security: is missing; auth {settings.auth!r} needs the plane's port security")
         lifecycle = Lifecycle("gateway")
-        metrics = GatewayMetrics(registry if registry is not None else new_registry())
-        await declare_missing(queues, tools.actors())
+        metrics = GatewayMetrics(registry if registry is not None else process_registry("gateway", folder=Path()))
+        catalogue = catalogue or Catalogue()
+        await declare_missing(queues, tools.actors() | catalogue.actors())
         try:
             feed = Feed(jobs)
+            limiter = Limiter(Limits.of(settings, authenticated=settings.auth != "none"), refused=metrics.refused)
             services = Services(
-                jobs=jobs, queues=queues, blobs=blobs, tools=tools, feed=feed, settings=settings, metrics=metrics
+                jobs=jobs,
+                queues=queues,
+                blobs=blobs,
+                tools=tools,
+                catalogue=catalogue,
+                feed=feed,
+                settings=settings,
+                metrics=metrics,
+                limiter=limiter,
+                access=Access(security),
+                secret=security.secret if security is not None else own_secrets(),
+                sessions=security.sessions if security is not None else None,
             )
+            tokens = token_verifier(settings)
+            if tokens is not None:
+                lifecycle.on_close(tokens.aclose)
+            authenticator = Authenticator(settings, security, tokens)
+            if security is not None:
+                security.keep()
             jobs.share_transactions(queues.driver)
+            observer = Observer(jobs, queues, tools, metrics.registry)
+            lifecycle.spawn(observer.run(), name="observer")
             if relay:
                 lifecycle.spawn(jobs.run_relay(Relay(queues, metrics).send), name="relay")
                 lifecycle.spawn(jobs.run_sweeper(SWEEP_INTERVAL_S), name="sweeper")
             lane = LoadingLane(services, lifecycle, name)
-            checks = {"jobs": _store_check(jobs), "tasks": _tasks_check(lifecycle, lane)}
-            gateway = cls(services, lane, lifecycle, checks, relay)
+            health = gateway_health(services, lifecycle, lane, backend=jobs_backend)
+            gateway = cls(
+                services,
+                lane,
+                lifecycle,
+                health,
+                relay=relay,
+                name=name,
+                authenticator=authenticator,
+                security=security,
+            )
             try:
                 yield gateway
             finally:
                 gateway.drain()
+                gateway.end()
         finally:
             await lifecycle.aclose()
 
@@ -129,18 +195,25 @@ class Gateway:
     @property
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
-        return openapi.document(self.endpoints)
+        return openapi.document(self.endpoints, self._services.settings)
 
     async def loaded(self) -> None:
         """Return when all that serves is loaded; the MCP side comes after the rest."""
         await self._lane.loaded()
 
     def drain(self) -> None:
-        """Refuse new jobs and end every stream and waiting call, each with a hint; jobs go on. Idempotent."""
-        if not self._services.draining:
-            self._services.draining = True
+        """Refuse new requests and end every stream with a hint; jobs go on, and so do calls that cannot be resumed.
+        Idempotent.
+        """
+        stopping = self._services.stopping
+        if not stopping.refusing:
+            stopping.leaving = stopping.refusing = True
             self._services.feed.drain()
             self._lane.drain()
+
+    def end(self) -> None:
+        """Answer the calls that still wait with the id of their job, which goes on."""
+        self._services.feed.end()
 
     def reload(self) -> Reloaded | None:
         """Read the tools again. None and a log line where the files have problems: the present tools stay."""
@@ -164,7 +237,8 @@ class Gateway:
     ) -> None:
         """Serve HTTP until `stop` is set or, with `signals`, SIGTERM or SIGINT comes; SIGHUP then reloads the tools.
 
-        Draining takes at most `grace_s` seconds. Raises `failed_precondition` when the port is taken.
+        Then it stops in the order of `draining`, within `grace_s` seconds. Raises `failed_precondition` when the port
+        is taken.
         """
         settings, stop = self._services.settings, stop or asyncio.Event()
         async with AsyncExitStack() as stack:
@@ -174,19 +248,20 @@ class Gateway:
             if settings.admin_port is not None:
                 admin_host = settings.admin_host or settings.host
                 pages = {depth.PREFIX: depth.depth_page(self._services.queues)}
-                serving = serve_admin(admin_host, settings.admin_port, self.registry, self._checks, pages)
+                serving = serve_admin(admin_host, settings.admin_port, self.registry, self._health, pages)
                 admin_port = await stack.enter_async_context(serving)
             if signals:
                 stack.enter_context(self._signals(stop))
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            served = Served(url=f"http://{host}:{port}", port=port, admin_port=admin_port)
+            served = Served(url=local_url(settings.host, port), port=port, admin_port=admin_port)
 
             def ready() -> None:
+                self._health.started()
                 if on_ready is not None:
                     on_ready(served)
                 self._lane.load()
 
-            server = _Server(self._uvicorn_config(), self.drain, ready)
+            bounds = Bounds.of(settings, self._services.metrics.refused)
+            server = _Server(self._uvicorn_config(bounds), bounds, self._stop_in_order, ready)
             stopper = asyncio.create_task(_stop_when(stop, server), name="gateway:stop")
             try:
                 await server.serve(sockets=[listener])
@@ -200,19 +275,29 @@ class Gateway:
 
         await serve_stdio(self._lane.create())
 
-    def _uvicorn_config(self) -> uvicorn.Config:
+    async def _stop_in_order(self) -> float:
+        settings = self._services.settings
+        return await stop_in_order(
+            self._services.stopping,
+            drain=self.drain,
+            end=self.end,
+            delay_s=settings.drain_delay_s,
+            grace_s=settings.grace_s,
+        )
+
+    def _uvicorn_config(self, bounds: Bounds) -> uvicorn.Config:
         settings = self._services.settings
         return uvicorn.Config(
             self.asgi,
             lifespan="on",
             ws="none",
-            http="h11",
+            http=partial(Connection, bounds=bounds),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=max(1, int(settings.grace_s)),
+            timeout_keep_alive=max(1, math.ceil(settings.idle_s)),
             h11_max_incomplete_event_size=_HEADER_BUFFER_BYTES,
         )
 
@@ -232,6 +317,7 @@ class Gateway:
         routes = [Route(MCP_PATH, self._lane)]  # first, as they are tried in turn: calls are the most frequent
         routes += [Route(one.path, one.call, methods=[one.method]) for one in self.endpoints]
         routes.append(Route("/openapi.json", self._document, methods=["GET"]))
+        routes += self._dashboard.routes()
         routes = _merged(routes)
         paths: dict[Any, str] = {route.endpoint: route.path for route in routes}
 
@@ -240,13 +326,19 @@ class Gateway:
             return paths.get(scope.get("endpoint"), "unmatched")
 
         services = self._services
+        outermost = Middleware(Traced, route_of)
+        middleware = [outermost, Middleware(Guard, services.settings, services.metrics, route_of)]
+        middleware.append(Middleware(Authentication, self._authenticator, services.access, self._logins.caller))
+        if services.limiter.limits.rate is not None:
+            middleware.append(Middleware(Limited, services.limiter, _unlimited(self.endpoints)))
+        middleware.insert(1, Middleware(Doorkeeper, services.stopping))
         app = Starlette(
             routes=routes,
             lifespan=self._lifespan,
-            middleware=[Middleware(Guard, services.settings, services.metrics, route_of)],
+            middleware=middleware,
             exception_handlers={
                 HTTPException: _http_exception,
-                GroundplaneError: _groundplane_error,
+                GroundplaneError: self._groundplane_error,
                 problems.HTTPProblem: _http_problem,
             },
         )
@@ -262,14 +354,43 @@ class Gateway:
     async def _document(self, request: Request) -> Response:
         return reply(self.openapi)
 
+    async def _groundplane_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, GroundplaneError)
+        if error.code == "internal":
+            _log.error("request_failed", path=request.url.path, error=str(error))
+        error = told(caller_of(request.scope), error)
+        response = problems.of_error(error)
+        if error.reason in ("unauthenticated", "insufficient_scope"):
+            presented = "authorization" in request.headers
+            challenge = self._authenticator.challenge(request.url.path, error, presented=presented)
+            response.headers["WWW-Authenticate"] = challenge
+        return response
+
 
 class _Server(uvicorn.Server):
-    """uvicorn, told by us when to stop, and telling us when it starts and before it waits for connections to end."""
+    """uvicorn, told by us when to stop, and telling us when it starts and before it closes the port."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], None], ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        bounds: Bounds,
+        stopping: Callable[[], Awaitable[float]],
+        ready: Callable[[], None],
+    ) -> None:
         super().__init__(config)
-        self._drain = drain
+        self._bounds = bounds
+        self._check_at = 0.0
+        self._stopping = stopping
         self._ready = ready
+
+    async def on_tick(self, counter: int) -> bool:
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + self._bounds.interval_s
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.check(now)
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -277,7 +398,8 @@ class _Server(uvicorn.Server):
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._drain()
+        left_s = await self._stopping()
+        self.config.timeout_graceful_shutdown = max(1, int(left_s))
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -307,6 +429,12 @@ def _bind(host: str, port: int) -> socket.socket:
             details={"host": host, "port": port},
         ) from error
     return listener
+
+
+def _unlimited(endpoints: Iterable[Endpoint]) -> Callable[[str], bool]:
+    """Whether a path is one that no caller's rate may silence: probes, and what actors report with a job's token."""
+    patterns = [compile_path(one.path)[0] for one in endpoints if one.token or one.tag == "health"]
+    return lambda path: any(pattern.match(path) for pattern in patterns)
 
 
 def _merged(routes: list[Route]) -> list[Route]:
@@ -341,37 +469,6 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     return problems.HTTPProblem(error.status_code, message, headers=headers).response()
 
 
-async def _groundplane_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, GroundplaneError)
-    if error.code == "internal":
-        _log.error("request_failed", path=request.url.path, error=str(error))
-    return problems.of_error(error)
-
-
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, problems.HTTPProblem)
     return error.response()
-
-
-def _store_check(jobs: Jobs) -> Callable[[], Any]:
-    async def check() -> str | None:
-        try:
-            async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                await jobs.list_jobs(JobQuery(limit=1))
-        except TimeoutError:
-            return f"the job store does not answer within {_CHECK_TIMEOUT_S:g} s"
-        except GroundplaneError as error:
-            return f"the job store: {error.message}"
-        return None
-
-    return check
-
-
-def _tasks_check(lifecycle: Lifecycle, lane: LoadingLane) -> Callable[[], Any]:
-    async def check() -> str | None:
-        if lifecycle.closed:
-            return "the gateway is closed"
-        failure = lifecycle.failure or lane.failure
-        return f"a task failed: {type(failure).__name__}" if failure is not None else None
-
-    return check

@@ -10,7 +10,7 @@ from groundplane.core.clock import iso_z
 from groundplane.core.dead_letters import DeadLetter
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import ErrorRecord, InvalidArgument
-from groundplane.jobs.port import Job, JobEvent
+from groundplane.jobs.port import Job, JobEvent, Question
 from groundplane.jobs.words import ASYA
 from groundplane.mesh.spec import ToolSpec
 
@@ -32,6 +32,25 @@ def job_json(job: Job) -> dict[str, Any]:
         "updated_at": iso_z(job.updated_at),
         "finished_at": _time(job.finished_at),
         "deadline_at": _time(job.deadline_at),
+        "questions": [question_json(question) for question in job.questions],
+    }
+
+
+def question_json(question: Question) -> dict[str, Any]:
+    """A question, and its answer once it has one."""
+    return {
+        "question_id": question.question_id,
+        "kind": question.kind,
+        "state": question.state,
+        "message": question.message,
+        "schema": question.schema,
+        "params": question.params,
+        "actor": question.actor,
+        "asked_at": iso_z(question.asked_at),
+        "answered_at": _time(question.answered_at),
+        "action": question.action,
+        "content": carryable(question.content),
+        "answered_by": question.answered_by,
     }
 
 
@@ -48,8 +67,14 @@ def error_json(error: ErrorRecord | None) -> dict[str, Any] | None:
 
 
 def event_json(event: JobEvent) -> dict[str, Any]:
-    """One event of a job: its id, kind and time, and what the store wrote with it."""
+    """One event of a job: its id, kind and time, and what the store wrote with it, times as text. That a question of
+    some kind was asked is `question_kind`: `kind` is the event's.
+    """
     data = {key: value for key, value in event.data.items() if key != "traceback"}
+    if "kind" in data:
+        data["question_kind"] = data.pop("kind")
+    if "deadline_at" in data:
+        data["deadline_at"] = _time(data["deadline_at"])
     return {
         "event_id": event.id,
         "job_id": event.job_id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -36,15 +37,22 @@ def retry_hint(retry_ms: int, why: str) -> bytes:
 
 
 class EventStream:
-    """An ASGI response. `stall_s` bounds how long a client that does not read holds it."""
+    """An ASGI response. `stall_s` bounds how long a client that does not read holds it; `held` is let go at its end."""
 
-    def __init__(self, source: AsyncIterator[bytes], on_disconnect: Callable[[], None], *, stall_s: float) -> None:
+    def __init__(
+        self, source: AsyncIterator[bytes], on_disconnect: Callable[[], None], *, stall_s: float, held: ExitStack
+    ) -> None:
         self._source = source
         self._on_disconnect = on_disconnect
         self._stall_s = stall_s
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the source ends, the client leaves, or it has not read for `stall_s` seconds."""
+        with self._held:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,7 +1,7 @@
 """MCP over standard input and output: what `groundplane mcp` serves to a client that started it as its child.
 
 The SDK says nothing to a line that it cannot read, and of a key that is there twice it keeps the last value. So lines
-are looked at before it gets them, and refused with a parse error.
+are looked at before it gets them, and those that are no message are refused.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
-from mcp_types import PARSE_ERROR, ErrorData, JSONRPCError
+from mcp_types import JSONRPCError
 
-from groundplane.core.errors import InvalidArgument
-from groundplane.gateway import strict_json
+from groundplane.gateway.mcp.body import refusal
 
 if TYPE_CHECKING:
-    from groundplane.gateway.mcp import McpLane
+    from groundplane.gateway.mcp.lane import McpLane
 
 
 async def serve_stdio(lane: McpLane) -> None:
@@ -33,7 +32,7 @@ async def serve_stdio(lane: McpLane) -> None:
 
 
 class _Lines:
-    """The lines of standard input that are JSON. The others are answered."""
+    """The lines of standard input that are messages. The others are answered."""
 
     def __init__(self, descriptor: int) -> None:
         # a thread may still wait in it when everything else has ended: it must not be closed under that
@@ -44,15 +43,12 @@ class _Lines:
         async for line in self._file:
             if not line.strip():
                 continue
-            try:
-                strict_json.parse(line)
-            except InvalidArgument as error:
-                assert self.answer is not None
-                why = error.message.removeprefix("body: ")
-                said = ErrorData(code=PARSE_ERROR, message=f"Parse error: the line {why}")
-                await self.answer(SessionMessage(JSONRPCError(jsonrpc="2.0", id=None, error=said)))
-            else:
+            refused = refusal(line, "the line")
+            if refused is None:
                 yield line.decode()
+            else:
+                assert self.answer is not None
+                await self.answer(SessionMessage(JSONRPCError.model_validate(refused)))
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.requests import Request
 
+from groundplane.gateway.limits import principal_of
 from groundplane.gateway.problems import HTTPProblem
 from groundplane.gateway.services import Services
 from groundplane.gateway.shapes import asya_json, event_json, job_json
@@ -22,12 +24,15 @@ _ASYA = {state.value: word for state, word in ASYA.items()}
 async def job_stream(services: Services, request: Request, job: Job, *, older_words: bool = False) -> EventStream:
     """`status` with the job as it is, then an `update` per event: first those since `Last-Event-ID`, then live ones.
 
-    Ends after the final event, which carries the whole job. A drain ends it with a retry hint.
+    Ends after the final event, which carries the whole job. A drain ends it with a retry hint. Raises
+    `resource_exhausted` (`too_many_streams`).
     """
     after = last_event_id(request)
     words = _Words(asya_json, _asya_event) if older_words else _Words(job_json, event_json)
     writer = _Writer(services, job, after, words)
-    return EventStream(writer.chunks(), writer.leave, stall_s=services.settings.stall_s)
+    held = ExitStack()
+    held.enter_context(services.limiter.stream(principal_of(request.scope)))
+    return EventStream(writer.chunks(), writer.leave, stall_s=services.settings.stall_s, held=held)
 
 
 def last_event_id(request: Request) -> int:

@@ -25,17 +25,9 @@ def parse(data: bytes) -> Any:
     except ValueError as error:
         raise _bad(f"is not JSON: {error}") from error
     _check_depth(value)
+    if b"\\ud" in data or b"\\uD" in data:
+        _check_text(value)
     return value
-
-
-def refuse_duplicates(data: bytes) -> None:
-    """Raise `InvalidArgument` where a key is there twice in one object. What is no JSON passes: its reader says so."""
-    try:
-        json.loads(data, object_pairs_hook=_pairs)
-    except InvalidArgument:
-        raise
-    except (ValueError, RecursionError):
-        return
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,6 +57,14 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise _bad(f"is nested deeper than {DEPTH_MAX} levels")
+
+
+def _check_text(value: Any) -> None:
+    """Half a surrogate pair is no text in UTF-8: no answer, message or store could carry it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _bad("has half of a surrogate pair in a text") from error
 
 
 def _bad(what: str) -> InvalidArgument:

@@ -18,16 +18,23 @@ from groundplane.mesh.spec import ToolSpec
 class Tool:
     """One tool, ready to be called: its spec and its compiled argument check."""
 
-    __slots__ = ("_check", "spec")
+    __slots__ = ("_check", "_promise", "spec")
 
     def __init__(self, spec: ToolSpec) -> None:
-        check_name("tool", spec.name)
         if not spec.route:
             raise InvalidArgument(f"route: [] of tool {spec.name!r} is empty; name at least one actor")
         if spec.timeout_s <= 0:
             raise InvalidArgument(f"timeout: {spec.timeout_s!r} of tool {spec.name!r} is not positive seconds")
         self.spec = spec
-        self._check = ArgumentCheck(f"tool {spec.name!r}", spec.input_schema)
+        owner = f"tool {spec.name!r}"
+        self._check = ArgumentCheck(owner, spec.input_schema)
+        self._promise: ArgumentCheck | None = None
+        if spec.output_schema is not None:
+            if spec.content:
+                raise InvalidArgument(
+                    f"output_schema: of {owner} is for structured results, and content=True makes blocks; drop one"
+                )
+            self._promise = ArgumentCheck(owner, spec.output_schema, root="structuredContent", named="output_schema")
 
     def __repr__(self) -> str:
         return f"<Tool {self.spec.name} -> {' -> '.join(self.spec.route)} ({self.spec.origin})>"
@@ -35,6 +42,11 @@ class Tool:
     def arguments(self, given: Any) -> dict[str, Any]:
         """`given` with defaults filled in. Raises `InvalidArgument` naming the field and showing the value."""
         return self._check(given)
+
+    def check_result(self, structured: dict[str, Any]) -> None:
+        """Raise `InvalidArgument` that names the field where a structured result breaks the tool's `output_schema`."""
+        if self._promise is not None:
+            self._promise.conforms(structured)
 
 
 class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +121,7 @@ class ToolTable:
     def _read(self) -> dict[str, Tool]:
         tools: dict[str, Tool] = {}
         for spec in [*self._specs, *(spec for file in self._files for spec in load_tools(file))]:
+            check_name("tool", spec.name)
             if (first := tools.get(spec.name)) is not None:
                 raise InvalidArgument(
                     f"tool: {spec.name!r} of {spec.origin} is there already, from {first.spec.origin}; names are unique"

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import get_args
+
+import msgspec
 
 from groundplane.core.errors import InvalidArgument, NotFound
-from groundplane.jobs.port import Change, Control, Finish, JobQuery, JobState, NewJob, Note, OutboxMessage, Split
+from groundplane.jobs.port import (
+    Answer,
+    AnswerAction,
+    Ask,
+    Change,
+    Control,
+    Finish,
+    JobQuery,
+    JobState,
+    NewJob,
+    Note,
+    OutboxMessage,
+    Question,
+    QuestionKind,
+    Split,
+)
 
 OWNER_CHARS_MAX = 255
 KEY_CHARS_MAX = 255
 PAGE_MAX = 1000
 CHANGES_MAX = 10_000
 ACTIONS = ("cancel", "pause", "resume")
+ASKED_MAX = 64
+"""Questions that are asked at once."""
+QUESTION_CHARS_MAX = 16 * 1024
+QUESTION_BYTES_MAX = 256 * 1024
+"""Of schema and parameters together."""
 FINAL_KINDS = frozenset(state.value for state in JobState if state.terminal)
 """The kinds of the last event of a job."""
 RESERVED_KINDS = FINAL_KINDS | {
-    "created", "progress", "split", "joined", "branch", "paused", "resumed", "parked", "snapshot"
+    "created", "progress", "split", "joined", "branch", "paused", "resumed", "parked", "snapshot", "asked",
+    "answered"
 }  # fmt: skip
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -51,9 +75,10 @@ def check_new_job(job: NewJob, messages: Sequence[OutboxMessage]) -> None:
         raise InvalidArgument("route: [] is empty; name at least one actor", reason="route_error")
     if job.deadline_at is not None and not 0 < job.deadline_at < 2**53:
         raise InvalidArgument(f"deadline_at: {job.deadline_at!r} must be a time in Unix milliseconds")
+    if job.live_max is not None and job.live_max < 1:
+        raise InvalidArgument(f"live_max: {job.live_max!r} must be at least 1; None is no limit")
     for message in messages:
-        if not message.queue or not message.id or not message.dedup_key:
-            raise InvalidArgument(f"messages: {message!r} needs a queue, an id and a dedup_key")
+        _check_message("messages", message)
 
 
 def check_changes(changes: Sequence[Change]) -> None:
@@ -67,6 +92,10 @@ def check_changes(changes: Sequence[Change]) -> None:
             raise InvalidArgument(f"kind: {change.kind!r} is reserved or no lower-case word; choose another")
         if isinstance(change, Split):
             _check_split(change)
+        if isinstance(change, Ask):
+            _check_ask(change)
+        if isinstance(change, Answer):
+            _check_answer(change)
         if isinstance(change, Finish) and change.error is not None and change.aborted:
             raise InvalidArgument("aborted: True is a success; leave out error")
 
@@ -80,6 +109,55 @@ def check_query(query: JobQuery) -> None:
 def _storable(text: str) -> bool:
     """Whether every character is printable: no line ends, no NUL, no lone surrogate."""
     return text.isprintable()
+
+
+def _check_message(field: str, message: OutboxMessage) -> None:
+    if not message.queue or not message.id or not message.dedup_key:
+        raise InvalidArgument(f"{field}: {message!r} needs a queue, an id and a dedup_key")
+
+
+def _check_ask(change: Ask) -> None:
+    if not 1 <= len(change.questions) <= ASKED_MAX:
+        raise InvalidArgument(f"questions: {len(change.questions)} at once; ask 1 to {ASKED_MAX}")
+    _check_message("message", change.message)
+    for question in change.questions:
+        check_question(question)
+    if len({question.question_id for question in change.questions}) < len(change.questions):
+        raise InvalidArgument("question_id: two of the questions have the same; give each a key of its own")
+    if len({question.envelope_id for question in change.questions}) > 1:
+        raise InvalidArgument("envelope_id: the questions of one call are of one envelope")
+
+
+def check_question(question: Question) -> None:
+    """`invalid_argument` names the field."""
+    _check_question_id(question.question_id)
+    if question.kind not in get_args(QuestionKind):
+        raise InvalidArgument(f"kind: {question.kind!r} must be one of {', '.join(get_args(QuestionKind))}")
+    if not question.envelope_id:
+        raise InvalidArgument("envelope_id: '' is empty; it names the envelope that asks")
+    if len(question.message) > QUESTION_CHARS_MAX:
+        raise InvalidArgument(f"message: {len(question.message)} characters are more than {QUESTION_CHARS_MAX}")
+    try:
+        size = len(msgspec.json.encode([question.schema, question.params]))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidArgument(f"params: they cannot be stored: {error}") from error
+    if size > QUESTION_BYTES_MAX:
+        raise InvalidArgument(f"params: {size} bytes with the schema are more than {QUESTION_BYTES_MAX}")
+
+
+def _check_answer(change: Answer) -> None:
+    _check_question_id(change.question_id)
+    if change.action not in get_args(AnswerAction):
+        raise InvalidArgument(f"action: {change.action!r} must be one of {', '.join(get_args(AnswerAction))}")
+    if change.action != "accept" and change.content is not None:
+        raise InvalidArgument(f"content: {change.action!r} has none; leave it out")
+    if len(change.by) > OWNER_CHARS_MAX or not (_storable(change.by) or not change.by):
+        raise InvalidArgument(f"by: {change.by[:300]!r} must have at most {OWNER_CHARS_MAX} printable characters")
+
+
+def _check_question_id(question_id: str) -> None:
+    if not 1 <= len(question_id) <= 255 or not _storable(question_id):
+        raise InvalidArgument(f"question_id: {question_id[:300]!r} must have 1 to 255 printable characters")
 
 
 def _check_split(change: Split) -> None:

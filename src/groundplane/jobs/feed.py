@@ -118,7 +118,14 @@ class Feed:
         self._position = 0
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._heard_at = 0.0
         self.delivered = 0
+
+    def deaf_s(self) -> float:
+        """For how many seconds somebody has followed and the log was not read: 0 where nobody follows. It is read
+        every five seconds at the latest.
+        """
+        return asyncio.get_running_loop().time() - self._heard_at if self._followers else 0.0
 
     @property
     def followers(self) -> int:
@@ -138,6 +145,7 @@ class Feed:
         if self._task is None or self._task.done():
             self._task = self._lifecycle.spawn(self._run(), name="feed")
         if not self._followers:
+            self._heard_at = asyncio.get_running_loop().time()
             self._position = max(self._position, job.last_event_id)
         # what comes after a position that is not ahead of `after` is handed over: then there is no history to read
         behind = after < self._position
@@ -182,6 +190,7 @@ class Feed:
     async def _step(self) -> None:
         """Read what is new; where that is more than a page, everybody reads for himself, from the newest on."""
         page = await self._driver.events(after=self._position, limit=PAGE, final=self._final)
+        self._heard_at = asyncio.get_running_loop().time()
         if len(page.items) >= PAGE:
             self._position = (await self._driver.events(after=0, limit=0)).last_id
             for one in self._everybody():

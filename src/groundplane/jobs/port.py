@@ -51,7 +51,10 @@ class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job is created from. `arguments_hash` guards the idempotency key, which is scoped to `owner`."""
+    """What a job is created from. `arguments_hash` guards the idempotency key, which is scoped to `owner`.
+
+    `live_max` is how many jobs of the owner may not have ended, this one included; None: any number.
+    """
 
     job_id: str
     tool: str
@@ -63,6 +66,36 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: int | None = None
     token_hash: str = ""
     trace: str = ""
+    live_max: int | None = None
+
+
+QuestionKind: TypeAlias = Literal["elicit", "sample", "roots"]
+AnswerAction: TypeAlias = Literal["accept", "decline", "cancel"]
+QuestionState: TypeAlias = Literal["open", "answered", "closed"]
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handler wants to know: from a person (`elicit`), or from the client, a completion of its model (`sample`)
+    or its roots.
+
+    `schema` is what an accepted answer must fit (JSON Schema, as MCP allows for elicitation), `params` what else the
+    kind needs. `closed` is a question whose job ended before it was answered. `content` is there where the action is
+    `accept`, `answered_by` the principal that answered. The store sets what comes after `envelope_id`.
+    """
+
+    question_id: str
+    kind: QuestionKind = "elicit"
+    message: str = ""
+    schema: dict[str, Any] | None = None
+    params: dict[str, Any] = {}
+    actor: str = ""
+    envelope_id: str
+    state: QuestionState = "open"
+    asked_at: int = 0
+    answered_at: int | None = None
+    action: AnswerAction | None = None
+    content: Any = None
+    answered_by: str | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +103,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     failure.
 
     `result_key` names the blob where the end actor persisted the outcome, once it has. `aborted` is success by an early
-    end of the route.
+    end of the route. `questions` are the open ones, in the order in which they were asked; a listing leaves them out.
     """
 
     job_id: str
@@ -96,6 +129,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     aborted: bool = False
     result_key: str | None = None
     last_event_id: int = 0
+    questions: list[Question] = []
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What a hop needs to know of its job. The deadline is the one that counts: pauses have moved it since the job's
+    envelopes were made. None where it is not known.
+    """
+
+    state: JobState
+    deadline_at: int | None = None
 
 
 class Created(msgspec.Struct, frozen=True):
@@ -168,6 +211,9 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
 class Control(msgspec.Struct, frozen=True, kw_only=True):
     """`cancel`, `pause` or `resume` by a person or a client. Pausing freezes the deadline; resuming releases what was
     parked.
+
+    A job that waits for answers is paused already: pausing it makes it stay so after the last one, resuming it is
+    refused (`question_open`).
     """
 
     job_id: str
@@ -184,6 +230,33 @@ class Park(msgspec.Struct, frozen=True, kw_only=True):
     message: OutboxMessage
 
 
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """The job waits for answers: it is paused, its deadline frozen, and the envelope that asks parked, in one step.
+
+    A question whose id is known is not asked again. Where none of them is open any more the envelope is released at
+    once. The last answer lets the job go on, unless somebody has paused it.
+    """
+
+    job_id: str
+    questions: list[Question]
+    message: OutboxMessage
+
+    @property
+    def envelope_id(self) -> str:
+        """The envelope (the branch) that asks."""
+        return self.questions[0].envelope_id
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a question, `by` a principal. Repeating it changes nothing; another one is refused."""
+
+    job_id: str
+    question_id: str
+    action: AnswerAction = "accept"
+    content: Any = None
+    by: str = ""
+
+
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """An event that changes nothing: a retry, a dead letter, a late outcome, a skipped envelope."""
 
@@ -192,7 +265,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
 
-Change: TypeAlias = Progress | Split | Joined | Finish | Control | Park | Note
+Change: TypeAlias = Progress | Split | Joined | Finish | Control | Park | Ask | Answer | Note
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,7 +323,9 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Swept(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sweep did, and the sizes that are exported as metrics."""
+    """What a sweep did, and the sizes that are exported as metrics: where counting takes long they may be of an earlier
+    one. `outbox_due` are the messages that are not held (parked), `outbox_head` is the id of the oldest of them now.
+    """
 
     timed_out: list[str]
     jobs_deleted: int
@@ -259,6 +334,8 @@ class Swept(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     outbox: int
     next_deadline_at: int | None = None
+    outbox_due: int = 0
+    outbox_head: int | None = None
 
 
 Topic: TypeAlias = Literal["events", "ends", "outbox"]
@@ -293,8 +370,15 @@ class Outbox(Protocol):
 class Hops(Protocol):
     """What a hop needs: a look that costs little, and one transaction with the queues where both share a file."""
 
-    async def state(self, job_id: str) -> JobState | None:
-        """The job's state alone, at less cost; None where there is no such job."""
+    async def standing(self, job_id: str) -> Standing | None:
+        """How the job stands, at less cost than the record; None where there is no such job."""
+        ...
+
+    async def questions(self, job_id: str, ids: Sequence[str] | None = None) -> list[Question]:
+        """The questions of a job in the order in which they were asked, all or those of `ids` that were.
+
+        Raises `not_found` (reason `job_not_found`) where there is no such job.
+        """
         ...
 
     def share_transactions(self, queues: object) -> bool:
@@ -324,7 +408,9 @@ class JobStore(Protocol):
         With `lease_s` the messages are taken at once, as by `Outbox.take`, for the caller to relay.
 
         Raises `conflict` (reason `idempotency_mismatch`) for the key with another tool or `arguments_hash`,
-        `already_exists` for a known `job_id`.
+        `already_exists` for a known `job_id`, `resource_exhausted` (reason `live_jobs`) where the owner has `live_max`
+        jobs that have not ended. That is decided in the transaction: callers in several processes together never
+        exceed it, and a repeat by key or id is told of the job that is there, not refused.
         """
         ...
 

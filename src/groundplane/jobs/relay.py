@@ -41,6 +41,7 @@ class Relay:
         self._offered: list[tuple[float, int, OutboxMessage]] = []
         self._changed = asyncio.Event()
         self.running = False
+        self.heard_at = 0.0
         self.relayed = 0
         self.failures = 0
 
@@ -51,9 +52,16 @@ class Relay:
         self._offered += [(until, one, message) for one, message in taken]
         self._changed.set()
 
+    def deaf_s(self) -> float:
+        """For how many seconds it has neither looked into the outbox nor been told that it cannot: 0 where it does not
+        run. A look comes every second, and a sending ends with its lease.
+        """
+        return asyncio.get_running_loop().time() - self.heard_at if self.running else 0.0
+
     async def run(self) -> None:
         """Relay until cancelled."""
         tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._forward())]
+        self.heard_at = asyncio.get_running_loop().time()
         self.running = True
         try:
             for ended in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
@@ -104,6 +112,7 @@ class Relay:
         """Move one batch; how many were taken."""
         until = asyncio.get_running_loop().time() + self._lease_s
         taken = await self._driver.outbox.take(BATCH, self._lease_s)
+        self.heard_at = asyncio.get_running_loop().time()
         if taken:
             await self._move(taken, until)
         return len(taken)
@@ -143,6 +152,7 @@ class Relay:
 
     def _note(self, error: GroundplaneError, queue: str) -> None:
         self.failures += 1
+        self.heard_at = asyncio.get_running_loop().time()
         _log.warning("job_relay_failed", queue=queue, code=error.code, error=error.message, failures=self.failures)
 
 

@@ -38,6 +38,8 @@ from groundplane.jobs.drivers import open_driver
 from groundplane.jobs.feed import Feed, Subscription
 from groundplane.jobs.port import (
     TOPICS,
+    Answer,
+    AnswerAction,
     Change,
     Control,
     Created,
@@ -51,17 +53,22 @@ from groundplane.jobs.port import (
     NewJob,
     OutboxMessage,
     Outcome,
+    Question,
     Retention,
+    Standing,
     Swept,
     Topic,
     Watch,
 )
 from groundplane.jobs.relay import LEASE_OFFERED_S, LEASE_S, Relay, Send
+from groundplane.telemetry.calls import measured
 from groundplane.telemetry.logs import get_logger
 
 T = TypeVar("T")
 
 SWEEP_INTERVAL_S = 2.0
+DEAF_S = 12.0
+"""More than twice the five seconds after which everything here looks by itself."""
 _RETRY = RetryPolicy(attempts=3, base_s=0.05, cap_s=1.0)
 _RETRY_WITHIN_S = 2.0
 """A store that took longer to say that it is away is not asked again: its callers wait for seconds already."""
@@ -70,7 +77,11 @@ _log = get_logger("jobs")
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters of this object since it was opened, and the last sweep's sizes (None before the first)."""
+    """Counters of this object since it was opened, and the last sweep's sizes (None before the first).
+
+    `outbox_age_s`: the oldest message that may be relayed has waited at least so long, as far as this object's sweeps
+    have seen it; 0 where none waits.
+    """
 
     created: int
     changes: int
@@ -80,6 +91,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     delivered: int
     relayed: int
     relay_failures: int
+    outbox_age_s: float
     swept: Swept | None
 
 
@@ -100,6 +112,7 @@ class Jobs:
         self._relays: list[Relay] = []
         self._created = self._changes = self._refused = self._retries = 0
         self._swept: Swept | None = None
+        self._head: tuple[int, float] | None = None
 
     @classmethod
     @asynccontextmanager
@@ -127,13 +140,15 @@ class Jobs:
         finally:
             await jobs.aclose()
 
+    @measured("jobs")
     async def create(self, job: NewJob, messages: Sequence[OutboxMessage] = ()) -> Created:
         """Record a job and its first messages in one transaction, durable when this returns; a relay sends them, of
         this process where one runs.
 
         A repeated idempotency key (of the same owner) returns the job that is there, as long as it is retained.
         Raises `conflict` (`idempotency_mismatch`) for the key with another tool or arguments, `already_exists` for
-        a known id, `invalid_argument`.
+        a known id, `resource_exhausted` (`live_jobs`) where the owner has `live_max` jobs that have not ended,
+        `invalid_argument`.
         """
         check_new_job(job, messages)
         self._lifecycle.check_open()
@@ -153,22 +168,31 @@ class Jobs:
         self._created += created.created
         return created
 
+    @measured("jobs")
     async def get(self, job_id: str) -> Job:
         """The job as it stands. Raises `not_found` (`job_not_found`)."""
         check_job_id(job_id)
         return await self._call(lambda: self.driver.get(job_id))
 
+    @measured("jobs")
+    async def standing(self, job_id: str) -> Standing | None:
+        """The job's state and its deadline alone; None where there is no such job."""
+        check_job_id(job_id)
+        return await self._call(lambda: self.driver.hops.standing(job_id))
+
     async def state(self, job_id: str) -> JobState | None:
         """The job's state alone; None where there is no such job."""
-        check_job_id(job_id)
-        return await self._call(lambda: self.driver.hops.state(job_id))
+        standing = await self.standing(job_id)
+        return standing.state if standing is not None else None
 
+    @measured("jobs")
     async def list_jobs(self, query: JobQuery | None = None) -> JobPage:
         """Jobs newest first, without results and arguments."""
         wanted = query or JobQuery()
         check_query(wanted)
         return await self._call(lambda: self.driver.list_jobs(wanted))
 
+    @measured("jobs")
     async def apply(self, *changes: Change) -> list[Outcome]:
         """Apply changes in order, in one transaction, each guarded by the store; durable when this returns.
 
@@ -192,18 +216,48 @@ class Jobs:
         return await self._control(job_id, "pause", reason)
 
     async def resume(self, job_id: str, reason: str = "") -> Job:
-        """Let a paused job go on, its deadline later by the pause. Raises `failed_precondition`, `not_found`."""
+        """Let a paused job go on, its deadline later by the pause. Raises `failed_precondition` (`question_open` where
+        it waits for an answer), `not_found`.
+        """
         return await self._control(job_id, "resume", reason)
 
-    async def events(self, after: int = 0, job_id: str | None = None, limit: int = 500) -> Events:
-        """Events with an id above `after`, oldest first, of one job (`not_found`) or of all; go on from `last_id`.
+    async def questions(self, job_id: str, ids: Sequence[str] | None = None) -> list[Question]:
+        """The questions of a job in the order in which they were asked, answered ones too, or those of `ids` that were
+        asked. Raises `not_found` (`job_not_found`).
+        """
+        check_job_id(job_id)
+        return await self._call(lambda: self.driver.hops.questions(job_id, ids))
+
+    async def answer(
+        self, job_id: str, question_id: str, content: Any = None, *, action: AnswerAction = "accept", by: str = ""
+    ) -> Job:
+        """Answer a question of a job, once and for all; with the last answer the job goes on, its deadline later by the
+        pause, unless somebody has paused it. Whether the content fits is not checked here. The same answer again
+        changes nothing, and is no error.
+
+        Raises `not_found` (`job_not_found`, `question_not_found`), `failed_precondition` (`question_answered` for
+        another answer, `job_terminal`).
+        """
+        check_job_id(job_id)
+        change = Answer(job_id=job_id, question_id=question_id, action=action, content=content, by=by)
+        (outcome,) = await self.apply(change)
+        if not outcome.applied and outcome.detail != "repeated":
+            raise _no_answer(change, outcome)
+        return await self.get(job_id)
+
+    @measured("jobs")
+    async def events(
+        self, after: int = 0, job_id: str | None = None, limit: int = 500, *, final: bool = False
+    ) -> Events:
+        """Events with an id above `after`, oldest first, of one job (`not_found`) or of all, with `final` only those
+        that ended a job; go on from `last_id`.
 
         `limit=0` reads none and tells the newest id in `last_id`.
         """
         check_page(after, limit)
         if job_id is not None:
             check_job_id(job_id)
-        return await self._call(lambda: self.driver.events(after=after, job_id=job_id, limit=limit))
+        return await self._call(lambda: self.driver.events(after=after, job_id=job_id, limit=limit, final=final))
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent, None]:
         """The job's events after an id, then live ones, ending after the final one. Raises `not_found`, `closed`.
@@ -285,11 +339,29 @@ class Jobs:
         """Sweep until cancelled or closed: at the next deadline that is known, at the latest every `interval_s`."""
         await self._until_closed(self._sweep_for_ever(interval_s))
 
+    @measured("jobs")
     async def sweep(self) -> Swept:
         """End jobs past their deadline and delete what retention lets go, now."""
         swept = await self._call(lambda: self.driver.sweep(self.retention))
         self._swept = swept
+        if swept.outbox_head is None:
+            self._head = None
+        elif self._head is None or self._head[0] != swept.outbox_head:
+            self._head = swept.outbox_head, self._clock.monotonic()
         return swept
+
+    def standstill(self) -> str | None:
+        """Why this object does not flow although nothing has failed: its relay, or the reader of its followers, has
+        been deaf for `DEAF_S` seconds. None where both move; they heal by themselves.
+        """
+        relay_s = max((one.deaf_s() for one in self._relays), default=0.0)
+        if relay_s > DEAF_S:
+            return f"the outbox was not looked into for {relay_s:.0f} s"
+        feed_s = max(self._feed.deaf_s(), self._ends.deaf_s())
+        if feed_s > DEAF_S:
+            followers = self._feed.followers + self._ends.followers
+            return f"{followers} followers wait, and the log of events was not read for {feed_s:.0f} s"
+        return None
 
     def statistics(self) -> Statistics:
         """Counters and sizes."""
@@ -302,6 +374,7 @@ class Jobs:
             delivered=self._feed.delivered + self._ends.delivered,
             relayed=sum(relay.relayed for relay in self._relays),
             relay_failures=sum(relay.failures for relay in self._relays),
+            outbox_age_s=self._clock.monotonic() - self._head[1] if self._head is not None else 0.0,
             swept=self._swept,
         )
 
@@ -337,13 +410,22 @@ class Jobs:
             own = created.created or created.job.job_id == job.job_id
             return msgspec.structs.replace(created, created=own)
         except AlreadyExists:
-            return Created(await self.get(job.job_id), True)
+            found = await self.get(job.job_id)
+            if found.token_hash != job.token_hash:  # somebody else's, who has the same id
+                raise
+            return Created(found, True)
 
     async def _control(self, job_id: str, action: str, reason: str) -> Job:
         check_job_id(job_id)
         (outcome,) = await self.apply(Control(job_id=job_id, action=action, reason=reason))
         if outcome.state is None:
-            raise NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
+            raise _no_job(job_id)
+        if outcome.detail == "question_open":
+            raise FailedPrecondition(
+                f"job_id: {job_id!r} waits for an answer and goes on with it; answer its questions",
+                reason="question_open",
+                details={"state": outcome.state.value, "action": action},
+            )
         if not outcome.applied:
             why = "has ended" if outcome.state.terminal else f"is {outcome.state.value}"
             raise FailedPrecondition(
@@ -417,3 +499,23 @@ class Jobs:
                 raise
         finally:
             work.close()
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
+
+
+def _no_answer(change: Answer, outcome: Outcome) -> GroundplaneError:
+    if outcome.state is None:
+        return _no_job(change.job_id)
+    if outcome.detail == "question_not_found":
+        return NotFound(
+            f"question_id: {change.job_id!r} has no question {change.question_id!r}; look at the job's questions",
+            reason="question_not_found",
+        )
+    details = {"state": outcome.state.value, "question_id": change.question_id}
+    if outcome.detail == "question_answered":
+        message = f"question_id: {change.question_id!r} was answered before; an answer never changes"
+        return FailedPrecondition(message, reason="question_answered", details=details)
+    message = f"job_id: {change.job_id!r} has ended; its questions were closed with it"
+    return FailedPrecondition(message, reason="job_terminal", details=details)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -49,7 +50,9 @@ class Batcher(Generic[Item, Done]):
     def _add(self, item: Item, future: asyncio.Future[Done] | None) -> None:
         self._waiting.append((item, future))
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="groundplane-batcher")
+            # in a context of its own: a batch is about nobody in particular, also not about who began it
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._run(), name="groundplane-batcher", context=Context())
 
     async def _run(self) -> None:
         try:

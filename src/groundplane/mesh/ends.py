@@ -29,7 +29,10 @@ from groundplane.mesh.routing import finished, last_actor
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.start import JOB_TOKEN, TOLD
+from groundplane.mesh.tracing import opened
 from groundplane.queues.port import Ack, Delivery, Nack, Reject
+from groundplane.telemetry import trace_names as names
+from groundplane.telemetry import traces
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics
 
@@ -84,11 +87,13 @@ class End:
             self._active.at_ease()
         except GroundplaneError as error:
             self._active.troubled(error)
+            traces.current().fail(error.reason or error.code)
             self._metrics.failed(error.reason or error.code)
             self._log.warning("end_not_finished", message_id=delivery.id, error=str(error))
             await self._again(delivery, error.to_record())
         except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the end; it costs an attempt
             self._metrics.failed("internal")
+            traces.current().fail("internal", type(error).__name__)
             self._log.error("end_fault", message_id=delivery.id, traceback=traceback.format_exc())
             await self._settle(Nack(delivery, RETRY_S[-1], error=ErrorRecord("internal", repr(error))))
         finally:
@@ -103,6 +108,7 @@ class End:
             await self._settler.settle(Reject(delivery, error.reason or "msg_parsing_error", error.to_record()))
             return
         failpoints.hit("received")
+        envelope = opened(delivery, envelope)
         if self._repeats is not None and envelope.claim is not None and not self._failed:
             await self._once(delivery, envelope, self._repeats)
         else:
@@ -115,6 +121,7 @@ class End:
         key = key_of(delivery, envelope)
         if not await repeats.begin(key):
             self._metrics.repeats.inc()
+            traces.current().event(names.REPEAT)
             await self._settler.settle(Ack(delivery))
             return
         try:
@@ -133,10 +140,11 @@ class End:
             await self._report(envelope, end)
             told, end = True, None
         data = to_json(outcome_document(envelope, payload, self._clock.now_ms(), lost))
-        if told:
-            await self._filing.put(key, data)
-        else:
-            await self._blobs.put(key, data, content_type="application/json")
+        with traces.start(names.PERSIST, attributes={names.BLOB_KEY: key}):
+            if told:
+                await self._filing.put(key, data)
+            else:
+                await self._blobs.put(key, data, content_type="application/json")
         carry = await self._reporter.carried([end], of_live=False) if self._reporter and end else None
         if carry is None:
             await self._report(envelope, end)
@@ -144,6 +152,7 @@ class End:
         if handled and self._repeats is not None:
             await self._repeats.record(handled)
         await self._settler.settle(Ack(delivery), carry=carry)
+        self._log.debug("persisted", key=key)
         if envelope.claim is not None and not self._failed:
             await self._claims.release([envelope.claim])
 

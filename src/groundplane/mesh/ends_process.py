@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,14 +32,18 @@ from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.sidecar.config import first_of, with_exchange
 from groundplane.mesh.sidecar.loop import Loop, flow_check
-from groundplane.mesh.sidecar.process import EXIT_STORE, Opener, draining, open_patiently, starting
+from groundplane.mesh.sidecar.process import EXIT_STORE, Opener, consume_patiently, draining, open_patiently
 from groundplane.mesh.signals import drained_by_signals
 from groundplane.mesh.spec import ERRORS_PREFIX, RESULTS_PREFIX, Limits
 from groundplane.mesh.start import queue_specs
+from groundplane.mesh.tracing import followed
 from groundplane.queues.client import Queues
-from groundplane.telemetry.admin import Check, serve_admin
+from groundplane.telemetry.admin import serve_admin
+from groundplane.telemetry.health import Health, backend_of
 from groundplane.telemetry.logs import configure, get_logger
-from groundplane.telemetry.metrics import ActorMetrics, CollectorRegistry, new_registry
+from groundplane.telemetry.metrics import ActorMetrics, CollectorRegistry
+from groundplane.telemetry.process import process_registry
+from groundplane.telemetry.traces import tracing
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_QUEUE = 0, 1, 2, 4
 _LOOK_FIRST_S, _LOOK_EVERY_S = 0.05, 0.5
@@ -159,7 +164,10 @@ class Ends:
         """Open everything, handle until stopped, drain, close."""
         try:
             with drained_by_signals(self.stop):
+                config = self._config
                 async with AsyncExitStack() as stack:
+                    spans = tracing("groundplane-ends", "ends", namespace=config.namespace, queues=config.queues)
+                    await stack.enter_async_context(spans)
                     return await self._run(stack)
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
@@ -169,9 +177,10 @@ class Ends:
 
     async def _run(self, stack: AsyncExitStack) -> int:
         config = self._config
-        registry = new_registry()
-        checks: dict[str, Check] = {"start": starting("the queues of the ends")}
-        serving = serve_admin(config.admin_host, config.admin_port, registry, checks)
+        registry = process_registry("ends", folder=Path(config.state))
+        health = Health("ends")
+        health.starting("the queues of the ends")
+        serving = serve_admin(config.admin_host, config.admin_port, registry, health)
         port = await stack.enter_async_context(serving)
         queues = await self._wait_for_queues(stack)
         if queues is None:
@@ -183,9 +192,9 @@ class Ends:
         for name, failed in ((config.happy_end, False), (config.error_end, True)):
             loop, active = await self._end(stack, name, failed, queues, blobs, reporter, registry)
             loops.append(loop)
-            checks[name] = flow_check(queues, name, loop, active)
-        checks["drain"] = draining(self._stop)
-        del checks["start"]
+            health.add(name, flow_check(queues, name, loop, active), backend=backend_of(config.queues))
+        health.add("drain", draining(self._stop))
+        health.started()
         collector = asyncio.create_task(self._collect(queues, blobs), name="ends-collect")
         try:
             with write_ready(config.ready_file, {"admin_port": port}):
@@ -221,9 +230,11 @@ class Ends:
         registry: CollectorRegistry,
     ) -> tuple[Loop, Active]:
         config = self._config
-        consumer = await stack.enter_async_context(queues.consume(name, max_in_flight=config.concurrency))
+        timeout_s = config.start_timeout_s
+        consumer = await consume_patiently(stack, queues, name, config.concurrency, self._stop, timeout_s)
         settler, active = Settler(consumer), Active()
         metrics = ActorMetrics(registry, name)
+        metrics.concurrency.set(config.concurrency)
         end = End(
             name,
             failed=failed,
@@ -241,12 +252,12 @@ class Ends:
         loop = Loop(
             consumer,
             settler,
-            end.handle,
+            followed(end.handle, name),
             concurrency=config.concurrency,
             window=config.concurrency,
             active=active,
             metrics=metrics,
-            log=self._log,
+            log=self._log.bind(actor=name),
         )
         return loop, active
 

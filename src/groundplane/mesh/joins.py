@@ -14,6 +14,7 @@ import msgspec
 from groundplane.core import codec
 from groundplane.core.envelope import Branch, Claim, Envelope
 from groundplane.core.ids import joined_id
+from groundplane.core.trace_context import NAMES, TraceContext, carried
 from groundplane.jobs.port import Change, Joined
 from groundplane.mesh.ledger.port import JoinKey
 from groundplane.mesh.routing import RESERVED, Send
@@ -40,6 +41,11 @@ class Gathered(msgspec.Struct, frozen=True):
         missing = self.missing
         return {"total": self.total, "missing": missing, "reason": "join_timeout" if missing else None}
 
+    def traces(self) -> list[TraceContext]:
+        """Where the children come from, those whose sender had a trace."""
+        found = (carried(codec.decode(data)) for _, data in sorted(self.items.items()))
+        return [trace for trace in found if trace is not None]
+
     def claims(self) -> list[Claim]:
         """Claims that children brought along; they belong to the joined envelope now."""
         return [claim for claim, _ in map(unpack, self.items.values()) if claim is not None]
@@ -64,9 +70,7 @@ def key_of(spec: ActorSpec, envelope: Envelope) -> JoinKey:
 def timer(spec: ActorSpec, envelope: Envelope) -> Send:
     """The message that ends the waiting. Its id is the same whichever child sends it."""
     branch = envelope.branches[-1]
-    headers = {
-        key: value for key, value in envelope.headers.items() if key.startswith(RESERVED) or key == "traceparent"
-    }
+    headers = {key: value for key, value in envelope.headers.items() if key.startswith(RESERVED) or key in NAMES}
     made = msgspec.structs.replace(
         envelope,
         id=f"{joined_id(branch.parent_id, branch.hop)}/{spec.name}/timer",
@@ -105,8 +109,10 @@ def waits_ahead(envelope: Envelope, joins: frozenset[str]) -> bool:
 
 
 def pack(envelope: Envelope) -> bytes:
-    """What the ledger keeps of a child: its payload, or its claim."""
-    return codec.encode({"claim": envelope.claim} if envelope.claim is not None else {"payload": envelope.payload})
+    """What the ledger keeps of a child: its payload, or its claim, and its trace context where it has one."""
+    kept = {"claim": envelope.claim} if envelope.claim is not None else {"payload": envelope.payload}
+    trace = carried(envelope.headers)
+    return codec.encode({**kept, **trace.headers()} if trace is not None else kept)
 
 
 def unpack(data: bytes) -> tuple[Claim | None, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from groundplane.jobs.port import Change, JobState, Outcome, Watch
+from groundplane.jobs.port import Change, JobState, Outcome, Question, Standing, Watch
 from groundplane.jobs.store import Jobs
 from groundplane.mesh.batching import Batcher
 from groundplane.queues.client import Queues
@@ -25,8 +25,8 @@ class Reporter(Protocol):
         """Soon, after what was handed over before; lost (and counted) where the store does not answer."""
         ...
 
-    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
-        """The state of the job that the changes are about, to which work was handed; and those that it is yet to be
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[Standing | None, list[Change]]:
+        """How the job stands that the changes are about, to which work was handed; and those that it is yet to be
         told, where asking it needs no telling.
         """
         ...
@@ -39,6 +39,10 @@ class Reporter(Protocol):
 
     async def state(self, job_id: str, token: str = "") -> JobState | None:
         """The job's state now; None for no such job."""
+        ...
+
+    async def questions(self, job_id: str, ids: Sequence[str]) -> list[Question]:
+        """Those of the questions that were asked. Raises `not_found`; `unsupported` where they cannot be asked for."""
         ...
 
     def changes(self) -> AbstractAsyncContextManager[Watch]:
@@ -75,9 +79,9 @@ class JobReporter:
         if changes:
             self._submit(changes).add_done_callback(self._posted)
 
-    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[Standing | None, list[Change]]:
         """See the protocol."""
-        return await self._jobs.state(changes[0].job_id), list(changes)
+        return await self._jobs.standing(changes[0].job_id), list(changes)
 
     async def carried(self, changes: Sequence[Change], *, of_live: bool = True) -> Carried | None:
         """See the protocol."""
@@ -90,6 +94,10 @@ class JobReporter:
     async def state(self, job_id: str, token: str = "") -> JobState | None:
         """See the protocol."""
         return await self._jobs.state(job_id)
+
+    async def questions(self, job_id: str, ids: Sequence[str]) -> list[Question]:
+        """See the protocol."""
+        return await self._jobs.questions(job_id, ids)
 
     def changes(self) -> AbstractAsyncContextManager[Watch]:
         """See the protocol."""

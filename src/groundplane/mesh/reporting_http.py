@@ -2,7 +2,8 @@
 
 `POST /jobs/{id}/heartbeat` and `/final` with the job's token from the envelope, `GET /jobs/{id}/active` for
 cancellations. What these calls cannot say stays unsaid: splits and joins of a fan-out, parked envelopes of a paused job
-(it runs on), notes. So a fan-out needs the job store, or a route that ends with its own report.
+(it runs on), notes. So a fan-out needs the job store, or a route that ends with its own report. A handler that asks is
+refused: its questions need the job store.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from groundplane.core.errors import GroundplaneError, InvalidArgument, Unavailable
+from groundplane.core.errors import GroundplaneError, InvalidArgument, Unavailable, Unsupported
 from groundplane.core.retry import RetryPolicy
 from groundplane.core.secrets import mask_url
-from groundplane.jobs.port import Change, Finish, JobState, Outcome, Progress, Watch
+from groundplane.jobs.port import Change, Finish, JobState, Outcome, Progress, Question, Standing, Watch
 from groundplane.mesh.batching import Batcher
 from groundplane.mesh.reporting import Reporter
 from groundplane.queues.port import Carried
@@ -54,10 +55,10 @@ class HttpReporter:
         if changes:
             self._batches.submit((changes, token)).add_done_callback(self._posted)
 
-    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
-        """See the protocol: the answer to a report tells the state."""
-        outcomes = await self.apply(changes, token)
-        return outcomes[0].state, []
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[Standing | None, list[Change]]:
+        """See the protocol: the answer to a report tells the state, and no deadline."""
+        state = (await self.apply(changes, token))[0].state
+        return (Standing(state) if state is not None else None), []
 
     async def carried(self, changes: Sequence[Change], *, of_live: bool = True) -> Carried | None:
         """See the protocol."""
@@ -67,6 +68,10 @@ class HttpReporter:
         """See the protocol."""
         status, body = await self._request("GET", f"/jobs/{quote(job_id, safe='')}/active", None, token)
         return _state(status, body)
+
+    async def questions(self, job_id: str, ids: Sequence[str]) -> list[Question]:
+        """See the protocol: a gateway is told, not asked."""
+        raise Unsupported("ask: this sidecar reports to a gateway, which takes no questions; give it --jobs")
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[Watch]:

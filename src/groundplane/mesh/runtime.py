@@ -73,6 +73,8 @@ EXIT_WAIT_S = 1.0
 GREETING_S = 30.0
 PROBE_S = 5.0
 MESSAGE_CHARS_MAX = 8 * 1024
+QUESTION_CHARS_MAX = 16 * 1024
+LOG_BYTES_MAX = 64 * 1024
 TRACEBACK_CHARS_MAX = 64 * 1024
 
 EXIT_OK, EXIT_USAGE, EXIT_HANDLER, EXIT_SOCKET, EXIT_WORKERS, EXIT_GRACE = 0, 2, 3, 4, 5, 6
@@ -145,6 +147,30 @@ class Reject(Signal):
     __groundplane__ = "reject"
 
 
+class Declined(Exception):
+    """The person who was asked did not accept: `action` is `decline` or `cancel`, `key` which question it was.
+
+    Where the handler does not catch it, its envelope has failed and is not tried again.
+    """
+
+    __groundplane__ = "declined"
+    code, reason, retryable = "failed_precondition", "declined", False
+
+    def __init__(self, action: str, key: str = "") -> None:
+        super().__init__(f"question {key!r} was not answered: {action}")
+        self.action = action
+        self.key = key
+
+
+class Suspended(BaseException):
+    """Ends a run of the handler that waits for an answer. The handler runs again, from its start, when there is one.
+
+    No `Exception`, so that a handler does not take it for a failure. Whoever catches it must raise it again.
+    """
+
+    __groundplane__ = "suspended"
+
+
 class Fault(Exception):
     """An error with a code and a reason of Groundplane's tables (`reference/errors`)."""
 
@@ -178,7 +204,7 @@ class Context:
     """The call that a handler is in. All methods may be used from the handler's threads.
 
     `envelope` is the whole envelope as a dict, `headers` its headers; `attempt` counts from 1; `idempotency_key` is the
-    same for every attempt; `join` is set in an actor that joins.
+    same for every attempt; `join` is set in an actor that joins; `traceparent` is the W3C trace context of this call.
     """
 
     __groundplane__ = "context"
@@ -199,6 +225,15 @@ class Context:
         if self._deadline_ms is not None:
             ends.append(self._deadline_ms / 1000 - time.time())
         self._ends_at = time.monotonic() + min(ends) if ends else None
+        self._unnamed = 0
+
+    @property
+    def traceparent(self) -> str | None:
+        """The span of this call, where the sidecar makes spans; else the one that the work came with; None without a
+        trace. `opentelemetry.propagate.extract(ctx.headers)` makes it the parent of the handler's own spans.
+        """
+        found = self.headers.get("traceparent")
+        return found if isinstance(found, str) else None
 
     @property
     def deadline(self) -> datetime | None:
@@ -230,7 +265,8 @@ class Context:
         self._link.event({"t": "heartbeat", "id": self._call})
 
     def once(self, key: str, fn: Callable[[], Any], *, in_doubt: str = "run") -> Any:
-        """The result of `fn()`, which is called only if no attempt has recorded a result under `key` before.
+        """The result of `fn()`, which is called only if no attempt at this envelope has recorded a result under `key`
+        before. Other envelopes and other hops have keys of their own.
 
         The result must be plain data. It is durable when this returns. Where an earlier attempt began and recorded no
         end, `in_doubt` decides: `run` again (right for effects that are idempotent by key) or `raise` with reason
@@ -242,6 +278,69 @@ class Context:
         value = fn()
         self._link.ask(self._call, {"op": "once_end", "key": key, "value": value})
         return value
+
+    def ask(self, message: str, schema: Any = bool, *, key: str | None = None) -> Any:
+        """The answer of a person to a question. In an async handler: `await ctx.ask(…)`.
+
+        While there is no answer this does not return: the run ends, the job is paused with its deadline frozen, and
+        nothing waits in memory. With the answer the handler runs again **from its start** and comes here again, where
+        the answer is returned at once. So effects before a question go into `once`, and the questions that a run asks
+        must be the same, in the same order, or have a `key` (a letter, then letters, digits, `_`, `-`).
+
+        `schema` is what is asked for: `bool`, `int`, `float`, `str`, a `Literal`, an enum or a list of texts to choose
+        from, for one value; a map of names to these, a dataclass or a struct, for several; or a JSON Schema as MCP
+        allows it for elicitation (a flat object of texts, numbers, booleans and choices). Returns the value, a map, or
+        the dataclass or struct; raises `Declined` where the person declines.
+        """
+        return self._answers(*self._asked({key: (message, schema)}))[0]
+
+    def ask_all(self, questions: Mapping[str, tuple[str, Any] | str]) -> dict[str, Any]:
+        """The answers to several questions that are asked at once: `{"sure": ("Delete 3 files?", bool), …}` by key, as
+        `ask` takes them. Returns a map with the same keys; raises `Declined` where one of them is declined.
+        """
+        return _by_key(questions, self._answers(*self._asked(questions)))
+
+    def sample(self, messages: Any, *, max_tokens: int, key: str | None = None, **params: Any) -> dict[str, Any]:
+        """A completion by the model of the client that called the tool: a map with `role`, `content`, `model`.
+
+        `messages` is a text, or a list of maps with `role` and `content`; other parameters are those of MCP's
+        `sampling/createMessage` (`systemPrompt`, `temperature`, `stopSequences`, …). As durable as `ask`.
+        """
+        return self._answers(*self._asked({key: _sampling(messages, max_tokens, params)}))[0]  # type: ignore[no-any-return]
+
+    def roots(self, *, key: str | None = None) -> list[dict[str, Any]]:
+        """The roots of the client that called the tool: maps with `uri` and perhaps `name`. As durable as `ask`."""
+        return self._answers(*self._asked({key: _roots()}))[0]  # type: ignore[no-any-return]
+
+    def _asked(self, questions: Mapping[Any, Any]) -> tuple[dict[str, Any], list[Question]]:
+        """The frame that asks, and the questions in it."""
+        if not questions:
+            raise _bad_question("questions: {} is empty; ask at least one")
+        asked = []
+        for key, given in questions.items():
+            question = given if isinstance(given, Question) else Question.of(given)
+            if key is None:
+                key, self._unnamed = str(self._unnamed), self._unnamed + 1
+            elif not _is_key(key):
+                raise _bad_question(f"key: {key!r} is not a letter, then at most 63 letters, digits, '_' and '-'")
+            question.key = key
+            asked.append(question)
+        return {"op": "question", "questions": [one.shown() for one in asked]}, asked
+
+    def _answers(self, frame: dict[str, Any], asked: list[Question]) -> list[Any]:
+        return _answers_of(self._link.ask(self._call, frame), asked)
+
+    def log(self, level: str, message: str, **data: Any) -> None:
+        """A line for the job's log, at one of the levels of RFC 5424 (`debug`, `info`, `notice`, `warning`, `error`,
+        `critical`, `alert`, `emergency`), with plain data; clients that follow the job see it. Never fails because of
+        the connection; of very many lines the last are left out.
+        """
+        if level not in _LOG_LEVELS:
+            raise ValueError(f"level: {level!r} is none of {', '.join(_LOG_LEVELS)}")
+        size = len(JsonCodec().encode(data)) + len(message)
+        if size > LOG_BYTES_MAX:
+            raise ValueError(f"data: {size} bytes are over the limit of {LOG_BYTES_MAX} of a line")
+        self._link.event({"t": "log", "id": self._call, "level": level, "message": str(message), "data": data})
 
     def count(self, name: str, value: float = 1, **labels: str) -> None:
         """Add to a counter metric of this actor."""
@@ -261,7 +360,7 @@ class Context:
 
 
 class AsyncContext(Context):
-    """The context of an async handler: `once` is awaited."""
+    """The context of an async handler: `once` and what asks are awaited."""
 
     async def once(self, key: str, fn: Callable[[], Any], *, in_doubt: str = "run") -> Any:
         reply = await self._link.ask(self._call, _once_begin(key, in_doubt))
@@ -273,6 +372,24 @@ class AsyncContext(Context):
         await self._link.ask(self._call, {"op": "once_end", "key": key, "value": value})
         return value
 
+    async def ask(self, message: str, schema: Any = bool, *, key: str | None = None) -> Any:
+        return (await self._answers(*self._asked({key: (message, schema)})))[0]
+
+    async def ask_all(self, questions: Mapping[str, tuple[str, Any] | str]) -> dict[str, Any]:  # type: ignore[override]
+        return _by_key(questions, await self._answers(*self._asked(questions)))
+
+    async def sample(  # type: ignore[override]
+        self, messages: Any, *, max_tokens: int, key: str | None = None, **params: Any
+    ) -> dict[str, Any]:
+        answers = await self._answers(*self._asked({key: _sampling(messages, max_tokens, params)}))
+        return answers[0]  # type: ignore[no-any-return]
+
+    async def roots(self, *, key: str | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
+        return (await self._answers(*self._asked({key: _roots()})))[0]  # type: ignore[no-any-return]
+
+    async def _answers(self, frame: dict[str, Any], asked: list[Question]) -> list[Any]:  # type: ignore[override]
+        return _answers_of(await self._link.ask(self._call, frame), asked)
+
 
 def _once_begin(key: str, in_doubt: str) -> dict[str, Any]:
     if type(key) is not str or not key:
@@ -280,6 +397,244 @@ def _once_begin(key: str, in_doubt: str) -> dict[str, Any]:
     if in_doubt not in ("run", "raise"):
         raise ValueError(f"in_doubt: {in_doubt!r} is neither 'run' nor 'raise'")
     return {"op": "once_begin", "key": key, "in_doubt": in_doubt}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions: what may be asked for, and how answers are read
+# ---------------------------------------------------------------------------------------------------------------------
+
+_LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+_PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
+_DESCRIBED = ("type", "title", "description", "default")
+_KEYWORDS = {
+    "string": ("minLength", "maxLength", "format", "enum", "enumNames", "oneOf"),
+    "number": ("minimum", "maximum"),
+    "integer": ("minimum", "maximum"),
+    "boolean": (),
+    "array": ("items", "minItems", "maxItems"),
+}
+_FORMATS = ("email", "uri", "date", "date-time")
+
+
+class Question:
+    """What is asked, and `read`, which makes of the content of an answer what the handler gets."""
+
+    def __init__(
+        self,
+        kind: str,
+        message: Any,
+        schema: dict[str, Any] | None = None,
+        params: dict[str, Any] | None = None,
+        read: Callable[[Any], Any] = lambda content: content,
+    ) -> None:
+        if not isinstance(message, str) or len(message) > QUESTION_CHARS_MAX:
+            raise _bad_question(f"message: {_show(message)} is no text of at most {QUESTION_CHARS_MAX} characters")
+        self.kind = kind
+        self.message = message
+        self.schema = schema
+        self.params = params or {}
+        self.read = read
+        self.key = ""
+
+    @classmethod
+    def of(cls, given: Any) -> Question:
+        """A question for a person: its message, or message and schema."""
+        message, schema = given if isinstance(given, tuple) and len(given) == 2 else (given, bool)
+        form, read = question_form(schema)
+        return cls("elicit", message, form, None, read)
+
+    def shown(self) -> dict[str, Any]:
+        """As it is sent."""
+        return {
+            "key": self.key,
+            "kind": self.kind,
+            "message": self.message,
+            "schema": self.schema,
+            "params": self.params,
+        }
+
+
+def _sampling(messages: Any, max_tokens: int, params: dict[str, Any]) -> Question:
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": {"type": "text", "text": messages}}]
+    listed = isinstance(messages, list) and messages and all(isinstance(one, dict) for one in messages)
+    if not listed or not all(one.get("role") in ("user", "assistant") and "content" in one for one in messages):
+        raise _bad_question(f"messages: {_show(messages)} is neither a text nor a list of maps with role and content")
+    if type(max_tokens) is not int or max_tokens < 1:
+        raise _bad_question(f"max_tokens: {max_tokens!r} is not a number of tokens; use 1 or more")
+    text = next((one["content"].get("text") for one in messages[::-1] if isinstance(one["content"], dict)), None)
+    return Question("sample", str(text or "")[:1000], None, {"messages": messages, "maxTokens": max_tokens, **params})
+
+
+def _roots() -> Question:
+    return Question("roots", "", None, None, lambda content: content.get("roots") or [])
+
+
+def _answers_of(reply: dict[str, Any], asked: list[Question]) -> list[Any]:
+    """What a reply says to each question; `Suspended` where answers are missing."""
+    if reply.get("state") != "answered":
+        raise Suspended("the run ends here: it waits for an answer")
+    answers = []
+    for at, question in enumerate(asked):
+        answer = reply["answers"][at]
+        if answer.get("action") != "accept":
+            raise Declined(str(answer.get("action")), question.key)
+        answers.append(question.read(answer.get("content")))
+    return answers
+
+
+def _by_key(questions: Iterable[str], answers: list[Any]) -> dict[str, Any]:
+    return {key: answers[at] for at, key in enumerate(questions)}
+
+
+def _is_key(key: Any) -> bool:
+    plain = isinstance(key, str) and key.isascii() and len(key) <= 64 and key[:1].isalpha()
+    return plain and key.replace("_", "").replace("-", "").isalnum()
+
+
+def _bad_question(message: str) -> Fault:
+    return Fault("invalid_argument", "", message, False)
+
+
+def question_form(given: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+    """What is asked for as a JSON Schema that MCP allows for elicitation, and what reads an answer that fits it.
+
+    `Fault` (`invalid_argument`) names the field and shows the value of what a client could not show as a form.
+    """
+    if isinstance(given, type) and (hasattr(given, "__dataclass_fields__") or hasattr(given, "__struct_fields__")):
+        return _form_of_class(given)
+    if not isinstance(given, dict):
+        field, _ = _field("value", given)
+        return _form({"value": field}, ["value"]), lambda content: content["value"]
+    if "properties" in given or isinstance(given.get("type"), str):
+        return _checked_form(given), dict
+    fields = {name: _field(name, one) for name, one in given.items()}
+    required = [name for name, (field, optional) in fields.items() if not optional and "default" not in field]
+    return _form({name: field for name, (field, _) in fields.items()}, required), dict
+
+
+def _form(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return _checked_form({"type": "object", "properties": fields, "required": required})
+
+
+def _form_of_class(given: type) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+    """Of a dataclass or a struct: its fields, those without a default required."""
+    fields: dict[str, Any] = {}
+    empty: dict[str, Any] = {}
+    required: list[str] = []
+    types = _resolved(given)
+    for name, default in _defaults(given):
+        field, optional = _field(name, types.get(name))
+        if default is _MISSING and optional:
+            empty[name] = None
+        elif default is _MISSING:
+            required.append(name)
+        elif default is not None:
+            field["default"] = getattr(default, "value", default)
+        fields[name] = field
+
+    def read(content: Any) -> Any:
+        values = {**empty, **content}
+        return given(**values) if msgspec is None else msgspec.convert(values, given)
+
+    return _form(fields, required), read
+
+
+def _defaults(given: Any) -> Iterable[tuple[str, Any]]:
+    """The fields of a dataclass or a struct, each with its default or `_MISSING`."""
+    if hasattr(given, "__struct_fields__"):
+        nothing, found = msgspec.NODEFAULT, msgspec.structs.fields(given)
+    else:
+        import dataclasses
+
+        nothing, found = dataclasses.MISSING, dataclasses.fields(given)
+    for one in found:
+        made = one.default_factory is not nothing
+        default = one.default_factory() if made else one.default
+        yield one.name, _MISSING if default is nothing else default
+
+
+def _field(name: str, given: Any) -> tuple[dict[str, Any], bool]:
+    """The schema of one field from a type, a list of choices or a schema; and whether it may be left out."""
+    if isinstance(given, dict):
+        return dict(given), False
+    if isinstance(given, type) and given in _PLAIN:
+        return {"type": _PLAIN[given]}, False
+    if isinstance(given, list):
+        return {"type": "string", "enum": list(given)}, False
+    if isinstance(given, type) and hasattr(given, "__members__"):
+        return {"type": "string", "enum": [one.value for one in given]}, False  # type: ignore[attr-defined]
+    origin: Any = getattr(given, "__origin__", None)
+    args: Any = getattr(given, "__args__", ())
+    if str(origin) == "typing.Literal":
+        return {"type": "string", "enum": list(args)}, False
+    if origin is list and len(args) == 1:
+        return {"type": "array", "items": _field(name, args[0])[0]}, False
+    some = [one for one in args if one is not type(None)]
+    is_union = str(origin) == "typing.Union" or type(given).__name__ == "UnionType"
+    if is_union and len(some) == 1 and len(args) == 2:
+        return _field(name, some[0])[0], True
+    raise _bad_question(
+        f"schema.{name}: {_show(given)} cannot be asked for; use bool, int, float, str, a Literal, an enum, a list of "
+        "texts to choose from, or a JSON Schema of these"
+    )
+
+
+def _checked_form(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, where it is one that MCP allows: a flat object of fields that a form can show."""
+    fields = schema.get("properties")
+    if schema.get("type") != "object" or not isinstance(fields, dict):
+        raise _bad_question(f"schema: {_show(schema)} is no object with properties")
+    for keyword, value in schema.items():
+        closed = keyword == "additionalProperties" and value is False
+        if keyword not in ("type", "properties", "required", "title", "description", "$schema") and not closed:
+            raise _bad_question(f"schema.{keyword}: {_show(value)} is nothing that a form can show; leave it out")
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not all(name in fields for name in required):
+        raise _bad_question(f"schema.required: {_show(required)} is no list of names of properties")
+    for name, field in fields.items():
+        _check_field(f"schema.{name}", field)
+    return schema
+
+
+def _check_field(where: str, field: Any) -> None:
+    kind = field.get("type") if isinstance(field, dict) else None
+    if not isinstance(kind, str) or kind not in _KEYWORDS:
+        raise _bad_question(f"{where}: {_show(field)} is no text, number, boolean or choice; a form is flat")
+    for keyword, value in field.items():
+        if keyword not in _DESCRIBED and keyword not in _KEYWORDS[kind]:
+            raise _bad_question(f"{where}.{keyword}: {_show(value)} is nothing that a form can show for {kind!r}")
+    if field.get("format", "email") not in _FORMATS:
+        raise _bad_question(f"{where}.format: {_show(field['format'])} is none of {', '.join(_FORMATS)}")
+    if kind == "array":
+        items = field.get("items")
+        if not isinstance(items, dict) or not ("enum" in items or "anyOf" in items):
+            raise _bad_question(f"{where}.items: {_show(items)} is no choice; of a list, choices alone can be shown")
+        _check_choices(f"{where}.items", items, "anyOf")
+    else:
+        _check_choices(where, field, "oneOf")
+    _check_default(where, field, kind)
+
+
+def _check_choices(where: str, field: dict[str, Any], titled: str) -> None:
+    plain: Any = field.get("enum")
+    named: Any = field.get(titled)
+    if "enum" in field and not (isinstance(plain, list) and plain and all(isinstance(one, str) for one in plain)):
+        raise _bad_question(f"{where}.enum: {_show(plain)} is no list of texts")
+    if titled not in field:
+        return
+    fits = isinstance(named, list) and named and all(isinstance(one, dict) for one in named)
+    if not fits or not all(isinstance(one.get("const"), str) and isinstance(one.get("title"), str) for one in named):
+        raise _bad_question(f"{where}.{titled}: {_show(named)} is no list of maps with the texts const and title")
+
+
+def _check_default(where: str, field: dict[str, Any], kind: str) -> None:
+    if "default" not in field:
+        return
+    fits = {"string": str, "boolean": bool, "array": list, "number": (int, float), "integer": int}
+    value = field["default"]
+    if not isinstance(value, fits[kind]) or (isinstance(value, bool) and kind != "boolean"):  # type: ignore[arg-type]
+        raise _bad_question(f"{where}.default: {_show(value)} does not fit {kind!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -502,6 +857,10 @@ class Wire:
         if outputs.stopped_with is not _MISSING:
             head["payload"] = outputs.stopped_with
         return self.codec.join(head, outputs.encoded)
+
+    def suspended(self, call: Any) -> bytes:
+        """The frame that ends a call which waits for an answer."""
+        return self.codec.encode({"t": "result", "id": call, "outputs": [], "end": "suspended"})
 
     def error(self, call: Any, error: dict[str, Any]) -> bytes:
         """The frame that ends a call which failed; without a call's id also the connection."""
@@ -1127,14 +1486,14 @@ class Connection:
     def ask(self, call: Any, question: dict[str, Any]) -> dict[str, Any]:
         """Put a question to the sidecar and wait for its reply."""
         if self._wire.lists_fan_out:
-            raise Fault("unsupported", "", "once: the sidecar speaks protocol 0, which has no ledger; use protocol 1")
+            raise _needs_protocol_one(question)
         with self._reading:
             self._seq += 1
             seq = self._seq
             self.send(self._wire.codec.encode({"t": "ask", "id": call, "seq": seq, **question}))
             while seq not in self._replies:
                 if self._lost:
-                    raise Fault("unavailable", "connection_error", "once: the sidecar went away before it answered")
+                    raise Fault("unavailable", "connection_error", "ask: the sidecar went away before it answered")
                 self._receive(0)
             return _answer(self._replies.pop(seq))
 
@@ -1186,6 +1545,11 @@ class Connection:
             return  # it stopped sending: answer now
         finally:
             self._sock.settimeout(None)
+
+
+def _needs_protocol_one(question: dict[str, Any]) -> Fault:
+    name, lacks = ("ask", "questions") if question["op"] == "question" else ("once", "ledger")
+    return Fault("unsupported", "", f"{name}: the sidecar speaks protocol 0, which has no {lacks}; use protocol 1")
 
 
 def _answer(reply: dict[str, Any]) -> dict[str, Any]:
@@ -1312,6 +1676,8 @@ class WorkerProcess:
             else:
                 outputs.take(value)
             return wire.result(call["id"], outputs), False
+        except Suspended:
+            return wire.suspended(call["id"]), False
         except BaseException as error:
             return self.failure(wire, call, error), isinstance(error, (SystemExit, KeyboardInterrupt))
 
@@ -1442,7 +1808,7 @@ class AsyncConnection:
 
     async def ask(self, call: Any, question: dict[str, Any]) -> dict[str, Any]:
         if self._wire.lists_fan_out:
-            raise Fault("unsupported", "", "once: the sidecar speaks protocol 0, which has no ledger; use protocol 1")
+            raise _needs_protocol_one(question)
         self._seq += 1
         seq = self._seq
         self._send(self._wire.codec.encode({"t": "ask", "id": call, "seq": seq, **question}))
@@ -1490,6 +1856,8 @@ class AsyncConnection:
         except self._asyncio.CancelledError as error:
             reason = self._reasons.get(identifier)
             body = wire.error(identifier, _ended(reason)) if reason else self._worker.failure(wire, call, error)
+        except Suspended:
+            body = wire.suspended(identifier)
         except BaseException as error:
             body = self._worker.failure(wire, call, error)
         self._end(identifier, body)
@@ -2262,4 +2630,6 @@ def _start_again_without_preload(name: str, arguments: list[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    # a handler that imports `Declined` from the package is to catch the one that is raised here
+    sys.modules.setdefault("groundplane.mesh.runtime", sys.modules[__name__])
     sys.exit(main())

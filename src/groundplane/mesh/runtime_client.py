@@ -56,7 +56,7 @@ class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallEvents(Protocol):
-    """What happens during a call. The first three must return at once; `ask` may take its time."""
+    """What happens during a call. All but `ask`, which may take its time, must return at once."""
 
     def progress(self, percent: float, message: str) -> None:
         """The handler reports how far it is."""
@@ -68,6 +68,10 @@ class CallEvents(Protocol):
 
     def metric(self, name: str, kind: str, value: float, labels: dict[str, str]) -> None:
         """The handler records a value of its own metric."""
+        ...
+
+    def log(self, level: str, message: str, data: dict[str, Any]) -> None:
+        """The handler writes a line for the job's log."""
         ...
 
     async def ask(self, op: str, fields: dict[str, Any]) -> Any:

@@ -63,6 +63,9 @@ class RuntimeFrame(msgspec.Struct):
     op: str = ""
     key: str = ""
     in_doubt: str = "run"
+    level: str = ""
+    data: dict[str, Any] = {}
+    questions: list[dict[str, Any]] = []
 
 
 _decoders: dict[str, Any] = {
@@ -182,7 +185,12 @@ class Link(asyncio.Protocol):
 
     async def _answer(self, call: RunningCall, frame: RuntimeFrame) -> None:
         reply: dict[str, Any] = {"t": "reply", "id": frame.id, "seq": frame.seq}
-        fields = {"key": frame.key, "value": frame.value, "in_doubt": frame.in_doubt}
+        fields = {
+            "key": frame.key,
+            "value": frame.value,
+            "in_doubt": frame.in_doubt,
+            "questions": frame.questions,
+        }
         try:
             reply["value"] = await call.events.ask(frame.op, fields)
         except GroundplaneError as error:
@@ -236,13 +244,15 @@ class RunningCall:
         self.link.calls.pop(self._id, None)
 
     def event(self, frame: RuntimeFrame) -> None:
-        """Progress, a heartbeat, a metric. Others are of a newer runtime and ignored."""
+        """Progress, a heartbeat, a metric, a line of the log. Others are of a newer runtime and ignored."""
         if frame.t == "progress":
             self.events.progress(frame.percent, frame.message)
         elif frame.t == "heartbeat":
             self.events.heartbeat()
         elif frame.t == "metric" and isinstance(frame.value, int | float):
             self.events.metric(frame.name, frame.kind, frame.value, frame.labels)
+        elif frame.t == "log":
+            self.events.log(frame.level, frame.message, frame.data)
 
 
 async def connect(settings: RuntimeSettings, hello: dict[str, Any], lost: Callable[[Link], None]) -> Link | None:
@@ -267,6 +277,9 @@ async def connect(settings: RuntimeSettings, hello: dict[str, Any], lost: Callab
 
 
 def _result(frame: RuntimeFrame) -> Outcome:
+    if frame.end == "suspended":  # where something was asked, nobody looks at this
+        message = "the handler's run ended as suspended, and nothing was asked"
+        return Failure(reason="processing_error", message=message, type="Suspended", retryable=False)
     outputs = []
     for one in frame.outputs:
         route = route_of(one.route)

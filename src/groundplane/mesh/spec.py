@@ -1,4 +1,6 @@
-"""What a mesh is made of: actors, tools (named routes), and the limits that hold for all of them. Values, no I/O."""
+"""What a mesh is made of: actors, what clients are offered (tools, prompts, resources), and the limits that hold for
+all of them. Values, no I/O.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,15 @@ from groundplane.core.retry import RetryPolicy
 
 ACTOR_TIMEOUT_S = 300.0
 TOOL_TIMEOUT_S = 300.0
+PROMPT_TIMEOUT_S = 30.0
+TASK_AFTER_S = 0.25
 PAYLOAD_INLINE_BYTES_MAX = 256 * 1024
 PAYLOAD_BYTES_MAX = 100 * 1024 * 1024
 HOPS_MAX = 64
 FANOUT_MAX = 10_000
 GRACE_S = 30.0
 RESULTS_PREFIX, ERRORS_PREFIX = "results", "errors"
+TaskPolicy = Literal["never", "optional", "required"]
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -56,8 +61,10 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A tool: what clients call. `input_schema` is a JSON Schema (2020-12) object; its properties are the arguments.
 
-    `on_disconnect` says what a caller's disconnect does to the job of a synchronous call. `origin` is `app` or
-    file:line.
+    `on_disconnect` says what a caller's disconnect does to the job of a synchronous call. With `content` its result is
+    a list of MCP content blocks. `task` says whether a call becomes an MCP task where the client takes one, after
+    `task_after_s` seconds in which it may end or ask. `updates` are URIs of resources that are other than before when
+    a job of it has succeeded. `origin` is `app` or file:line.
     """
 
     name: str
@@ -70,6 +77,75 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     on_disconnect: Literal["cancel", "detach"] = "detach"
     metadata: dict[str, Any] = {}
     origin: str = "app"
+    title: str = ""
+    content: bool = False
+    task: TaskPolicy = "optional"
+    task_after_s: float = TASK_AFTER_S
+    annotations: dict[str, Any] = {}
+    updates: list[str] = []
 
 
-__all__ = ["ERROR_END", "HAPPY_END", "ActorSpec", "Limits", "ToolSpec"]
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """How one argument is completed: from `values`, or by `actor`, which is given those of `value` (what was typed) and
+    `arguments` (the others) that it `takes`, and returns a list of texts.
+    """
+
+    values: list[str] = []
+    actor: str | None = None
+    takes: tuple[str, ...] = ("value",)
+
+
+class PromptArgument(msgspec.Struct, frozen=True, kw_only=True):
+    """An argument of a prompt. Its value is text."""
+
+    name: str
+    description: str = ""
+    required: bool = False
+
+
+class PromptSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt: messages that a client puts before its model, made by a route of actors, or `text` as it is."""
+
+    name: str
+    route: list[str] = []
+    text: str | None = None
+    title: str = ""
+    description: str = ""
+    arguments: list[PromptArgument] = []
+    complete: dict[str, Completion] = {}
+    timeout_s: float = PROMPT_TIMEOUT_S
+    origin: str = "app"
+
+
+class ResourceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource that clients read at `uri`: made by a route of actors, or `text` or `data` as they are.
+
+    A `uri` with variables (`notes://{id}`, with `{+path}` over slashes) is a template; they are the route's arguments.
+    """
+
+    uri: str
+    name: str
+    route: list[str] = []
+    text: str | None = None
+    data: bytes | None = None
+    title: str = ""
+    description: str = ""
+    mime_type: str = "text/plain"
+    variables: list[str] = []
+    complete: dict[str, Completion] = {}
+    timeout_s: float = PROMPT_TIMEOUT_S
+    origin: str = "app"
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an App offers to clients."""
+
+    tools: list[ToolSpec] = []
+    prompts: list[PromptSpec] = []
+    resources: list[ResourceSpec] = []
+
+
+__all__ = [
+    "ERROR_END", "HAPPY_END", "ActorSpec", "Completion", "Limits", "Offer", "PromptArgument", "PromptSpec",
+    "ResourceSpec", "TaskPolicy", "ToolSpec",
+]  # fmt: skip

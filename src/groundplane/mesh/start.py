@@ -14,6 +14,7 @@ from groundplane.core.envelope import Envelope
 from groundplane.core.errors import InvalidArgument
 from groundplane.core.ids import new_id
 from groundplane.core.names import check_name
+from groundplane.core.trace_context import NAMES, TRACEPARENT
 from groundplane.jobs.port import Created, NewJob, OutboxMessage
 from groundplane.mesh.routing import RESERVED, dedup_key
 from groundplane.mesh.spec import ERROR_END, HAPPY_END, HOPS_MAX, ActorSpec, ToolSpec
@@ -103,22 +104,25 @@ async def start_job(
     arguments: Any,
     *,
     owner: str = "",
+    job_id: str | None = None,
     idempotency_key: str | None = None,
     headers: Mapping[str, Any] | None = None,
     timeout_s: float | None = None,
     claims: Claims | None = None,
+    live_max: int | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Created:
     """Create the job and its first envelope in one transaction. `timeout_s` defaults to the tool's; with `claims`,
-    arguments over the inline limit travel as a claim check.
+    arguments over the inline limit travel as a claim check. `job_id` is a new one by default.
 
-    A repeated idempotency key of the same owner gives the job that is there. Raises as `first_message` does, and
-    `conflict` (`idempotency_mismatch`).
+    A repeated idempotency key of the same owner gives the job that is there. Raises as `first_message` does,
+    `conflict` (`idempotency_mismatch`), `already_exists` for a `job_id` that is taken, and `resource_exhausted`
+    (`live_jobs`) where the owner has `live_max` jobs that have not ended.
     """
     limit_s = tool.timeout_s if timeout_s is None else timeout_s
     if not limit_s > 0:
         raise InvalidArgument(f"timeout_s: {timeout_s!r} must be more than 0 seconds")
-    job_id = new_id()
+    job_id = job_id or new_id()
     token = secrets.token_urlsafe(TOKEN_BYTES)
     deadline_at = clock.now_ms() + round(limit_s * 1000)
     given = dict(headers or {})
@@ -135,7 +139,8 @@ async def start_job(
         idempotency_key=idempotency_key,
         deadline_at=deadline_at,
         token_hash=token_hash(token),
-        trace=str(given.get("traceparent", "")),
+        trace=str(given.get(TRACEPARENT, "")),
+        live_max=live_max,
     )
     return await jobs.create(job, [message])
 
@@ -161,9 +166,9 @@ def _first(
 
 def transport_headers(envelope: Envelope) -> dict[str, str]:
     """Headers of the queue's message: what tools that do not read envelopes need."""
-    trace = envelope.headers.get("traceparent")
     kind = {"content-type": "application/msgpack"}
-    return {**kind, "traceparent": trace} if isinstance(trace, str) else kind
+    trace = {name: text for name in NAMES if isinstance(text := envelope.headers.get(name), str)}
+    return {**kind, **trace} if trace else kind
 
 
 def queue_specs(

@@ -31,6 +31,7 @@ from groundplane.queues.port import (
     Reject,
     Settlement,
 )
+from groundplane.telemetry.calls import measured
 
 T = TypeVar("T")
 
@@ -120,6 +121,7 @@ class Queues:
         state = "closed" if self._closing else f"{len(self._consumers)} consumers"
         return f"<Queues on {self.driver!r}, {state}>"
 
+    @measured("queues")
     async def declare(self, *specs: QueueSpec) -> None:
         """Create queues, or give existing ones these limits; durable, idempotent, messages stay."""
         for spec in specs:
@@ -127,10 +129,12 @@ class Queues:
         if specs:
             await self._call(lambda: self.driver.declare(specs))
 
+    @measured("queues")
     async def queues(self) -> list[QueueSpec]:
         """The declared queues, by name."""
         return await self._call(self.driver.queues)
 
+    @measured("queues")
     async def send(self, *messages: OutgoingMessage) -> None:
         """Durable when it returns, as one commit or confirm window.
 
@@ -173,11 +177,13 @@ class Queues:
                 self._consumers.discard(consumer)
                 await consumer.aclose()
 
+    @measured("queues")
     async def depth(self, queue: str) -> Depth:
         """Counts now. Raises `not_found`."""
         check_name("queue", queue)
         return await self._call(lambda: self.driver.depth(queue))
 
+    @measured("queues")
     async def list_dead(
         self, queue: str | None = None, *, cursor: str | None = None, limit: int = 100
     ) -> DeadLetterPage:
@@ -187,10 +193,12 @@ class Queues:
         limits.check_whole("limit", limit, 1, limits.PAGE_MAX)
         return await self._call(lambda: self.driver.dead_letters.list_dead(queue, cursor=cursor, limit=limit))
 
+    @measured("queues")
     async def get_dead(self, dead_id: str) -> DeadLetter:
         """One dead letter. Raises `not_found`."""
         return await self._call(lambda: self.driver.dead_letters.get_dead(dead_id))
 
+    @measured("queues")
     async def redrive(self, dead_id: str, *, payload: bytes | None = None) -> None:
         """Send a dead letter again at attempt 1, with its id, headers and trace; `payload` replaces the bytes.
 
@@ -223,9 +231,20 @@ class Queues:
             sent += 1
         return sent
 
+    @measured("queues")
     async def purge(self, *dead_ids: str) -> int:
         """Delete dead letters; how many there were."""
         return await self._call(lambda: self.driver.dead_letters.purge(list(dead_ids))) if dead_ids else 0
+
+    async def purge_all(self, queue: str, *, limit: int | None = None) -> int:
+        """Delete the dead letters that `queue` has now, at most the `limit` oldest; how many there were. Letters that
+        die while it runs are left alone. Raises `not_found`.
+        """
+        if limit is not None:
+            limits.check_whole("limit", limit, 1, 1_000_000_000)
+        wanted = await self._dead_ids(queue, limit)
+        batches = (wanted[start : start + limits.PAGE_MAX] for start in range(0, len(wanted), limits.PAGE_MAX))
+        return sum([await self.purge(*batch) for batch in batches])
 
     def statistics(self) -> Statistics:
         """Counters since opening."""
@@ -324,6 +343,7 @@ class Consumer:
         self._counters.redelivered += sum(delivery.attempt > 1 for delivery in deliveries)
         return deliveries
 
+    @measured("queues")
     async def settle(
         self,
         settlements: Sequence[Settlement],
@@ -362,6 +382,7 @@ class Consumer:
         """Make it a dead letter."""
         await self.settle((Reject(delivery, reason, error),))
 
+    @measured("queues")
     async def extend(self, deliveries: Sequence[Delivery], lease_s: float) -> None:
         """Hold them for `lease_s` seconds from now. `unsupported` where the driver has no leases."""
         self._queues._require(Capability.LEASE, "lease_s")

@@ -45,6 +45,10 @@ def message_bytes(message: OutgoingMessage) -> int:
 
 
 def _check_message(message: OutgoingMessage) -> None:
+    if not isinstance(message, OutgoingMessage):
+        raise InvalidArgument(
+            f"messages: {type(message).__name__!r} is no OutgoingMessage; give each as an argument: send(*messages)"
+        )
     if isinstance(message.queue, str):
         _check_queue(message.queue)
     else:

@@ -153,7 +153,8 @@ class QueueConsumer(Protocol):
         carry: Sequence[Carried] = (),
     ) -> None:
         """Send `sends` durably, then settle; with `ATOMIC_SETTLE` in one transaction. Returns when durable. Where not
-        atomic, retries and dead letters are durable before `sends`, so that what these cause never finds them missing.
+        atomic, retries and dead letters are durable before `sends`, so that what these cause never finds them missing;
+        a backend that confirms no acknowledgement may forget one when it dies just then: it comes again, `redelivered`.
 
         May be called concurrently. All or nothing where atomic. With `CARRY` the changes in `carry` are made in the
         same transaction. Raises `failed_precondition` with reason `delivery_settled` or `delivery_lost` (then nothing

@@ -35,6 +35,10 @@ class FastGauge(FastCounter):
     __slots__ = ()
     kind = GaugeMetricFamily
 
+    def set(self, value: float) -> None:
+        """Set."""
+        self.value = float(value)
+
     def dec(self) -> None:
         """Take one away."""
         self.value -= 1.0

@@ -3,16 +3,19 @@
     log = get_logger("sidecar", actor="double")
     log.info("ready", socket=path)
 
-A line has `time` (ISO 8601, Z), `level`, `logger`, `event` and the keys that were bound or given. Payloads and secrets
-are never passed to it. The level comes from `GROUNDPLANE_LOG_LEVEL`, `LOG_LEVEL` or `ASYA_LOG_LEVEL`, else INFO.
-Written here instead of taken from a library because a sidecar has 40 MB for everything.
+A line has `time` (ISO 8601, Z), `level`, `logger`, `event`, the ids of what its task is about (`about`: trace, job,
+message), and the keys that were bound or given. Payloads and secrets are never passed to it. The level comes from
+`GROUNDPLANE_LOG_LEVEL`, `LOG_LEVEL` or `ASYA_LOG_LEVEL`, else INFO. Written here instead of taken from a library
+because a sidecar has 40 MB for everything.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, TextIO
 
 import msgspec
@@ -35,6 +38,7 @@ class _Sink:
 
 
 _sink = _Sink()
+_about: ContextVar[Mapping[str, Any]] = ContextVar("groundplane_log_about", default={})  # noqa: B039  never changed
 
 
 def configure(level: str | None = None, *, form: Format = "auto", stream: TextIO | None = None) -> None:
@@ -51,6 +55,23 @@ def configure(level: str | None = None, *, form: Format = "auto", stream: TextIO
 def level_from(environ: Mapping[str, str]) -> str:
     """The name of the level that the environment asks for."""
     return next((environ[name] for name in _ENVIRONMENT if environ.get(name)), "INFO")
+
+
+@contextmanager
+def about(**keys: Any) -> Iterator[None]:
+    """Lines of this task, and of tasks that it starts, have these keys too while open; those without a value are left
+    out.
+    """
+    token = _about.set({**_about.get(), **{key: value for key, value in keys.items() if value}})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def also_about(**keys: Any) -> None:
+    """More keys for the innermost `about` of this task, as they become known."""
+    _about.set({**_about.get(), **{key: value for key, value in keys.items() if value}})
 
 
 class Logger:
@@ -82,12 +103,16 @@ class Logger:
         """Something went wrong and somebody should look."""
         self._write("ERROR", event, keys)
 
+    def critical(self, event: str, **keys: Any) -> None:
+        """The process cannot go on."""
+        self._write("CRITICAL", event, keys)
+
     def _write(self, level: str, event: str, keys: Mapping[str, Any]) -> None:
         if LEVELS[level] < _sink.level:
             return
         head = {"time": iso_z(SYSTEM_CLOCK.now_ms()), "level": level, "logger": self._name, "event": event}
         line = _json_line if _sink.json else _console_line
-        text = line(head, {**self._keys, **keys})
+        text = line(head, {**_about.get(), **self._keys, **keys})
         out = _sink.stream or sys.stderr
         try:
             out.write(text + "\n")
@@ -110,4 +135,4 @@ def _console_line(head: dict[str, Any], keys: dict[str, Any]) -> str:
     return f"{head['time'][11:23]} {head['level']:<8}{head['logger']}: {head['event']} {rest}".rstrip()
 
 
-__all__ = ["LEVELS", "Logger", "configure", "get_logger", "level_from"]
+__all__ = ["LEVELS", "Logger", "about", "also_about", "configure", "get_logger", "level_from"]

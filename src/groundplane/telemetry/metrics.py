@@ -63,6 +63,10 @@ class _Families:
         self.failed = counter("messages_failed", "Calls that failed, by reason.", "reason")
         self.active = FastFamily("groundplane_actor_active", "Deliveries being handled.", ("actor",), FastGauge)
         registry.register(self.active)
+        self.concurrency = FastFamily(
+            "groundplane_actor_concurrency", "Deliveries that may be handled at once.", ("actor",), FastGauge
+        )
+        registry.register(self.concurrency)
 
 
 _families: weakref.WeakKeyDictionary[CollectorRegistry, _Families] = weakref.WeakKeyDictionary()
@@ -90,6 +94,7 @@ class ActorMetrics:
         self.send = families.send.of(actor)
         self.size = families.size.of(actor)
         self.active = families.active.of(actor)
+        self.concurrency = families.concurrency.of(actor)
         self.actor = actor
         self._labels: dict[str, set[str]] = {"queue": set(), "reason": set()}
 

@@ -36,7 +36,7 @@ def descriptors(pid: int | None = None) -> dict[int, str]:
             target = os.readlink(f"{folder}/{name}")
         except OSError:
             continue  # the descriptor of the listing itself
-        if not target.startswith(_IGNORED_TARGETS):
+        if not target.startswith(_IGNORED_TARGETS) or target.startswith("/dev/shm/"):
             found[int(name)] = target
     return found
 
@@ -99,18 +99,29 @@ def processes_of_run(token: str) -> dict[int, str]:
 
 
 _runtime: set[int] = set()
-_RUNTIME_TARGETS = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")
 
 
-def _adopt_runtime(before: dict[int, str]) -> None:
-    """obstore starts one runtime in a process, with its first request, and keeps it: these are nobody's leak."""
-    if "obstore" in sys.modules and not _runtime:
-        fresh = {fd for fd, target in descriptors().items() if target in _RUNTIME_TARGETS and before.get(fd) != target}
-        if len(fresh) == _RUNTIME_DESCRIPTORS:
-            _runtime.update(fresh)
+def _adopt_runtime() -> None:
+    """obstore starts one runtime in a process, with its first request, and keeps it: these are nobody's leak. It is
+    known by its shape, as numbers may be those of a closed event loop: two descriptors that poll, and what wakes them.
+    """
+    if "obstore" not in sys.modules or _runtime:
+        return
+    found = descriptors()
+    polled = {fd: _polled(fd) for fd, target in found.items() if target == "anon_inode:[eventpoll]"}
+    for waker in (fd for fd, target in found.items() if target == "anon_inode:[eventfd]"):
+        pollers = [fd for fd, woken_by in polled.items() if waker in woken_by]
+        if len(pollers) == 2:
+            _runtime.update({waker, *pollers})
 
 
-_RUNTIME_DESCRIPTORS = 3
+def _polled(fd: int) -> set[int]:
+    """The descriptors that one which polls waits for: proc(5), `fdinfo`."""
+    try:
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    except OSError:
+        return set()  # closed meanwhile
+    return {int(line.split()[1]) for line in lines if line.startswith("tfd:")}
 
 
 def _closing_by_themselves() -> frozenset[str]:
@@ -145,7 +156,7 @@ class Snapshot:
         return self._difference()
 
     def _difference(self) -> list[str]:
-        _adopt_runtime(self.descriptors)
+        _adopt_runtime()
         left = [f"thread {t.name!r}" for t in threads() - self.threads if t.is_alive()]
         fresh = {fd: target for fd, target in descriptors().items() if self.descriptors.get(fd) != target}
         closing = _closing_by_themselves() if fresh else frozenset()

@@ -1,7 +1,8 @@
-"""Tool chains as pytest knows them: fixtures `node_toolchain`, `go_toolchain`, `maven_toolchain`, and markers.
+"""Tool chains as pytest knows them: fixtures `node_toolchain`, `go_toolchain`, `maven_toolchain`,
+`chromium_toolchain`, and markers.
 
-Marked `@pytest.mark.node`, `go` or `maven`, a test runs only where the tool chain is; a fixture tells where. What is
-missing skips, or fails where GROUNDPLANE_REQUIRE_SERVERS names it. Part of `groundplane.testing.plugin`.
+Marked `@pytest.mark.node`, `go`, `maven` or `chromium`, a test runs only where the tool chain is; a fixture tells
+where. What is missing skips, or fails where GROUNDPLANE_REQUIRE_SERVERS names it. Part of `groundplane.testing.plugin`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _MARKERS = {
     "node": "needs Node and npm on PATH",
     "go": "needs the Go tool chain on PATH",
     "maven": "needs a JDK and Maven on PATH",
+    "chromium": "needs Chromium on PATH",
 }
 
 
@@ -61,3 +63,9 @@ def go_toolchain() -> Toolchain:
 def maven_toolchain() -> Toolchain:
     """A JDK and Maven."""
     return required("maven")
+
+
+@pytest.fixture(scope="session")
+def chromium_toolchain() -> Toolchain:
+    """Chromium."""
+    return required("chromium")

@@ -36,6 +36,7 @@ from groundplane.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from pace import at_most
 
 pytestmark = pytest.mark.anyio
 
@@ -126,7 +127,7 @@ async def test_a_peer_that_accepts_and_is_silent_is_given_up_in_time() -> None:
         peer.frozen = True
         began = time.monotonic()
         assert await _reason(_open(peer.url, connect_timeout=0.3)) == "broker_silent"
-        assert 0.25 < time.monotonic() - began < 1.5
+        assert 0.25 < time.monotonic() - began < at_most(1.5)
 
 
 async def test_a_broker_that_freezes_during_the_login_is_given_up_in_time() -> None:
@@ -167,7 +168,7 @@ async def test_the_next_host_is_used_when_the_first_is_dead_or_frozen() -> None:
             url = f"amqp://guest:guest@{first},127.0.0.1:{good.port}/"
             began = time.monotonic()
             async with await _open(url, connect_timeout=2) as connection:
-                assert time.monotonic() - began < 1.8  # an even share for each
+                assert time.monotonic() - began < at_most(1.8)  # an even share for each
                 assert connection.peer == f"127.0.0.1:{good.port}"
 
 
@@ -532,7 +533,7 @@ async def test_closing_does_not_wait_for_a_blocked_broker() -> None:
         began = time.monotonic()
         await channel.aclose()
         await connection.aclose()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < at_most(1.0)
         with pytest.raises(Closed):
             await in_flight
 
@@ -710,7 +711,7 @@ async def test_closing_is_bounded_idempotent_and_safe_while_calls_are_blocked(mo
         channel, waiting, told = await _busy(connection)
         began = time.monotonic()
         await asyncio.gather(connection.aclose(), connection.aclose(), channel.aclose())
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < at_most(1.5)
         assert await _outcomes(waiting) == ["closed"] * 4
         await _until(lambda: len(told) == 2)
         with pytest.raises(Closed):
@@ -811,7 +812,7 @@ async def test_a_peer_that_falls_silent_is_dead_after_two_heartbeats() -> None:
         peer.frozen = True
         began = time.monotonic()
         await _until(lambda: not connection.is_open)
-        assert 1.5 < time.monotonic() - began < 2.6
+        assert 1.5 < time.monotonic() - began < at_most(2.6)
         assert await _outcomes(waiting) == ["broker_silent"] * 4
         await connection.aclose()
 

@@ -12,6 +12,7 @@ import pytest
 from groundplane.backends.postgres import Database, MigrationSet, Transaction
 from groundplane.backends.postgres.pipelining import Pipelining
 from groundplane.core.errors import AlreadyExists, Closed, FailedPrecondition, GroundplaneError, Internal, Unavailable
+from pace import at_most
 
 pytestmark = pytest.mark.anyio
 
@@ -151,7 +152,7 @@ async def test_a_call_that_takes_too_long_is_cut_off_and_the_next_works(postgres
         start = time.monotonic()
         with pytest.raises(Unavailable, match="did not answer within"):
             await db.query("SELECT pg_sleep(20)")
-        assert 0.9 < time.monotonic() - start < 2
+        assert 0.9 < time.monotonic() - start < at_most(2)
         assert await db.query("SELECT 1") == [(1,)]
 
 
@@ -170,7 +171,7 @@ async def test_cancelling_a_call_ends_it_at_once_and_takes_no_connection_away(db
         start = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < at_most(1)
     assert await db.query("SELECT 1") == [(1,)]
 
 
@@ -207,7 +208,7 @@ async def test_a_bell_rings_after_the_commit_in_every_handle_and_for_its_topic_a
         await db.write(work)
         assert await near.wait(5)
         assert await far.wait(5)
-        assert time.monotonic() - start < 0.5
+        assert time.monotonic() - start < at_most(0.5)
         assert other.statistics().notified >= 1
         assert not await silent.wait(0.01)
 

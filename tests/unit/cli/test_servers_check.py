@@ -41,6 +41,8 @@ def test_a_time_that_was_cut_off_to_seconds_is_known_to_half_a_second() -> None:
 def test_what_a_message_advises_is_the_remedy_else_what_its_reason_does() -> None:
     advised = of_error("jobs", Unavailable("database: 'x' is away; look at the server"))
     assert (advised.message, advised.remedy) == ("database: 'x' is away", "Look at the server.")
+    asked = of_error("jobs", Unavailable("jobs: option 'pool_mx' is not known; did you mean 'pool_max'?"))
+    assert asked.remedy == "Did you mean 'pool_max'?"
     known = of_error("jobs", FailedPrecondition("database: 'x' is old", reason="schema_old"))
     assert (known.message, known.remedy) == ("database: 'x' is old", "Run `groundplane db upgrade`.")
     plain = of_error("jobs", Unavailable("database: 'x' is away"))

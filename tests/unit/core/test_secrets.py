@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundplane.core.errors import InvalidArgument
-from groundplane.core.secrets import Secret, Url, check_url, mask_url, mask_urls
+from groundplane.core.secrets import Secret, Url, check_url, hides, mask_url, mask_urls
 from groundplane.core.settings import Settings
 
 pytestmark = pytest.mark.req("CORE-09.1")
@@ -80,3 +80,19 @@ def test_a_url_may_name_several_hosts_each_with_a_port_that_is_one() -> None:
     assert check_url("queues", "amqp://u:p@h1:5672,h2:5673,[::1]:5674/v").scheme == "amqp"
     with pytest.raises(InvalidArgument, match="port"):
         check_url("queues", "amqp://u:p@h1:5672,h2:many/v")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hidden"),
+    [
+        ("password", "hunter", True),
+        ("access_token", "running", True),
+        ("state", "running", False),
+        ("State", "runing", False),
+        ("state", "af0ifjsldkj", True),
+        ("code", "SplxlOBeZQQYbYS6WxSbIA", True),
+        ("tool", "af0ifjsldkj", False),
+    ],
+)
+def test_what_comes_under_the_name_of_a_secret_is_hidden(name: str, value: str, hidden: bool) -> None:
+    assert hides(name, value) is hidden

@@ -10,6 +10,7 @@ import pytest
 from groundplane.core.environment import EnvironmentView, customary_urls
 from groundplane.core.errors import GroundplaneError, InvalidArgument, NotFound
 from groundplane.core.options import OPTIONS
+from groundplane.core.secrets import Url
 from groundplane.core.settings import Loaded, Settings, from_bytes, load, shown, to_bytes
 
 SCHEMES: dict[str, dict[str, frozenset[str] | None]] = {
@@ -215,7 +216,7 @@ def test_a_customary_url_is_a_fallback_below_the_file_where_a_driver_understands
         ({"MILVUS_HOST": "h", "MILVUS_PORT": "6"}, "vectors", "milvus://h:6"),
         ({"MILVUS_URI": "milvus://x", "MILVUS_HOST": "h"}, "vectors", "milvus://x"),
         ({"KAFKA_BOOTSTRAP_SERVERS": "a:1,b:2"}, "streams", "kafka://a:1,b:2"),
-        ({"AUTH_SERVICE_URL": "http://a"}, "security", "http://a"),
+        ({"AUTH_SERVICE_URL": "http://a"}, "auth_service", "http://a"),
         ({"NATS_URL": "nats://h"}, "bus", "nats://h"),
     ],
 )
@@ -289,3 +290,29 @@ def test_every_row_of_config_show_has_a_value_and_an_origin() -> None:
     rows = shown(_load({"port": 1}))
     assert [row["key"] for row in rows] == [option.key for option in OPTIONS]
     assert {row["origin"] for row in rows} == {"default", "flag --port"}
+
+
+def test_security_is_where_the_jobs_are_unless_it_is_said() -> None:
+    loaded = _load({"jobs": "embedded:///elsewhere"})
+    assert loaded.settings.security == Url("embedded:///elsewhere")
+    assert loaded.origins["security"] == "as jobs (flag --jobs)"
+    apart = _load({"security": "embedded:///here"})
+    assert (apart.settings.jobs, apart.settings.security) == (Url("embedded://"), Url("embedded:///here"))
+    assert from_bytes(to_bytes(apart.settings)) == apart.settings
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "error"),
+    [
+        ("GROUNDPLANE_AUTH", "password", "auth"),
+        ("GROUNDPLANE_ISSUER", "issuer.example.com", "issuer"),
+        ("GROUNDPLANE_ISSUER", "ftp://issuer.example.com", "issuer"),
+        ("GROUNDPLANE_PUBLIC_URL", "https://user:canary@gateway", "public_url"),
+        ("GROUNDPLANE_SCOPE_MAP", "agents", "scope_map"),
+        ("GROUNDPLANE_SCOPE_MAP", "agents=", "scope_map"),
+    ],
+)
+def test_settings_of_authentication_that_are_wrong_are_refused_by_name(variable: str, value: str, error: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"(?i){error}") as caught:
+        load({}, environ={variable: value})
+    assert "canary" not in str(caught.value)

@@ -16,9 +16,9 @@ from groundplane.deploy import compose, kubernetes
 
 RENDERED: dict[str, Callable[[], dict[str, str]]] = {
     "compose": lambda: compose.render(plan()),
-    "kubernetes": lambda: kubernetes.render(kubernetes.place_of(plan(gateway_replicas=2), namespace="acme-prod")),
+    "kubernetes": lambda: kubernetes.render(kubernetes.place_of(plan(), namespace="acme-prod")),
     "kubernetes-plain": lambda: kubernetes.render(
-        kubernetes.place_of(plan(proxy_image=None, routes={}, replicas_min=2), keda=False)
+        kubernetes.place_of(plan(gateway_replicas=1, routes={}, replicas_min=2), keda=False)
     ),
 }
 

@@ -15,6 +15,7 @@ from groundplane.core.settings import load
 from groundplane.deploy import compose, kubernetes
 from groundplane.deploy.dockerfile import dockerfile
 from groundplane.deploy.plan import ADMIN_PORT
+from groundplane.gateway import GatewaySettings
 from groundplane.mesh.sidecar.config import load as load_sidecar
 
 
@@ -40,6 +41,14 @@ def test_no_secret_is_rendered_anywhere() -> None:
     for text in texts:
         assert PASSWORD not in text
         assert not re.search(r"(amqp|postgresql|s3)://", text)
+
+
+def _as_a_gateway_reads(found: list[dict[str, Any]], container: dict[str, Any]) -> GatewaySettings:
+    """The settings that the gateway makes of its variables and its command."""
+    given = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    shared = _kind(found, "ConfigMap")["acme-settings"]["data"]
+    host = container["command"][container["command"].index("--host") + 1]
+    return GatewaySettings.of(load(environ={**shared, **given, "GROUNDPLANE_HOST": host}).settings)
 
 
 class TestKubernetes:
@@ -125,14 +134,14 @@ class TestKubernetes:
         assert not _kind(found, "ScaledObject")
 
     def test_more_than_one_pod_has_a_disruption_budget(self) -> None:
-        assert "acme-gateway" not in _kind(_kubernetes(), "PodDisruptionBudget")
-        budgets = _kind(_kubernetes(gateway_replicas=2), "PodDisruptionBudget")
+        assert "acme-gateway" not in _kind(_kubernetes(gateway_replicas=1), "PodDisruptionBudget")
+        budgets = _kind(_kubernetes(), "PodDisruptionBudget")
         assert {"acme-gateway", "acme-actor-double"} <= set(budgets)
-        found = objects(kubernetes.render(kubernetes.place_of(plan(), keda=False)))
+        found = objects(kubernetes.render(kubernetes.place_of(plan(gateway_replicas=1), keda=False)))
         assert not _kind(found, "PodDisruptionBudget")
 
     def test_each_selector_selects_the_pods_of_one_deployment(self) -> None:
-        found = _kubernetes(gateway_replicas=2)
+        found = _kubernetes()
         labels = {
             name: one["spec"]["template"]["metadata"]["labels"] for name, one in _kind(found, "Deployment").items()
         }
@@ -150,20 +159,51 @@ class TestKubernetes:
         }  # fmt: skip
         assert found == {actor.name for actor in plan().actors}
 
-    def test_the_gateway_is_behind_a_proxy_that_needs_its_passwords(self) -> None:
-        found = _kubernetes()
-        pod = _pods(found)["acme-gateway"]
-        gateway, proxy = pod["containers"]
-        assert gateway["command"][gateway["command"].index("--host") + 1] == "127.0.0.1"
-        assert proxy["ports"][0]["containerPort"] not in (8080, ADMIN_PORT)
-        (passwords,) = [one["secret"] for one in pod["volumes"] if "secret" in one]
-        assert passwords == {"secretName": "acme-passwords"}, "not optional: without it the pod does not start"
-        assert set(_kind(found, "Service")) == {"acme-gateway", "acme-admin"}
+    def test_gateways_know_their_callers_and_the_names_of_their_service(self) -> None:
+        for auth, wanted in (("none", "keys"), ("keys", "keys"), ("keys+oauth", "keys+oauth")):
+            oauth = {"issuer": "https://login.example.com", "public_url": "https://gateway.example.com"}
+            found = _kubernetes(settings=msgspec.structs.replace(SETTINGS, auth=auth, **oauth))
+            (gateway,) = _pods(found)["acme-gateway"]["containers"]
+            variables = {one["name"]: one.get("value") for one in gateway["env"]}
+            assert variables["GROUNDPLANE_AUTH"] == wanted
+            assert "GROUNDPLANE_AUTH" not in _kind(found, "ConfigMap")["acme-settings"]["data"]
+            names = ["acme-gateway", *(f"acme-gateway.prod{end}" for end in ("", ".svc", ".svc.cluster.local"))]
+            assert variables["GROUNDPLANE_ALLOWED_HOSTS"] == ",".join([*names, "gateway.example.com"])
+            assert _as_a_gateway_reads(found, gateway).hosts >= set(names)
 
-    def test_without_a_proxy_nothing_reaches_the_gateway_but_depths_are_told(self) -> None:
-        found = _kubernetes(proxy_image=None)
-        assert set(_kind(found, "Service")) == {"acme-admin"}
-        assert len(_pods(found)["acme-gateway"]["containers"]) == 1
+    def test_the_service_leads_to_the_gateways_own_port(self) -> None:
+        found = _kubernetes()
+        (gateway,) = _pods(found)["acme-gateway"]["containers"]
+        ports = {one["name"]: one["containerPort"] for one in gateway["ports"]}
+        (port,) = _kind(found, "Service")["acme-gateway"]["spec"]["ports"]
+        assert str(ports[port["targetPort"]]) == gateway["command"][gateway["command"].index("--port") + 1]
+        assert set(_kind(found, "Service")) == {"acme-gateway", "acme-admin"}
+        assert "sessionAffinity" not in _kind(found, "Service")["acme-gateway"]["spec"]
+
+    @pytest.mark.parametrize(("grace_s", "asked_s", "delay_s"), [(20.0, 0.0, 5.0), (4.0, 0.0, 2.0), (60.0, 12.5, 12.5)])
+    def test_a_gateway_serves_on_until_the_cluster_knows_that_it_stops(
+        self, grace_s: float, asked_s: float, delay_s: float
+    ) -> None:
+        settings = msgspec.structs.replace(SETTINGS, grace_s=grace_s, drain_delay_s=asked_s)
+        found = _kubernetes(settings=settings)
+        pod = _pods(found)["acme-gateway"]
+        (gateway,) = pod["containers"]
+        read = _as_a_gateway_reads(found, gateway)
+        assert (read.drain_delay_s, read.grace_s) == (delay_s, grace_s)
+        assert pod["terminationGracePeriodSeconds"] >= grace_s + 10
+        assert "lifecycle" not in gateway, "a hook would wait before the signal, and the gateway waits after it"
+        probe = gateway["readinessProbe"]
+        if delay_s >= 5:
+            assert probe["periodSeconds"] * probe["failureThreshold"] < delay_s
+        rolling = _kind(found, "Deployment")["acme-gateway"]["spec"]["strategy"]["rollingUpdate"]
+        assert (rolling["maxUnavailable"], rolling["maxSurge"]) == (0, 1)
+
+    def test_each_probe_asks_what_it_is_for(self) -> None:
+        found = _kubernetes()
+        for name in ("acme-gateway", "acme-ends", "acme-actor-double"):
+            probed = _pods(found)[name]["containers"][0]
+            paths = [probed[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")]
+            assert paths == ["/startupz", "/livez", "/readyz"], name
 
     def test_pods_are_replaced_when_their_settings_change(self) -> None:
         def marks(**more: Any) -> dict[str, str]:
@@ -179,6 +219,19 @@ class TestKubernetes:
 
 
 class TestCompose:
+    def test_the_proxy_asks_every_gateway_and_is_all_that_is_published(self) -> None:
+        document = _compose(gateway_replicas=3)
+        names = ["gateway-1", "gateway-2", "gateway-3"]
+        services = document["services"]
+        assert [name for name in services if name.startswith("gateway")] == names
+        assert {name for name, one in services.items() if "ports" in one} == {"proxy"}
+        assert list(services["proxy"]["depends_on"]) == names
+        for name in names:
+            assert f"server {name}:8080 " in document["configs"]["nginx"]["content"]
+            assert services[name]["environment"]["GROUNDPLANE_AUTH"] == "keys"
+            assert services[name]["command"][services[name]["command"].index("--host") + 1] == "0.0.0.0"
+        assert "htpasswd" not in str(document)
+
     @pytest.mark.req("CORE-08.2")
     def test_the_migration_is_done_before_the_others_start(self) -> None:
         services = _compose()["services"]

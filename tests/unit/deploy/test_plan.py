@@ -11,7 +11,7 @@ import pytest
 from deployed import IMAGE, PASSWORD, SETTINGS, description, plan
 from groundplane.core.errors import FailedPrecondition, InvalidArgument
 from groundplane.core.secrets import Url
-from groundplane.core.settings import Settings
+from groundplane.core.settings import Settings, load
 from groundplane.deploy.document import to_yaml
 from groundplane.deploy.plan import plan_of
 
@@ -76,6 +76,11 @@ def test_settings_that_differ_from_the_defaults_are_shared_and_secrets_are_not()
     assert environment["GROUNDPLANE_LOG_LEVEL"] == "debug"
     assert "GROUNDPLANE_PAYLOAD_MAX" not in environment
     assert not any(name.endswith("_URL") for name in environment)
+
+
+def test_settings_of_several_values_are_read_as_they_were() -> None:
+    settings = msgspec.structs.replace(SETTINGS, scope_map=("agents=tools:*", "ops=operate"))
+    assert load(environ=plan(settings).environment()).settings.scope_map == settings.scope_map
 
 
 def test_without_pyyaml_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from groundplane.core.errors import CODES, ErrorRecord, from_record
 from groundplane.core.reasons import REASONS
-from groundplane.gateway.problems import STATUS_OF_CODE, STATUS_OF_REASON, of_error, to_error
+from groundplane.gateway.problems import of_error
+from groundplane.gateway.statuses import STATUS_OF_CODE, STATUS_OF_REASON, to_error
 
 pytestmark = pytest.mark.req("GATE-04.2")
 

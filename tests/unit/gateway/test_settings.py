@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from groundplane.core.errors import FailedPrecondition, InvalidArgument
-from groundplane.gateway.settings import GatewaySettings
+from groundplane.gateway.settings import GatewaySettings, is_loopback, local_url
 
 
 @pytest.mark.req("GATE-08.3", "GATE-08.1")
@@ -32,3 +33,24 @@ def test_a_setting_out_of_range_is_named_with_its_value(wrong: dict[str, Any]) -
         GatewaySettings(**wrong)
     ((field, value),) = wrong.items()
     assert caught.value.message.startswith(f"{field}: {value!r} ")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::", "http://[::1]:8080"),
+        ("::1", "http://[::1]:8080"),
+        ("192.0.2.7", "http://192.0.2.7:8080"),
+        ("localhost", "http://localhost:8080"),
+    ],
+)
+def test_the_url_that_is_shown_is_one_that_the_gateway_answers(host: str, url: str) -> None:
+    assert local_url(host, 8080) == url
+    name = urlsplit(url).hostname or ""
+    assert is_loopback(name) or name in GatewaySettings(host=host, auth="keys").hosts
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_an_address_that_stands_for_all_is_no_name_that_callers_may_use(host: str) -> None:
+    assert GatewaySettings(host=host, auth="keys", allowed_hosts=("A.example",)).hosts == {"a.example"}

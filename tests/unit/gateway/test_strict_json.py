@@ -24,6 +24,8 @@ from groundplane.gateway.strict_json import DEPTH_MAX, parse
         (b'{"a": -Infinity}', "has -Infinity"),
         (b'{"a": "\xff"}', "is not UTF-8 at byte 7"),
         (b"\xef\xbb\xbf{}", "is not JSON"),
+        (b'{"a": ["\\ud800"]}', "has half of a surrogate pair"),
+        (b'{"\\uDFFFx": 1}', "has half of a surrogate pair"),
         (b"[" * 100_000, "is nested deeper"),
         (b"[" * (DEPTH_MAX + 1) + b"]" * (DEPTH_MAX + 1), "is nested deeper"),
         (b"9" * 5000, "is not JSON"),
@@ -37,5 +39,6 @@ def test_what_is_no_strict_json_is_refused(data: bytes, message: str) -> None:
 
 
 def test_json_is_read_unchanged() -> None:
+    assert parse(b'["\\ud83d\\ude00", "\\\\ud800"]') == ["\U0001f600", "\\ud800"]
     text = '{"a": [1, 2.5, null, true, "\u6f22\u5b57 \U0001f600"], "b": {"c": {}}}'
     assert parse(text.encode()) == {"a": [1, 2.5, None, True, "\u6f22\u5b57 \U0001f600"], "b": {"c": {}}}

@@ -14,6 +14,8 @@ from groundplane.jobs.drivers.embedded import MIGRATIONS
 from groundplane.jobs.drivers.file_unit import FileUnit
 from groundplane.jobs.drivers.unit import Scope
 from groundplane.jobs.port import (
+    Answer,
+    Ask,
     Change,
     Control,
     Finish,
@@ -23,6 +25,7 @@ from groundplane.jobs.port import (
     Note,
     Outcome,
     Park,
+    Question,
     Retention,
     Split,
 )
@@ -105,6 +108,19 @@ def test_the_life_of_a_job_is_looked_up(tx: _Explaining, unit: FileUnit) -> None
     log.of_all(unit.tx, _SCOPE, 0, 10, final=False)
     records.get(unit.tx, _SCOPE, one)
     assert len(tx.plans) > 20
+    assert tx.bad() == {}
+
+
+def test_questions_are_looked_up(tx: _Explaining, unit: FileUnit) -> None:
+    one = records.create(unit, new_job(), []).job.job_id
+    asked = [Question(question_id=key, envelope_id="root") for key in ("q1", "q2")]
+    apply(unit, [Ask(job_id=one, questions=asked, message=message("root"))])
+    assert len(records.get(unit.tx, _SCOPE, one).questions) == 2
+    records.questions(unit.tx, _SCOPE, one, ["q2"])
+    outcomes = apply(unit, [Answer(job_id=one, question_id=key) for key in ("q1", "q2", "q2", "q3")])
+    assert [outcome.detail for outcome in outcomes] == ["", "", "repeated", "question_not_found"]
+    apply(unit, [Ask(job_id=one, questions=asked, message=message("root")), Finish(job_id=one, envelope_id="root")])
+    expiry.delete_finished(unit, Retention(jobs_s=-1))
     assert tx.bad() == {}
 
 

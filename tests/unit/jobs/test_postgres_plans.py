@@ -10,7 +10,20 @@ from psycopg import AsyncConnection
 
 from groundplane.jobs.conformance.subjects import message, new_job, report
 from groundplane.jobs.drivers.postgres import PostgresJobs
-from groundplane.jobs.port import Control, Finish, JobQuery, JobState, Joined, Note, Park, Retention, Split
+from groundplane.jobs.port import (
+    Answer,
+    Ask,
+    Control,
+    Finish,
+    JobQuery,
+    JobState,
+    Joined,
+    Note,
+    Park,
+    Question,
+    Retention,
+    Split,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -28,6 +41,9 @@ _MANY = """
     SELECT 1, 'q', 'm' || n, '', '\\x80', 'k' || n FROM generate_series(1, 10000) AS n;
     INSERT INTO {schema}.job_branches
     SELECT n % 100 + 1, 'b' || n, 'root', n / 100, 300, 'done', 100, TRUE FROM generate_series(1, 20000) AS n;
+    INSERT INTO {schema}.job_questions (job, question_id, number, kind, message, params, actor, envelope_id, asked_at)
+    SELECT n % 5000 + 1, 'q' || n, n / 5000, 'elicit', '', '\\x80', 'a', 'e', 1 FROM generate_series(1, 20000) AS n;
+    ANALYZE {schema}.job_questions;
     ANALYZE {schema}.jobs; ANALYZE {schema}.job_events; ANALYZE {schema}.job_outbox; ANALYZE {schema}.job_branches;
 """
 
@@ -92,11 +108,27 @@ async def test_the_life_of_a_job_is_looked_up(store: PostgresJobs, statements: l
     ):
         await store.apply([change])
     await store.get(one)
-    await store.hops.state(one)
+    await store.hops.standing(one)
     for final in (False, True):
         await store.events(after=59_000, final=final)
         await store.events(after=0, job_id=one, final=final)
     assert len(statements) > 40
+    assert await _scans(store, statements) == {}
+
+
+async def test_questions_are_looked_up(store: PostgresJobs, statements: list[tuple[str, Any]]) -> None:
+    one = (await store.create(new_job(), [])).job.job_id
+    asked = [Question(question_id=key, envelope_id="root") for key in ("q1", "q2")]
+    await store.apply([Ask(job_id=one, questions=asked, message=message("root"))])
+    assert len((await store.get(one)).questions) == 2
+    await store.hops.questions(one)
+    await store.hops.questions(one, ["q2"])
+    outcomes = await store.apply([Answer(job_id=one, question_id=key) for key in ("q1", "q2", "q2", "q3")])
+    assert [outcome.detail for outcome in outcomes] == ["", "", "repeated", "question_not_found"]
+    await store.apply(
+        [Ask(job_id=one, questions=asked[:1], message=message("root")), Finish(job_id=one, envelope_id="e")]
+    )
+    assert len(statements) > 15
     assert await _scans(store, statements) == {}
 
 

@@ -69,7 +69,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _empty(jobs: Jobs) -> bool:
-    return (await jobs.sweep()).outbox == 0
+    return (await jobs.sweep()).outbox_head is None
 
 
 @pytest.mark.req("JOB-02.2")

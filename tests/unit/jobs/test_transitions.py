@@ -167,6 +167,10 @@ def test_the_table_of_transitions_is_the_documented_one() -> None:
         "steps_completed = 3",
         "total_steps = 0",
         "aborted = 2",
+        "open_questions = -1",
+        "open_questions = 1",
+        "stays_paused = TRUE",
+        "state = 'paused', paused_at = 2, stays_paused = TRUE",
     ],
 )
 def test_a_row_that_contradicts_itself_is_refused(tables: Tables, change: str) -> None:
@@ -221,3 +225,94 @@ def test_the_log_cannot_be_rewritten_and_has_one_final_event_a_job(tables: Table
         tables.execute("UPDATE job_events SET kind = 'y'")
     with pytest.raises(Refused):
         tables.execute(insert, (2,))
+
+
+_QUESTION_STATES = ("open", "answered", "closed")
+
+
+def _ask(tables: Tables, state: str = "open") -> None:
+    tables.execute(
+        "INSERT INTO job_questions (job, question_id, number, kind, state, message, params, actor, envelope_id,"
+        " asked_at) VALUES (1, 'q', 0, 'elicit', ?, '', x'80', '', 'e', 1)",
+        (state,),
+    )
+
+
+def _settle(tables: Tables, state: str) -> None:
+    """The whole row as the state wants it, so that only the transition itself can be refused."""
+    tables.execute(
+        """UPDATE job_questions SET state = :state,
+             answered_at = CASE :state WHEN 'answered' THEN 2 END,
+             action = CASE :state WHEN 'answered' THEN 'accept' END,
+             content = CASE :state WHEN 'answered' THEN x'c0' END,
+             answered_by = CASE :state WHEN 'answered' THEN '' END""",
+        {"state": state},
+    )
+
+
+@pytest.mark.req("JOB-10.2", "GATE-16.1")
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(_QUESTION_STATES, _QUESTION_STATES)))
+def test_a_question_is_answered_or_closed_once(tables: Tables, before: str, after: str) -> None:
+    _ask(tables)
+    if before != "open":
+        _settle(tables, before)
+    if before == "open":
+        _settle(tables, after)
+    else:
+        with pytest.raises(Refused, match="does not change"):
+            _settle(tables, after)
+    assert tables.execute("SELECT state FROM job_questions") == [(after if before == "open" else before,)]
+
+
+@pytest.mark.req("JOB-10.2")
+@pytest.mark.parametrize("state", ["answered", "closed", "odd"])
+def test_a_question_cannot_begin_in_another_state(tables: Tables, state: str) -> None:
+    with pytest.raises(Refused, match="begins as open"):
+        _ask(tables, state)
+
+
+@pytest.mark.req("JOB-10.2", "GATE-16.1")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "question_id = 'other'",
+        "message = 'other'",
+        "schema = x'80'",
+        "params = x'81'",
+        "asked_at = 9",
+        "envelope_id = 'f'",
+        "action = 'accept'",
+        "answered_at = 2",
+        "answered_by = ''",
+        "content = x'c0'",
+        "state = 'answered'",
+        "state = 'answered', answered_at = 2, action = 'accept'",
+        "state = 'answered', answered_at = 2, answered_by = ''",
+        "state = 'answered', answered_at = 2, answered_by = '', action = 'odd'",
+        "state = 'answered', answered_at = 2, answered_by = '', action = 'decline', content = x'c0'",
+        "state = 'closed', action = 'cancel'",
+    ],
+)
+def test_a_question_that_contradicts_itself_is_refused(tables: Tables, change: str) -> None:
+    _ask(tables)
+    with pytest.raises(Refused):
+        tables.execute(f"UPDATE job_questions SET {change}")
+    assert tables.execute("SELECT state, action, message FROM job_questions") == [("open", None, "")]
+
+
+@pytest.mark.req("JOB-10.2", "GATE-16.1")
+@pytest.mark.parametrize("state", list(JobState))
+def test_only_a_paused_job_has_open_questions(tables: Tables, state: JobState) -> None:
+    if state is not JobState.PENDING:
+        _move(tables, state)
+    change = "UPDATE jobs SET open_questions = 1, stays_paused = TRUE"
+    if state is JobState.PAUSED:
+        tables.execute(change)
+        for after in JobState:
+            if after is not state:
+                with pytest.raises(Refused):
+                    _move(tables, after)  # not while one is open
+    else:
+        with pytest.raises(Refused):
+            tables.execute(change)
+    assert _state(tables) == state

@@ -14,7 +14,7 @@ import pytest
 from groundplane.blobs.store import Blobs
 from groundplane.core.envelope import Branch, Envelope, Route
 from groundplane.core.errors import ResourceExhausted, Unavailable
-from groundplane.jobs.port import Change, Finish, JobState, Outcome, Watch
+from groundplane.jobs.port import Change, Finish, JobState, Outcome, Standing, Watch
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.ends import End, error_of, inline_result, object_key, outcome_document, to_json
 from groundplane.mesh.repeats import Repeats, Window
@@ -61,7 +61,7 @@ class _Reporter:
     def post(self, changes: Sequence[Change], token: str = "") -> None:
         raise NotImplementedError
 
-    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[Standing | None, list[Change]]:
         raise NotImplementedError
 
     async def carried(self, changes: Sequence[Change], *, of_live: bool = True) -> Carried | None:

@@ -42,9 +42,9 @@ def test_a_child_belongs_to_the_innermost_fan_out() -> None:
 
 
 def test_the_timer_keeps_what_reports_need_and_nothing_of_the_childs_own() -> None:
-    headers = {"traceparent": "t", "mine": 1, JOB_TOKEN: "token"}
+    headers = {"traceparent": "t", "tracestate": "s", "mine": 1, JOB_TOKEN: "token"}
     made = joins.timer(SPEC, _child(claim=Claim("claims/k", 1, "c"), headers=headers))
-    assert made.envelope.headers == {"traceparent": "t", JOB_TOKEN: "token", joins.TIMER: "join"}
+    assert made.envelope.headers == {"traceparent": "t", "tracestate": "s", JOB_TOKEN: "token", joins.TIMER: "join"}
     assert (made.envelope.payload, made.envelope.claim, made.envelope.job_id) == (None, None, "j")
     assert (made.queue, made.delay_s) == ("sum", 9.0)
 

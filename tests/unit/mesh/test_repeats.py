@@ -14,7 +14,7 @@ import pytest
 from groundplane.core.envelope import ERROR_END, HAPPY_END, Envelope
 from groundplane.core.errors import GroundplaneError, Unavailable
 from groundplane.jobs.conformance.subjects import eventually
-from groundplane.jobs.port import Change, JobState, Park, Progress
+from groundplane.jobs.port import Change, JobState, Park, Progress, Standing
 from groundplane.jobs.port import Outcome as ChangeOutcome
 from groundplane.mesh.ledger import Ledger, open_ledger
 from groundplane.mesh.ledger.port import HANDLED_WINDOW_S
@@ -344,8 +344,8 @@ class Paused:
     def __init__(self) -> None:
         self.parked: list[Park] = []
 
-    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
-        return JobState.PAUSED, []
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[Standing | None, list[Change]]:
+        return Standing(JobState.PAUSED), []
 
     async def apply(self, changes: Sequence[Change], token: str = "") -> list[Any]:
         self.parked += [one for one in changes if isinstance(one, Park)]
@@ -360,8 +360,8 @@ class Away(Paused):
         self.refusals = refusals
         self.told: list[Change] = []
 
-    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[JobState | None, list[Change]]:
-        return JobState.RUNNING, list(changes)
+    async def begin(self, changes: Sequence[Change], token: str = "") -> tuple[Standing | None, list[Change]]:
+        return Standing(JobState.RUNNING), list(changes)
 
     async def carried(self, changes: Sequence[Change], *, of_live: bool = True) -> None:
         return None

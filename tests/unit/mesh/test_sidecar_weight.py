@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from groundplane.core.errors import InvalidArgument
-from groundplane.telemetry.admin import Check, answer, serve_admin
+from groundplane.telemetry.admin import answer, serve_admin, shows
+from groundplane.telemetry.health import Check, Health
 from groundplane.telemetry.logs import configure, get_logger, level_from
 from groundplane.telemetry.metrics import ActorMetrics, new_registry
 
@@ -99,7 +100,10 @@ async def _green() -> str | None:
 async def test_the_admin_server_answers_what_it_should(
     target: str, checks: dict[str, Check], status: int, text: str
 ) -> None:
-    found, _, body = await answer(target, new_registry(), checks)
+    health = Health("test")
+    for name, check in checks.items():
+        health.add(name, check)
+    found, _, body = await answer(target, shows(new_registry()), health)
     assert (found, text in body.decode()) == (status, True)
 
 
@@ -117,7 +121,7 @@ async def test_the_admin_server_speaks_http_and_survives_nonsense() -> None:
         await writer.wait_closed()
         return data
 
-    async with serve_admin("127.0.0.1", 0, registry, {}) as port:
+    async with serve_admin("127.0.0.1", 0, registry, Health("test")) as port:
         assert await ask(b"nonsense") == b""
         assert (await ask(b"POST /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405")
         head = await ask(b"HEAD /livez HTTP/1.1\r\n\r\n")

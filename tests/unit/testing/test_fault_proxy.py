@@ -15,6 +15,7 @@ import pytest
 from groundplane.core.errors import Closed, InvalidArgument
 from groundplane.testing.concurrency import eventually, wait_until
 from groundplane.testing.faults import Proxy, Relay
+from pace import at_most
 
 pytestmark = pytest.mark.req("KIT-06.1")
 
@@ -130,7 +131,7 @@ def test_latency_holds_each_piece_back_for_its_time_and_restore_lets_it_go(proxy
         proxy.latency(0.2, direction=direction)  # type: ignore[arg-type]
         start = time.monotonic()
         assert ask(client, b"slow") == b"slow"
-        assert 0.2 <= time.monotonic() - start < 2
+        assert 0.2 <= time.monotonic() - start < at_most(2)
         proxy.latency(600)
         client.sendall(b"late")
         assert is_quiet(client)
@@ -349,7 +350,7 @@ def test_closing_takes_less_than_a_second_whatever_is_under_way(echo: Echo, faul
             client.sendall(b"y" * 1000)
         start = time.monotonic()
         proxy.close()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < at_most(1)
         proxy.close()
         with pytest.raises(Closed):
             proxy.traffic()

@@ -95,6 +95,26 @@ def test_what_is_left_behind_is_named_by_kind(tmp_path: Path, monkeypatch: pytes
     check_nothing_leaked(before)
 
 
+def test_the_runtime_of_obstore_is_no_leak_whatever_numbers_it_gets_and_another_eventfd_is_one() -> None:
+    code = """
+import os, select
+import obstore
+from obstore.store import MemoryStore
+from groundplane.testing import leaks
+
+leaks.GRACE_S = 0.1
+number_in_use = select.epoll()
+before = leaks.Snapshot()
+number_in_use.close()
+obstore.put(MemoryStore(), "a", b"x")
+print(before.leaked(), len(leaks._runtime))
+other = os.eventfd(0)
+print([one.split(" -> ")[1] for one in before.leaked()])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["[] 3", "['anon_inode:[eventfd]']"], done.stderr
+
+
 def test_memory_that_grows_past_its_bound_is_said() -> None:
     memory = Memory(os.getpid())
     kept = bytearray(b"x") * (64 << 20)

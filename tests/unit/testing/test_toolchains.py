@@ -17,8 +17,9 @@ pytestmark = pytest.mark.req("KIT-04")
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH with nothing on it but what the test puts there."""
+    """Nowhere to look but in a folder with nothing in it but what the test puts there."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / name))
     return tmp_path
 
 

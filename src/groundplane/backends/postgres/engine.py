@@ -23,6 +23,7 @@ from groundplane.backends.postgres.pipelining import Pipelining
 from groundplane.backends.postgres.transaction import Connection, Row, Statement, Transaction, carrying_s, send
 from groundplane.core.errors import Closed, FailedPrecondition, PermissionDenied
 from groundplane.core.migrations import MigrationSet
+from groundplane.core.pools import PoolState, announce
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class Engine:
             name="groundplane",
         )
         await self._pool.open()
+        announce(self)
 
     async def migrate(self, components: Sequence[MigrationSet], *, upgrade: bool) -> None:
         """Bring the tables of `components` to their version, by a connection of its own."""
@@ -140,6 +142,23 @@ class Engine:
             task.cancel()
         else:
             shut_down(connection)
+
+    def pools(self) -> list[PoolState]:
+        """See `core.pools`."""
+        if self._pool is None or self._pool.closed:
+            return []
+        found = self._pool.get_stats()
+        size, idle = found.get("pool_size", 0), found.get("pool_available", 0)
+        waiting = found.get("requests_waiting", 0)
+        return [
+            PoolState(
+                backend="postgresql",
+                in_use=max(0, size - idle),
+                idle=idle,
+                waiting=waiting,
+                size_max=self.settings.pool_max,
+            )
+        ]
 
     def statistics(self) -> Statistics:
         """Counters."""

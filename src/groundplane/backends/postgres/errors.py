@@ -41,7 +41,7 @@ _BY_STATE: dict[str, _Row] = {
     "42P01": _Row(FailedPrecondition, "a table is gone; run `groundplane db upgrade`, or restore it", "schema_old"),
     "25006": _Row(FailedPrecondition, "use the primary (`target_session_attrs=read-write`)", "read_only"),
     "53100": _Row(ResourceExhausted, "free space on the server; nothing acknowledged is lost", "disk_full"),
-    "53300": _Row(ResourceExhausted, "raise max_connections, or lower pool_max in the URL"),
+    "53300": _Row(ResourceExhausted, "raise max_connections, or lower pool_max in the URL", "server_exhausted"),
     "55P03": _Row(Unavailable, "somebody holds a lock for too long; look at pg_stat_activity", "database_busy"),
     "57014": _Row(DeadlineExceeded, "the server cancelled it: statement_timeout, or an administrator"),
     "40001": _Row(Unavailable, "it lost against another transaction and changed nothing; try again", "database_busy"),
@@ -57,7 +57,7 @@ _BY_STATE: dict[str, _Row] = {
 _BY_CLASS: dict[str, _Row] = {
     "08": _Row(Unavailable, "look at the server and the network"),
     "57": _Row(Unavailable, "the server stops, starts or recovers; it is tried again"),
-    "53": _Row(ResourceExhausted, "the server has too little memory or other resources"),
+    "53": _Row(ResourceExhausted, "the server has too little memory or other resources", "server_exhausted"),
     "28": _Row(PermissionDenied, "mend user and password in the URL"),
     "22": _Row(InvalidArgument, "the value cannot be stored"),
 }

@@ -25,6 +25,7 @@ from groundplane.backends.sqlite.wake import Listener, WakeHub
 from groundplane.backends.sqlite.workers import InlineWriter, ReaderThreads, Snapshots, WriterThread
 from groundplane.core.errors import FailedPrecondition, PermissionDenied, Unavailable
 from groundplane.core.migrations import MigrationSet
+from groundplane.core.pools import PoolState, announce
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +93,7 @@ class Engine:
             InlineWriter(self._commit, self._writer, inline_loop, options.write_queue_max) if inline_loop else None
         )
         _ENGINES.add(self)
+        announce(self)
 
     def migrate(self, components: Sequence[MigrationSet], *, upgrade: bool) -> int:
         """Runs what `migrations.migrate` runs, in turn with the writes; returns how many were run."""
@@ -126,6 +128,15 @@ class Engine:
         self._hub.unlisten(listener)
         if not self._hub.listening(listener.loop) and listener.loop in self._polls:
             self._polls.pop(listener.loop).stop()
+
+    def pools(self) -> list[PoolState]:
+        """The one connection that writes, and the calls before it and before the readers. See `core.pools`."""
+        if self not in _ENGINES:
+            return []
+        writing = self._writer.outstanding
+        busy = min(1, writing)
+        waiting = writing - busy + self._readers.queued
+        return [PoolState(backend="sqlite", in_use=busy, idle=1 - busy, waiting=waiting, size_max=1)]
 
     def statistics(self) -> Statistics:
         return Statistics(

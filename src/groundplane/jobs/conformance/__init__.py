@@ -17,8 +17,10 @@ import pytest
 
 from groundplane.jobs.conformance.control import ControlConformance
 from groundplane.jobs.conformance.fan_out import FanOutConformance
+from groundplane.jobs.conformance.live import LiveConformance
 from groundplane.jobs.conformance.log import LogConformance
 from groundplane.jobs.conformance.outbox import OutboxConformance
+from groundplane.jobs.conformance.questions import QuestionConformance
 from groundplane.jobs.conformance.records import RecordConformance
 from groundplane.jobs.conformance.subjects import OpenJobs
 from groundplane.jobs.conformance.times import TimeConformance
@@ -28,7 +30,14 @@ __all__ = ["JobConformance", "OpenJobs"]
 
 
 class JobConformance(
-    RecordConformance, ControlConformance, FanOutConformance, LogConformance, OutboxConformance, TimeConformance
+    RecordConformance,
+    ControlConformance,
+    QuestionConformance,
+    FanOutConformance,
+    LiveConformance,
+    LogConformance,
+    OutboxConformance,
+    TimeConformance,
 ):
     """What every store of jobs does."""
 

@@ -35,7 +35,7 @@ class _Queue:
 
 
 async def _empty(jobs: Jobs) -> bool:
-    return (await jobs.sweep()).outbox == 0
+    return (await jobs.sweep()).outbox_head is None
 
 
 class OutboxConformance:
@@ -52,6 +52,23 @@ class OutboxConformance:
         assert (await jobs.sweep()).outbox == 3
         await jobs.driver.outbox.done([number for number, _ in first])
         await jobs.driver.outbox.done([number for number, _ in first])
+
+    @pytest.mark.req("TEL-07.3")
+    async def test_messages_that_nobody_relays_are_a_backlog_whose_age_grows_until_they_are_sent(
+        self, jobs: Jobs
+    ) -> None:
+        async def waits(count: int, more_than_s: float) -> bool:
+            swept = await jobs.sweep()
+            return swept.outbox_due == count and jobs.statistics().outbox_age_s > more_than_s
+
+        await jobs.create(new_job(), [message("e1"), message("e2")])
+        assert await eventually(lambda: waits(2, 0.05))
+        taken = await jobs.driver.outbox.take(10)
+        await jobs.driver.outbox.done([taken[0][0]])
+        assert await eventually(lambda: waits(1, 0.0))
+        await jobs.driver.outbox.done([taken[1][0]])
+        assert await eventually(lambda: waits(0, -1.0))
+        assert jobs.statistics().outbox_age_s == 0.0
 
     @pytest.mark.req("JOB-02.2")
     async def test_a_message_whose_relay_died_is_taken_again_after_its_lease_with_the_same_key(

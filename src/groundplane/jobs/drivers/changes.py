@@ -8,9 +8,11 @@ from typing import Any
 
 from groundplane.core.errors import ErrorRecord, FailedPrecondition
 from groundplane.jobs import progress
-from groundplane.jobs.drivers import branches, parking
+from groundplane.jobs.drivers import branches, parking, questions
 from groundplane.jobs.drivers.unit import LIVE, SHOWN, Row, Steps, Unit, end, error_shown, pack, shown
 from groundplane.jobs.port import (
+    Answer,
+    Ask,
     Change,
     Control,
     Finish,
@@ -45,7 +47,7 @@ def _run_of(change: Change) -> type | str:
 
 
 def apply_to_live(unit: Unit, changes: Sequence[Change]) -> Steps[None]:
-    """All of them, or `failed_precondition` where their job had ended before."""
+    """All of them, or `failed_precondition` where their job had ended before, or does not take a question."""
     outcomes = yield from apply(unit, changes)
     for change, outcome in zip(changes, outcomes, strict=True):
         ended_now = outcome.applied and isinstance(change, Finish)
@@ -54,6 +56,12 @@ def apply_to_live(unit: Unit, changes: Sequence[Change]) -> Steps[None]:
                 f"job_id: {change.job_id!r} has ended; what comes now is too late",
                 reason="job_terminal",
                 details={"state": outcome.state.value},
+            )
+        if isinstance(change, Ask) and not outcome.applied and outcome.detail != "repeated":
+            raise FailedPrecondition(
+                f"job_id: {change.job_id!r} does not take the question ({outcome.detail})",
+                reason="question_refused",
+                details={"detail": outcome.detail},
             )
 
 
@@ -250,45 +258,21 @@ def _cancel(unit: Unit, job: _Job, change: Control) -> Steps[Outcome]:
 
 
 def _pause(unit: Unit, job: _Job, change: Control) -> Steps[Outcome]:
-    return (
-        yield from _moved(
-            unit,
-            job,
-            change,
-            "paused",
-            "state = 'paused', paused_at = :now, pauses = pauses + 1",
-            "state IN ('pending', 'running')",
-        )
-    )
+    guard = "state IN ('pending', 'running')"
+    changed = questions.PAUSED
+    if job.state is JobState.PAUSED:  # it waits for answers, perhaps: it stays paused after the last one
+        guard, changed = "open_questions > 0 AND NOT stays_paused", "stays_paused = TRUE"
+    state = yield from questions.moved(unit, job.seq, "paused", changed, guard, reason=change.reason)
+    return _refused(job, "job_state") if state is None else Outcome(applied=True, state=state)
 
 
 def _resume(unit: Unit, job: _Job, change: Control) -> Steps[Outcome]:
-    outcome = yield from _moved(
-        unit,
-        job,
-        change,
-        "resumed",
-        "state = CASE WHEN progress > 0 OR actor <> '' OR fan_out THEN 'running' ELSE 'pending' END, "
-        "deadline_at = deadline_at + max(0, :now - paused_at), paused_at = NULL",
-        "state = 'paused'",
-    )
-    if outcome.applied:
-        parking.release(unit, job.seq)
-    return outcome
-
-
-def _moved(unit: Unit, job: _Job, change: Control, kind: str, changed: str, guard: str) -> Steps[Outcome]:
-    rows = yield (
-        f"UPDATE jobs SET {changed}, updated_at = :now WHERE seq = :seq AND {guard} RETURNING {SHOWN}, deadline_at",
-        {"now": unit.now, "seq": job.seq},
-    )
-    if not rows:
-        return _refused(job, "job_state")
-    data = {**shown(rows[0]), "deadline_at": rows[0][7]}
-    if change.reason:
-        data["reason"] = change.reason
-    unit.event(job.seq, kind, data)
-    return Outcome(applied=True, state=JobState(rows[0][1]))
+    guard = "state = 'paused' AND open_questions = 0"
+    state = yield from questions.moved(unit, job.seq, "resumed", questions.RESUMED, guard, reason=change.reason)
+    if state is None:
+        return _refused(job, "question_open" if job.state is JobState.PAUSED else "job_state")
+    parking.release(unit, job.seq)
+    return Outcome(applied=True, state=state)
 
 
 def _park(unit: Unit, change: Park) -> Steps[Outcome]:
@@ -297,6 +281,29 @@ def _park(unit: Unit, change: Park) -> Steps[Outcome]:
         return _refused(job)
     fresh = yield from parking.park(unit, change.message, job.seq, job.pauses, held=job.state is JobState.PAUSED)
     return Outcome(applied=fresh, state=job.state, detail="" if fresh else "repeated")
+
+
+def _ask(unit: Unit, change: Ask) -> Steps[Outcome]:
+    job = yield from _find(unit, change.job_id)
+    if job is None or job.state.terminal:
+        return _refused(job)
+    if job.fan_out:
+        branch = yield from branches.find(unit, job.seq, change.envelope_id)
+        if branch is None or branch.state != "live":
+            return _refused(job, "late" if branch is not None else "unknown_branch")
+    state, refused = yield from questions.ask(unit, job.seq, job.state, job.pauses, change)
+    return Outcome(applied=not refused, state=state, detail=refused)
+
+
+def _answer(unit: Unit, change: Answer) -> Steps[Outcome]:
+    job = yield from _find(unit, change.job_id)
+    if job is None:
+        return _refused(job)
+    state = None if job.state.terminal else (yield from questions.answer(unit, job.seq, change))
+    if state is not None:
+        return Outcome(applied=True, state=state)
+    refused = yield from questions.why_not(job.seq, change)
+    return _refused(job, "job_terminal" if job.state.terminal and refused != "repeated" else refused)
 
 
 def _note(unit: Unit, change: Note) -> Steps[Outcome]:
@@ -354,5 +361,7 @@ _APPLY: dict[type, Callable[[Unit, Any], Steps[Outcome]]] = {
     Finish: _finish,
     Control: _control,
     Park: _park,
+    Ask: _ask,
+    Answer: _answer,
     Note: _note,
 }

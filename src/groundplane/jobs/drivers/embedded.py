@@ -33,14 +33,15 @@ from groundplane.jobs.port import (
     Job,
     JobPage,
     JobQuery,
-    JobState,
     JobStore,
     NewJob,
     Outbox,
     OutboxMessage,
     Outcome,
     Progress,
+    Question,
     Retention,
+    Standing,
     Swept,
     Topic,
     Watch,
@@ -66,7 +67,7 @@ class EmbeddedJobs:
         self.scope = scope
         self._clock = clock
         self._stack = AsyncExitStack()
-        self._counts = expiry.Counts(jobs=0, events=0, outbox=0)
+        self._counts = expiry.Counts(jobs=0, events=0, outbox=0, outbox_due=0)
         self._count_again_at = 0.0
 
     @classmethod
@@ -143,6 +144,8 @@ class EmbeddedJobs:
             jobs=counts.jobs,
             events=counts.events,
             outbox=counts.outbox,
+            outbox_due=counts.outbox_due,
+            outbox_head=due.outbox_head,
             next_deadline_at=due.next_deadline_at,
         )
 
@@ -198,9 +201,13 @@ class _Hops:
     def __init__(self, store: EmbeddedJobs) -> None:
         self._store = store
 
-    async def state(self, job_id: str) -> JobState | None:
+    async def standing(self, job_id: str) -> Standing | None:
         """See the port."""
-        return await self._store.native.read(lambda tx: records.state(tx, self._store.scope, job_id))
+        return await self._store.native.read(lambda tx: records.standing(tx, self._store.scope, job_id))
+
+    async def questions(self, job_id: str, ids: Sequence[str] | None = None) -> list[Question]:
+        """See the port."""
+        return await self._store.native.read(lambda tx: records.questions(tx, self._store.scope, job_id, ids))
 
     def share_transactions(self, queues: object) -> bool:
         """See the port."""

@@ -15,12 +15,15 @@ _EVENTS_BATCH = 5_000
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
-    """What a look without writing found: whether there is work, and when the next deadline is."""
+    """What a look without writing found: whether there is work, when the next deadline is, and the oldest message of
+    the outbox that is not held.
+    """
 
     deadlines: bool
     jobs: bool
     events: bool
     next_deadline_at: int | None
+    outbox_head: int | None
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +32,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int
     events: int
     outbox: int
+    outbox_due: int
 
 
 def look(tx: Transaction, scope: Scope, retention: Retention, now: int) -> Due:
@@ -48,11 +52,13 @@ def look(tx: Transaction, scope: Scope, retention: Retention, now: int) -> Due:
              AND one.final = 0 AND jobs.namespace = :namespace ORDER BY one.id LIMIT 1""",
         {"namespace": scope.number},
     )
+    head = tx.execute("SELECT min(id) FROM job_outbox WHERE namespace = ? AND held = 0", (scope.number,))[0][0]
     return Due(
         deadlines=next_deadline is not None and next_deadline <= now,
         jobs=bool(jobs),
         events=bool(oldest) and oldest[0][0] < _cutoff(now, retention.events_s),
         next_deadline_at=next_deadline,
+        outbox_head=head,
     )
 
 
@@ -80,6 +86,7 @@ def delete_finished(unit: FileUnit, retention: Retention) -> tuple[int, int]:
         unit.tx.execute("DELETE FROM job_events WHERE job = ?", row)
         events += unit.tx.changes()
         unit.tx.execute("DELETE FROM job_branches WHERE job = ?", row)
+        unit.tx.execute("DELETE FROM job_questions WHERE job = ?", row)
         unit.tx.execute("DELETE FROM job_outbox WHERE parked_for = ?", row)
         unit.tx.execute("DELETE FROM jobs WHERE seq = ?", row)
     return len(doomed), events
@@ -116,7 +123,8 @@ def count(tx: Transaction, scope: Scope) -> Counts:
         "SELECT count(*) FROM job_events AS one CROSS JOIN jobs ON jobs.seq = one.job WHERE jobs.namespace = ?", number
     )[0][0]
     outbox = tx.execute("SELECT count(*) FROM job_outbox WHERE namespace = ?", number)[0][0]
-    return Counts(jobs=jobs, events=events, outbox=outbox)
+    due = tx.execute("SELECT count(*) FROM job_outbox WHERE namespace = ? AND held = 0", number)[0][0]
+    return Counts(jobs=jobs, events=events, outbox=outbox, outbox_due=due)
 
 
 def _cutoff(now: int, seconds: float) -> int:

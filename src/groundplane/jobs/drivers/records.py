@@ -8,6 +8,8 @@ from groundplane.backends.sqlite import Transaction
 from groundplane.jobs.drivers.file_unit import FileUnit
 from groundplane.jobs.drivers.outbox import FileQueues, insert
 from groundplane.jobs.drivers.rows import (
+    COUNT_LIVE,
+    QUESTION,
     WHOLE,
     check_same_work,
     created_shown,
@@ -15,11 +17,13 @@ from groundplane.jobs.drivers.rows import (
     id_taken,
     listing,
     no_job,
+    question,
     record,
     steps_of,
+    too_many_live,
 )
 from groundplane.jobs.drivers.unit import Scope, pack
-from groundplane.jobs.port import Created, Job, JobPage, JobQuery, JobState, NewJob, OutboxMessage
+from groundplane.jobs.port import Created, Job, JobPage, JobQuery, JobState, NewJob, OutboxMessage, Question, Standing
 
 
 def create(
@@ -31,6 +35,7 @@ def create(
     known = _known(unit, new)
     if known is not None:
         return Created(known, False)
+    _check_room(unit, new)
     rows = unit.tx.execute(
         """INSERT INTO jobs (namespace, job_id, tool, owner, idempotency_key, arguments_hash, total_steps, route,
                              arguments, created_at, updated_at, deadline_at, token_hash, trace)
@@ -69,10 +74,19 @@ def get(tx: Transaction, scope: Scope, job_id: str) -> Job:
     return _job(tx, "namespace = ? AND job_id = ?", (scope.number, job_id), job_id)
 
 
-def state(tx: Transaction, scope: Scope, job_id: str) -> JobState | None:
-    """The job's state, or None."""
-    rows = tx.execute("SELECT state FROM jobs WHERE namespace = ? AND job_id = ?", (scope.number, job_id))
-    return JobState(rows[0][0]) if rows else None
+def standing(tx: Transaction, scope: Scope, job_id: str) -> Standing | None:
+    """The job's state and deadline, or None."""
+    rows = tx.execute("SELECT state, deadline_at FROM jobs WHERE namespace = ? AND job_id = ?", (scope.number, job_id))
+    return Standing(JobState(rows[0][0]), rows[0][1]) if rows else None
+
+
+def questions(tx: Transaction, scope: Scope, job_id: str, ids: Sequence[str] | None) -> list[Question]:
+    """Its questions, or `not_found`."""
+    found = tx.execute("SELECT seq FROM jobs WHERE namespace = ? AND job_id = ?", (scope.number, job_id))
+    if not found:
+        raise no_job(job_id)
+    rows = tx.execute(f"SELECT {QUESTION} FROM job_questions WHERE job = ? ORDER BY number", found[0])
+    return [question(row) for row in rows if ids is None or row[0] in ids]
 
 
 def list_jobs(tx: Transaction, scope: Scope, query: JobQuery) -> JobPage:
@@ -81,6 +95,16 @@ def list_jobs(tx: Transaction, scope: Scope, query: JobQuery) -> JobPage:
     rows = tx.execute(sql, values)
     items = rows[: query.limit]
     return JobPage(items=[record(row) for row in items], cursor=str(items[-1][0]) if len(rows) > query.limit else None)
+
+
+def _check_room(unit: FileUnit, new: NewJob) -> None:
+    """The file has one writer at a time, so what is counted here is exact."""
+    if new.live_max is None:
+        return
+    live = unit.one(COUNT_LIVE, unit.scope.number, new.owner, new.live_max)
+    if live is not None and live[0] >= new.live_max:
+        known = standing(unit.tx, unit.scope, new.job_id) is not None
+        raise id_taken(new) if known else too_many_live(new)
 
 
 def _known(unit: FileUnit, new: NewJob) -> Job | None:
@@ -102,4 +126,8 @@ def _job(tx: Transaction, where: str, bindings: tuple[int | str, ...], job_id: s
     rows = tx.execute(f"SELECT {WHOLE} FROM jobs WHERE {where}", bindings)
     if not rows:
         raise no_job(job_id)
-    return record(rows[0])
+    row = rows[0]
+    if row[3] != JobState.PAUSED:
+        return record(row)
+    asked = f"SELECT {QUESTION} FROM job_questions WHERE job = ? AND state = 'open' ORDER BY number"
+    return record(row, tx.execute(asked, (row[0],)))

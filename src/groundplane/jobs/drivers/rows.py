@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from groundplane.core.errors import AlreadyExists, Conflict, ErrorRecord, InvalidArgument, NotFound
+from groundplane.core.errors import (
+    AlreadyExists,
+    Conflict,
+    ErrorRecord,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from groundplane.jobs.drivers.unit import Row, pack
-from groundplane.jobs.port import Events, Job, JobEvent, JobQuery, JobState, NewJob
+from groundplane.jobs.port import Events, Job, JobEvent, JobQuery, JobState, NewJob, Question
 
 _LAST_EVENT = "max(trimmed_to, coalesce((SELECT max(id) FROM job_events WHERE job = jobs.seq), 0))"
 HEAD = f"""seq, job_id, tool, state, progress, message, actor, steps_completed, total_steps, created_at, updated_at,
@@ -17,6 +24,12 @@ HEAD = f"""seq, job_id, tool, state, progress, message, actor, steps_completed, 
 """The columns of a listing."""
 WHOLE = f"{HEAD}, result, arguments"
 """All columns that the record shows."""
+COUNT_LIVE = """SELECT count(*) FROM (
+  SELECT 1 FROM jobs WHERE namespace = ? AND owner = ? AND finished_at IS NULL LIMIT ?) AS live"""
+"""How many jobs of an owner have not ended, counted no further than the last binding."""
+QUESTION = """question_id, kind, message, schema, params, actor, envelope_id, state, asked_at, answered_at, action,
+  content, answered_by"""
+"""The columns of a question."""
 
 _unpack = msgspec.msgpack.Decoder().decode
 _unpack_error = msgspec.msgpack.Decoder(ErrorRecord).decode
@@ -24,8 +37,8 @@ _unpack_route = msgspec.msgpack.Decoder(list[str]).decode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def record(row: Row) -> Job:
-    """The job of the columns `HEAD` or `WHOLE`."""
+def record(row: Row, questions: Iterable[Row] = ()) -> Job:
+    """The job of the columns `HEAD` or `WHOLE`, with questions of the columns `QUESTION`."""
     whole = row[22:]
     return Job(
         job_id=row[1],
@@ -51,6 +64,26 @@ def record(row: Row) -> Job:
         last_event_id=row[21],
         result=_unpack(whole[0]) if whole and whole[0] is not None else None,
         arguments=_unpack(whole[1]) if whole else None,
+        questions=[question(row) for row in questions],
+    )
+
+
+def question(row: Row) -> Question:
+    """The question of the columns `QUESTION`."""
+    return Question(
+        question_id=row[0],
+        kind=row[1],
+        message=row[2],
+        schema=_unpack(row[3]) if row[3] is not None else None,
+        params=_unpack(row[4]),
+        actor=row[5],
+        envelope_id=row[6],
+        state=row[7],
+        asked_at=row[8],
+        answered_at=row[9],
+        action=row[10],
+        content=_unpack(row[11]) if row[11] is not None else None,
+        answered_by=row[12],
     )
 
 
@@ -112,6 +145,15 @@ def check_same_work(new: NewJob, tool: str, arguments_hash: str) -> None:
 def id_taken(new: NewJob) -> AlreadyExists:
     """The error for a job id that is known."""
     return AlreadyExists(f"job_id: {new.job_id!r} is taken; use a new id for a new job")
+
+
+def too_many_live(new: NewJob) -> ResourceExhausted:
+    """The error for an owner who has as many jobs that have not ended as it may have."""
+    return ResourceExhausted(
+        f"live_jobs: {new.live_max} jobs of this caller have not ended, which is the limit; wait for one, or cancel it",
+        reason="live_jobs",
+        details={"limit": "live_jobs", "max": new.live_max},
+    )
 
 
 def no_job(job_id: str) -> NotFound:

@@ -140,6 +140,7 @@ def end(
     is paused: its deadline stands still)."""
     rows = yield (
         f"""UPDATE jobs SET state = :state, finished_at = :now, updated_at = :now, paused_at = NULL,
+              open_questions = 0, stays_paused = FALSE,
               progress = CASE :state WHEN 'succeeded' THEN 100 ELSE progress END,
               steps_completed = CASE WHEN :state = 'succeeded' AND NOT :aborted THEN total_steps
                                      ELSE steps_completed END,
@@ -171,6 +172,7 @@ def end(
     pauses, fan_out = rows[0][7:]
     if pauses:
         unit.tell("DELETE FROM job_outbox WHERE parked_for = ? AND held = TRUE", (seq,))
+        unit.tell("UPDATE job_questions SET state = 'closed' WHERE job = ? AND state = 'open'", (seq,))
     if fan_out:
         unit.tell("UPDATE job_branches SET result = NULL WHERE job = ? AND result IS NOT NULL", (seq,))
     return True

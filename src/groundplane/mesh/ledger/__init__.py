@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from groundplane.mesh.ledger.drivers import open_driver
+from groundplane.mesh.ledger.measured import MeasuredLedger
 from groundplane.mesh.ledger.port import JoinKey, JoinState, Ledger, Once
 
 
@@ -26,7 +27,7 @@ async def open_ledger(
     """Open the ledger that the URL names; `embedded://` is `<state>/plane.db`. `invalid_argument` for a bad URL."""
     ledger = await open_driver(url, namespace=namespace, state=Path(state), upgrade=upgrade, inline=inline)
     try:
-        yield ledger
+        yield MeasuredLedger(ledger)
     finally:
         await ledger.aclose()
 

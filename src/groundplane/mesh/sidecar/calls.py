@@ -13,8 +13,9 @@ from groundplane.core.errors import FailedPrecondition, GroundplaneError, Invali
 from groundplane.jobs.port import Change, JobState
 from groundplane.mesh.ledger.port import Ledger
 from groundplane.mesh.reporting import Reporter
-from groundplane.mesh.routing import PROCESSING, Router
+from groundplane.mesh.routing import PROCESSING, Router, dedup_key, note
 from groundplane.mesh.runtime_client import Ticket
+from groundplane.mesh.sidecar.asking import Asking
 from groundplane.mesh.start import JOB_TOKEN
 from groundplane.queues.port import Delivery
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
@@ -26,6 +27,8 @@ HEARTBEAT_EVERY_S = 1.0
 LOOK_EVERY_S = 0.1
 LOOK_AT_MOST = 64
 TROUBLE_S = 5.0
+LOG_LINES_MAX = 1000
+"""Lines of the log of one call."""
 RECORD_FOR_S = 600.0
 """How long the end of an effect is tried to be recorded."""
 _SPENT_WEIGHT = 0.1
@@ -75,6 +78,7 @@ class CallWatch:
         metrics: ActorMetrics,
         ledger: Ledger | None,
         attempt: int = 1,
+        reporter: Reporter | None = None,
     ) -> None:
         self.ticket = Ticket()
         self.envelope = envelope
@@ -87,7 +91,9 @@ class CallWatch:
         self._custom = custom
         self._metrics = metrics
         self._ledger = ledger
+        self.asking = Asking(reporter, envelope, router.spec.name, self.token)
         self._attempt = attempt
+        self._lines = 0
         self._weight = PROCESSING
         self._reported_at = 0.0
 
@@ -118,8 +124,20 @@ class CallWatch:
         if not self._custom.record(name, kind, value, labels):
             self._metrics.custom_refused.inc()
 
+    def log(self, level: str, message: str, data: dict[str, Any]) -> None:
+        """See `CallEvents`. After `LOG_LINES_MAX` lines the rest is left out, and the last says so."""
+        self._lines += 1
+        if self._lines > LOG_LINES_MAX:
+            return
+        line: dict[str, Any] = {"actor": self._router.spec.name, "level": level, "message": message, "data": data}
+        if self._lines == LOG_LINES_MAX:
+            line = {**line, "level": "warning", "message": "the log is full; further lines are left out", "data": {}}
+        self._telling.post(note(self.envelope, "log", line))
+
     async def ask(self, op: str, fields: dict[str, Any]) -> Any:
-        """See `CallEvents`: `once_begin` and `once_end`, kept by the ledger under the actor's name."""
+        """See `CallEvents`: `question`, and `once_begin` and `once_end`, kept by the ledger under the actor's name, the
+        envelope and its hop.
+        """
         try:
             return await self._asked(op, fields)
         except GroundplaneError as error:
@@ -128,12 +146,14 @@ class CallWatch:
             raise
 
     async def _asked(self, op: str, fields: dict[str, Any]) -> Any:
+        if op == "question":
+            return await self.asking.answers(fields["questions"])
         if self._ledger is None:
             raise Unsupported("once: this sidecar has no ledger; give it --ledger")
         key = fields.get("key")
         if not isinstance(key, str) or not key:
             raise InvalidArgument(f"key: {key!r} is not a non-empty string")
-        scoped = f"{self._router.spec.name}/{key}"
+        scoped = f"{self._router.spec.name}/{dedup_key(self.envelope)}/{key}"
         if op == "once_end":
             await self._recorded(self._ledger, scoped, fields.get("value"))
             return {}

@@ -15,6 +15,8 @@ from groundplane.mesh.sidecar.handling import Handling, Parts
 from groundplane.mesh.sidecar.outgoing import message_of
 from groundplane.mesh.sidecar.work import Work, token_of
 from groundplane.queues.port import Ack, Delivery, OutgoingMessage
+from groundplane.telemetry import trace_names as names
+from groundplane.telemetry import traces
 
 
 class FanIn:
@@ -49,6 +51,7 @@ class FanIn:
         work = self._handling.work_of(delivery, envelope)
         if not await self._handling.admitted(work):
             return
+        envelope = work.envelope
         refused = self._p.router.refuse(envelope, attempt=delivery.attempt, now_ms=self._p.clock.now_ms())
         if refused is not None:
             await self._handling.finish(work, refused)
@@ -60,6 +63,7 @@ class FanIn:
         if state.released:
             await self._late(work)
         elif state.arrived < state.total:
+            traces.current().event(names.CHILD, {names.JOINED: state.arrived, names.CHILDREN: state.total})
             work.telling.post(self._p.router.progress(envelope, COMPLETED, "completed", attempt=delivery.attempt))
             await self._handling.settle(work, Ack(delivery), self._timers(work, state.arrived == 1))
         else:
@@ -89,6 +93,7 @@ class FanIn:
 
     async def _call(self, work: Work, key: JoinKey, total: int) -> None:
         gathered = Gathered(joined(work.envelope), await self._ledger().join_items(key), total)
+        _told_of(gathered)
         if self._p.reporter is not None:
             changes = [*work.telling.take(), *report(work.envelope, gathered.envelope)]
             await self._p.reporter.apply(changes, token_of(work.envelope))
@@ -130,6 +135,15 @@ class FanIn:
     def _ledger(self) -> Ledger:
         assert self._p.ledger is not None
         return self._p.ledger
+
+
+def _told_of(gathered: Gathered) -> None:
+    """The current span handles all children: it is linked with what sent each."""
+    span = traces.current()
+    if span.recording:
+        span.set({names.CHILDREN: gathered.total, names.MISSING: len(gathered.missing) or None})
+        for context in gathered.traces():
+            span.link(context)
 
 
 __all__ = ["FanIn"]

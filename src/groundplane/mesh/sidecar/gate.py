@@ -10,6 +10,8 @@ from groundplane.mesh.routing import note
 from groundplane.mesh.sidecar.handling import Handling, Parts, Staged
 from groundplane.mesh.sidecar.work import token_of
 from groundplane.queues.port import Ack, Delivery, Nack
+from groundplane.telemetry import trace_names as names
+from groundplane.telemetry import traces
 
 
 class Gate:
@@ -55,6 +57,7 @@ class Gate:
 
     async def _drop(self, delivery: Delivery, envelope: Envelope) -> None:
         self._p.metrics.repeats.inc()
+        traces.current().event(names.REPEAT)
         self._p.log.info("repeat_dropped", message_id=delivery.id, attempt=delivery.attempt)
         if self._p.reporter is not None:
             data = {"actor": self._p.router.spec.name, "attempt": delivery.attempt}

@@ -15,7 +15,8 @@ from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.deadline import effective_timeout_s
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, NotFound, Unavailable
-from groundplane.jobs.port import Change, JobState, Note, Park
+from groundplane.jobs.port import Ask, Change, JobState, Note, OutboxMessage, Park
+from groundplane.mesh import tracing
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.ledger.port import Ledger
 from groundplane.mesh.repeats import Repeats, Sender, key_of, marked, may_repeat
@@ -35,9 +36,12 @@ from groundplane.mesh.runtime_client import CallRequest, RuntimeClient
 from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active, CallWatch, Telling
 from groundplane.mesh.sidecar.outgoing import Outgoing, told_of
-from groundplane.mesh.sidecar.work import Work, token_of
+from groundplane.mesh.sidecar.work import Suspended, Work, token_of
 from groundplane.mesh.start import outbox_message
+from groundplane.mesh.tracing import about_job
 from groundplane.queues.port import MAY_REPEAT, Ack, Carried, Delivery, Nack, OutgoingMessage, Reject, Settlement
+from groundplane.telemetry import trace_names as names
+from groundplane.telemetry import traces
 from groundplane.telemetry.logs import Logger
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
 
@@ -124,7 +128,7 @@ class Handling:
             await self.guarded(delivery, lambda: self.finish(work, decision))
             return None
         failpoints.hit("received")
-        return envelope
+        return tracing.opened(delivery, envelope)
 
     async def run(self, work: Work) -> bool:
         """Admit, call, decide, settle. True when the envelope went on (a join may be released then)."""
@@ -147,10 +151,12 @@ class Handling:
         except GroundplaneError as error:
             self._p.active.troubled(error)
             lost = error.reason in ("delivery_lost", "delivery_settled")
+            traces.current().fail(error.reason or error.code)
             self._p.log.warning("delivery_not_finished", message_id=delivery.id, error=str(error), lost=lost)
             if not lost:
                 await self._hand_back(Nack(delivery, HAND_BACK_S, counts=not error.retryable, error=error.to_record()))
         except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the queue; it ends as a dead letter
+            traces.current().fail("sidecar_fault", type(error).__name__)
             self._p.log.error("sidecar_fault", message_id=delivery.id, traceback=traceback.format_exc())
             record = Failure(reason="processing_error", message=f"sidecar: {error!r}").record()
             await self._hand_back(Nack(delivery, HAND_BACK_S, error=record))
@@ -175,9 +181,12 @@ class Handling:
             outcome = await self._outcome(work)
             if outcome is None:
                 return False
+            if isinstance(outcome, Suspended):
+                return await self._suspend(work, outcome)
             decision = parts.router.decide(work.envelope, outcome, attempt=work.attempt, now_ms=parts.clock.now_ms())
             if parts.in_place and decision.settlement == "nack":
                 parts.metrics.retries.inc()
+                tracing.decided(decision, work.attempt, parts.log, ends=False)
                 if not await self._still_wanted(work, decision):
                     return True
                 await asyncio.sleep(decision.delay_s)
@@ -186,7 +195,8 @@ class Handling:
             return await self.finish(work, decision)
 
     async def admitted(self, work: Work) -> bool:
-        """Ask the job whether it still wants this. A finished job's envelope is acked, a paused one's is parked.
+        """Ask the job whether it still wants this. A finished job's envelope is acked, a paused one's is parked. The
+        envelope gets the deadline that counts now: pauses have moved it.
 
         A redriven one runs although its job has ended: somebody has asked for it.
         """
@@ -195,7 +205,10 @@ class Handling:
             return True
         token = token_of(envelope)
         received = parts.router.progress(envelope, RECEIVED, "received", attempt=work.attempt)
-        state, untold = await parts.reporter.begin(received, token)
+        standing, untold = await parts.reporter.begin(received, token)
+        if standing is not None and standing.deadline_at is not None:
+            work.envelope = msgspec.structs.replace(envelope, deadline_at=standing.deadline_at)
+        state = standing.state if standing is not None else None
         if state is None or not (state.terminal or state is JobState.PAUSED):
             work.telling.add(untold)
             return True
@@ -206,20 +219,55 @@ class Handling:
                 work.leave_job()
                 return True
             parts.reporter.post([Note(job_id=envelope.job_id, kind="skipped", data=data)], token)
+            traces.current().event(names.SKIPPED, {names.JOB_STATE: state.value})
             await self.settle(work, Ack(work.delivery))
             await self.release_claims(work, ())
             return False
-        delivery = work.delivery
-        key = f"{dedup_key(envelope)}:parked:{delivery.enqueued_at}"
-        own = Envelope.from_bytes(delivery.payload)
-        message = outbox_message(delivery.queue, own, delivery.payload, dedup=key)
-        if parts.staged is not None:  # should this be handed out again after the job went on, there are two of it
-            message = msgspec.structs.replace(message, headers={**message.headers, MAY_REPEAT: "1"})
-        await parts.reporter.apply([Park(job_id=envelope.job_id, message=message)], token)
-        await self.settle(work, Ack(delivery), handled=False)
+        await parts.reporter.apply([Park(job_id=envelope.job_id, message=self._parked(work))], token)
+        traces.current().event(names.PARKED)
+        await self.settle(work, Ack(work.delivery), handled=False)
         return False
 
-    async def _outcome(self, work: Work) -> Outcome | None:
+    def _parked(self, work: Work) -> OutboxMessage:
+        """The delivery as it comes again when its job goes on: the same for each copy of it."""
+        delivery = work.delivery
+        own = Envelope.from_bytes(delivery.payload)
+        key = f"{dedup_key(own)}:parked:{delivery.enqueued_at}"
+        message = outbox_message(delivery.queue, own, delivery.payload, dedup=key)
+        if self._p.staged is not None:  # should this be handed out again after the job went on, there are two of it
+            message = msgspec.structs.replace(message, headers={**message.headers, MAY_REPEAT: "1"})
+        return message
+
+    async def _suspend(self, work: Work, call: Suspended) -> bool:
+        """Ask, pause and park in one step, and ack. What is left in a process after that is nothing. The claims of the
+        delivery stay: it comes again.
+        """
+        parts, job_id = self._p, work.envelope.job_id
+        assert parts.reporter is not None
+        assert job_id is not None
+        failpoints.hit("asking")
+        ask = Ask(job_id=job_id, questions=call.questions, message=self._parked(work))
+        changes = [*work.telling.take(), ask]
+        reporter, token = parts.reporter, token_of(work.envelope)
+        outcomes = await self._persist(work, lambda again: reporter.apply(changes, token))
+        failpoints.hit("asked")
+        outcome = outcomes[-1]
+        if outcome.state is not None and (outcome.applied or outcome.detail == "repeated"):
+            traces.current().event(names.PARKED)
+            await self.settle(work, Ack(work.delivery), handled=False)
+            return False
+        failure = Failure(
+            reason="question_refused",
+            message=f"ask: the job does not take the question ({outcome.detail})",
+            retryable=False,
+            details={"detail": outcome.detail},
+        )
+        decision = parts.router.decide(work.envelope, failure, attempt=work.attempt, now_ms=parts.clock.now_ms())
+        if outcome.state is not None and outcome.state.terminal:
+            return await self._too_late(work, decision, outcome.state)
+        return await self.finish(work, decision)
+
+    async def _outcome(self, work: Work) -> Outcome | Suspended | None:
         """Call the runtime. None when the work was handed back or skipped before it began."""
         parts, envelope = self._p, work.envelope
         if work.resolve and envelope.claim is not None:
@@ -233,22 +281,55 @@ class Handling:
                 )
         elif work.resolve:
             work.payload = envelope.payload
-        watch = CallWatch(parts.router, envelope, work.telling, parts.custom, parts.metrics, parts.ledger, work.attempt)
+        watch = CallWatch(
+            parts.router,
+            envelope,
+            work.telling,
+            parts.custom,
+            parts.metrics,
+            parts.ledger,
+            work.attempt,
+            parts.reporter,
+        )
         with parts.active.calling(work.delivery, watch):
             async with self._slots:
                 watch.started()
-                outcome: Outcome = Failure(reason="cancelled", message="job: ended before the call", retryable=False)
+                outcome: Outcome | Suspended = Failure(
+                    reason="cancelled", message="job: ended before the call", retryable=False
+                )
                 if watch.ticket.reason is None:
                     outcome = await self._called(work, watch)
         if watch.ticket.reason == "drain":  # told to stop half-way: whatever it says, it may not have finished
+            traces.current().event(names.HANDED_BACK)
             await self.settle(work, Nack(work.delivery, counts=False))
             return None
         return outcome
 
-    async def _called(self, work: Work, watch: CallWatch) -> Outcome:
+    async def _called(self, work: Work, watch: CallWatch) -> Outcome | Suspended:
         parts, envelope = self._p, work.envelope
         watch.called()
         timeout_s = effective_timeout_s(parts.router.spec.timeout_s, envelope.deadline_at, parts.clock)
+        with traces.start(names.call(parts.router.spec.name)) as span:
+            work.trace = span.context
+            outcome = await self._answered(work, watch, timeout_s)
+            asked = watch.asking.open  # the run was over when it asked, whatever it went on to say
+            if span.recording:
+                span.set({names.ACTOR: parts.router.spec.name, names.ATTEMPT: work.attempt, **about_job(envelope)})
+                if isinstance(outcome, Failure) and not asked:
+                    span.fail(outcome.reason, outcome.type)
+        if asked:
+            return Suspended(asked)
+        if watch.away is not None and isinstance(outcome, Failure):
+            raise watch.away
+        if isinstance(outcome, Result):
+            parts.metrics.processed.inc()
+        else:
+            parts.metrics.failed(outcome.reason)
+        return outcome
+
+    async def _answered(self, work: Work, watch: CallWatch, timeout_s: float | None) -> Outcome:
+        """The call itself, timed."""
+        parts, envelope = self._p, work.envelope
         request = CallRequest(
             envelope=work.shown(),
             timeout_s=timeout_s,
@@ -263,24 +344,23 @@ class Handling:
         parts.metrics.runtime.observe(spent)
         parts.active.spent(spent)
         failpoints.hit("handled")
-        if watch.away is not None and isinstance(outcome, Failure):
-            raise watch.away
-        if isinstance(outcome, Result):
-            parts.metrics.processed.inc()
-        else:
-            parts.metrics.failed(outcome.reason)
         return outcome
 
     async def finish(self, work: Work, decision: Decision) -> bool:
         """Report, send and settle as decided, in one transaction where it can be. True when the envelope went on."""
         parts = self._p
+        sending = tracing.Sending(decision, work.envelope, work.trace)
+        decision = sending.decision
         try:
             kept, messages = await self._persist(work, lambda again: self._outgoing.messages(work, decision))
             state = await self._told_and_settled(work, decision, kept, messages)
         except (InvalidArgument, NotFound) as error:
+            sending.refused(error.reason or error.code)
             return await self._undeliverable(work, decision, error)
         if state is not None:
             return await self._too_late(work, decision, state)
+        sending.done()
+        tracing.decided(decision, work.attempt, parts.log)
         if decision.settlement == "nack":
             parts.metrics.retries.inc()
             return False
@@ -350,6 +430,7 @@ class Handling:
         """The job ended meanwhile: the outcome is recorded and goes nowhere."""
         data = {"actor": self._p.router.spec.name, "state": state.value, "outcome": decision.reason or "completed"}
         work.telling.post(note(work.envelope, "late_outcome", data))
+        traces.current().event(names.LATE, {names.JOB_STATE: state.value})
         await self.settle(work, Ack(work.delivery))
         await self.release_claims(work, ())
         return True

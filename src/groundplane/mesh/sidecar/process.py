@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from groundplane.blobs.store import Blobs
@@ -27,10 +28,14 @@ from groundplane.mesh.sidecar.handling import Handling, Parts, Staged
 from groundplane.mesh.sidecar.loop import WINDOW_MAX, Loop, flow_check
 from groundplane.mesh.signals import drained_by_signals
 from groundplane.mesh.start import queue_specs
-from groundplane.queues.client import Queues
-from groundplane.telemetry.admin import Check, serve_admin
+from groundplane.mesh.tracing import followed
+from groundplane.queues.client import Consumer, Queues
+from groundplane.telemetry.admin import serve_admin
+from groundplane.telemetry.health import Check, Health, backend_of
 from groundplane.telemetry.logs import Logger, get_logger
-from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics, new_registry
+from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
+from groundplane.telemetry.process import process_registry
+from groundplane.telemetry.traces import tracing
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_RUNTIME, EXIT_QUEUE, EXIT_STORE = 0, 1, 2, 3, 4, 5
 _EXITS = {"runtime_not_ready": EXIT_RUNTIME, "queue_not_ready": EXIT_QUEUE, "store_not_ready": EXIT_STORE}
@@ -58,15 +63,22 @@ class Sidecar:
         try:
             with drained_by_signals(self.stop):
                 async with AsyncExitStack() as stack:
+                    await stack.enter_async_context(self._tracing())
                     return await self._run(stack)
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
             return EXIT_USAGE if error.code == "invalid_argument" else _EXITS.get(error.reason, EXIT_FAILED)
 
+    def _tracing(self) -> AbstractAsyncContextManager[None]:
+        config = self._config
+        service = f"groundplane-actor-{config.actor.name}"
+        return tracing(service, "sidecar", namespace=config.namespace, queues=config.queues)
+
     async def _run(self, stack: AsyncExitStack) -> int:
         config = self._config
-        registry = new_registry()
+        registry = process_registry("sidecar", folder=Path(config.state))
         metrics = ActorMetrics(registry, config.actor.name)
+        metrics.concurrency.set(config.actor.concurrency)
         client = RuntimeClient(
             RuntimeSettings(
                 socket=config.socket,
@@ -75,15 +87,17 @@ class Sidecar:
                 connect_timeout_s=config.start_timeout_s,
             )
         )
-        checks: dict[str, Check] = {"start": starting("queue and runtime")}
-        serving = serve_admin(config.admin_host, config.admin_port, registry, checks)
+        health = Health(f"sidecar {config.actor.name}")
+        health.starting("queue and runtime")
+        serving = serve_admin(config.admin_host, config.admin_port, registry, health)
         port = await stack.enter_async_context(serving)
         stack.push_async_callback(client.aclose)
         queues = await self._unless_stopped(self._wait_for_both(stack, client))
         if queues is None:
             return EXIT_OK
-        window = config.window or WINDOW_MAX
-        consumer = await stack.enter_async_context(queues.consume(config.actor.name, max_in_flight=window))
+        consumer = await consume_patiently(
+            stack, queues, config.actor.name, config.window or WINDOW_MAX, self._stop, config.start_timeout_s
+        )
         settler, active = Settler(consumer), Active()
         ledger = await self._ledger(stack)
         parts = Parts(
@@ -106,7 +120,7 @@ class Sidecar:
         self._loop = Loop(
             consumer,
             settler,
-            gate.handle if gate is not None else handler.handle,
+            followed(gate.handle if gate is not None else handler.handle, config.actor.name),
             concurrency=config.actor.concurrency,
             window=config.window,
             active=active,
@@ -114,12 +128,11 @@ class Sidecar:
             log=self._log,
             key=config.actor.key,
         )
-        checks |= {
-            "runtime": _runtime_check(client),
-            "flow": flow_check(queues, config.actor.name, self._loop, active),
-            "drain": draining(self._stop),
-        }
-        del checks["start"]
+        health.add("runtime", _runtime_check(client))
+        flow = flow_check(queues, config.actor.name, self._loop, active)
+        health.add("flow", flow, backend=backend_of(config.queues))
+        health.add("drain", draining(self._stop))
+        health.started()
         await self._flow(parts, port)
         return EXIT_OK if self._stop.is_set() else EXIT_FAILED
 
@@ -223,11 +236,26 @@ class Sidecar:
         return await open_patiently(stack, name, opener, self._stop, self._config.start_timeout_s)
 
 
+async def consume_patiently(
+    stack: AsyncExitStack, queues: Queues, name: str, window: int, stop: asyncio.Event, timeout_s: float
+) -> Consumer:
+    """A consumer of a queue that is there: a broker that starts tells of a queue before it lets anybody consume it."""
+    consumer: Consumer = await open_patiently(
+        stack, f"queue {name}", lambda: queues.consume(name, max_in_flight=window), stop, timeout_s, "queue_not_ready"
+    )
+    return consumer
+
+
 async def open_patiently(
-    stack: AsyncExitStack, name: str, opener: Opener, stop: asyncio.Event, timeout_s: float
+    stack: AsyncExitStack,
+    name: str,
+    opener: Opener,
+    stop: asyncio.Event,
+    timeout_s: float,
+    reason: str = "store_not_ready",
 ) -> Any:
-    """Enter what `opener` makes; again while that is `unavailable`. `store_not_ready` after `timeout_s`, or when told
-    to stop.
+    """Enter what `opener` makes; again while that is `unavailable`. `unavailable` with `reason` after `timeout_s`, or
+    when told to stop.
     """
     give_up_at = asyncio.get_running_loop().time() + timeout_s
     while True:
@@ -235,19 +263,8 @@ async def open_patiently(
             return await stack.enter_async_context(opener())
         except Unavailable as error:
             if stop.is_set() or asyncio.get_running_loop().time() >= give_up_at:
-                raise Unavailable(
-                    f"{name}: was not there within {timeout_s:g} s: {error}", reason="store_not_ready"
-                ) from error
+                raise Unavailable(f"{name}: was not there within {timeout_s:g} s: {error}", reason=reason) from error
             await asyncio.sleep(_LOOK_AGAIN_S)
-
-
-def starting(wanted: str) -> Check:
-    """The check of a process that is alive, and waits for others."""
-
-    async def check() -> str | None:
-        return f"waits for {wanted}"
-
-    return check
 
 
 def draining(stop: asyncio.Event) -> Check:

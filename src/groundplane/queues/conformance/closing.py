@@ -23,6 +23,7 @@ _CALLS: dict[str, Callable[[Queues], Awaitable[object]]] = {
     "redrive": lambda q: q.redrive("1"),
     "redrive_all": lambda q: q.redrive_all("x"),
     "purge": lambda q: q.purge("1"),
+    "purge_all": lambda q: q.purge_all("x"),
     "consume": lambda q: q.consume("x").__aenter__(),
 }
 

@@ -162,6 +162,19 @@ class DeadLetterConformance(Kit):
         assert [letter.id for letter in (await queues.list_dead(queue)).items] == [ids[1], ids[3]]
 
     @pytest.mark.req("QUEUE-08.1")
+    async def test_a_bulk_purge_takes_the_oldest_of_its_queue_alone(self, queues: Queues) -> None:
+        queue, other = await a_queue(queues), await a_queue(queues)
+        ids = await _bury(queues, queue, 4)
+        await _bury(queues, other, 1)
+        with pytest.raises(InvalidArgument, match=r"^limit: "):
+            await queues.purge_all(queue, limit=0)
+        assert await queues.purge_all(queue, limit=3) == 3
+        assert [letter.id for letter in (await queues.list_dead(queue)).items] == ids[3:]
+        assert await queues.purge_all(queue) == 1
+        assert await queues.purge_all(queue) == 0
+        assert (await queues.depth(other)).dead == 1
+
+    @pytest.mark.req("QUEUE-08.1")
     async def test_a_full_queue_refuses_a_redrive_and_the_letter_stays_dead(self, queues: Queues) -> None:
         queue = await a_queue(queues, depth_max=1)
         (dead_id,) = await _bury(queues, queue, 1)

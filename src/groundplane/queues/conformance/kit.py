@@ -31,6 +31,9 @@ class Kit:
     resumes_s = 5.0
     """How soon a consumer must go on after a restart of the backend."""
 
+    forgets_settlements = False
+    """Whether the restart may forget a settlement of the last moment: what comes again must say `redelivered`."""
+
     @pytest.fixture
     def anyio_backend(self) -> str:
         return "asyncio"

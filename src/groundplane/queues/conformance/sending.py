@@ -242,6 +242,12 @@ class SendingConformance(Kit):
             await queues.send(message(queue), OutgoingMessage(**bad))  # type: ignore[arg-type]
         assert (await queues.depth(queue)).total == 0
 
+    async def test_what_is_no_message_is_refused(self, queues: Queues) -> None:
+        queue = await a_queue(queues)
+        with pytest.raises(InvalidArgument, match=r"^messages: 'list' is no .* send\(\*messages\)"):
+            await queues.send([message(queue)])  # type: ignore[arg-type]
+        assert (await queues.depth(queue)).total == 0
+
     async def test_declaring_again_keeps_messages_and_takes_the_new_limits(self, queues: Queues) -> None:
         queue = await a_queue(queues, depth_max=5)
         sent = await fill(queues, queue, 5)

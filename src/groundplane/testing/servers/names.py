@@ -18,6 +18,7 @@ MODULES: dict[str, str] = {
     "kubernetes": "kubernetes",
     "nginx": "nginx",
     "otlp": "otlp",
+    "oidc": "oidc",
 }
 LIGHT = ("postgres", "redis", "rabbitmq", "nats", "s3", "smtp", "etcd")
 """What `groundplane servers up` without names starts."""

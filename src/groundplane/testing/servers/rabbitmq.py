@@ -20,6 +20,7 @@ from groundplane.testing.servers.sources import Debian
 
 GUEST = ("guest", "guest")
 _HEADER = b"AMQP\x00\x00\x09\x01"
+_MANAGEMENT_S = 60.0  # a virtual host is deleted queue by queue, on a slow disk at a second each
 
 
 def _read(programs: Mapping[str, Path]) -> str:
@@ -169,7 +170,7 @@ class Management:
         data = b"" if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         status, answer = wire.http(
-            method, self.port, path, host=self.host, body=data, headers=headers, user=self.user, timeout_s=15.0
+            method, self.port, path, host=self.host, body=data, headers=headers, user=self.user, timeout_s=_MANAGEMENT_S
         )
         if status >= 400:
             raise NotReady(f"{method} {path}: {status} {answer[:200]!r}")

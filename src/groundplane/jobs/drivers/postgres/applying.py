@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 GROUP_MAX = 2_000
 OF_ONE_JOB_MAX = 40
-_S_PER_CHANGE = 0.003
+_S_PER_CHANGE = 0.01
+"""So much longer a call may take for each change that it makes, on a busy server too."""
 CLOCK = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 

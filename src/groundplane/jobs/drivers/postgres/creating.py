@@ -14,6 +14,7 @@ from groundplane.jobs.drivers.postgres import sequence
 from groundplane.jobs.drivers.postgres.applying import CLOCK
 from groundplane.jobs.drivers.postgres.dialect import text, translated
 from groundplane.jobs.drivers.rows import (
+    COUNT_LIVE,
     WHOLE,
     check_same_work,
     created_shown,
@@ -21,6 +22,7 @@ from groundplane.jobs.drivers.rows import (
     id_taken,
     record,
     steps_of,
+    too_many_live,
 )
 from groundplane.jobs.drivers.unit import Scope, as_json, pack
 from groundplane.jobs.port import Created, NewJob, OutboxMessage
@@ -80,12 +82,13 @@ async def create_together(
 ) -> list[Created | GroundplaneError | None]:
     """What became of each: made, known by its key, refused; None where it must be tried once more."""
     messages = [(call, at, one) for call in calls for at, one in enumerate(call.messages)]
+    limits = [call.job.live_max for call in calls]
     try:
         _, _, made = await database.query_all(
             [
                 sequence.lock(database.schema, scope.number),
                 _IMPATIENT,
-                (_create(database.schema), _bindings(scope, now, calls, messages)),
+                (_create(database.schema, any(limits)), {**_bindings(scope, now, calls, messages), "limits": limits}),
             ]
         )
     except Unavailable as error:
@@ -114,7 +117,7 @@ async def create_together(
 
 
 async def _known(database: Database, scope: Scope, new: NewJob) -> Created | GroundplaneError | None:
-    """The job that has the idempotency key or the id."""
+    """The job that has the idempotency key or the id, or that there is no room for another."""
     if new.idempotency_key is not None:
         rows = await database.query(
             translated(
@@ -134,7 +137,12 @@ async def _known(database: Database, scope: Scope, new: NewJob) -> Created | Gro
         translated("SELECT 1 FROM jobs WHERE namespace = ? AND job_id = ?", database.schema),
         (scope.number, new.job_id),
     )
-    return id_taken(new) if rows else None
+    if rows:
+        return id_taken(new)
+    if new.live_max is None:
+        return None
+    count = await database.query(translated(COUNT_LIVE, database.schema), (scope.number, new.owner, new.live_max))
+    return too_many_live(new) if count[0][0] >= new.live_max else None
 
 
 def _bindings(
@@ -166,22 +174,37 @@ def _bindings(
     }
 
 
+_ADMITTED = """
+        (SELECT given.* FROM (SELECT given.*, row_number() OVER (PARTITION BY owner ORDER BY n) AS place FROM given
+          ) AS given LEFT JOIN (
+            SELECT owner, (SELECT count(*) FROM (
+              SELECT 1 FROM {schema}.jobs AS job WHERE job.namespace = %(namespace)s AND job.owner = one.owner
+                AND job.finished_at IS NULL LIMIT one.most) AS found) AS live
+            FROM (SELECT owner, max(live_max) AS most FROM given GROUP BY owner) AS one) AS held USING (owner)
+          WHERE given.live_max IS NULL OR held.live + given.place <= given.live_max) AS admitted"""
+"""Those for whom there is room. The namespace's lock is held, so that nobody else creates meanwhile. A repeat takes a
+place too; who is left out for that alone comes again.
+"""
+
+
 @functools.cache
-def _create(schema: str) -> str:
+def _create(schema: str, limited: bool) -> str:
     count = "(SELECT count(*) FROM made)"
+    admitted = _ADMITTED.format(schema=schema) if limited else "given"
     return f"""
         WITH clock AS (SELECT coalesce(%(now)s::bigint, {CLOCK}) AS now),
         given AS (
           SELECT * FROM unnest(%(ids)s::text[], %(tools)s::text[], %(owners)s::text[], %(keys)s::text[],
             %(hashes)s::text[], %(steps)s::bigint[], %(routes)s::bytea[], %(arguments)s::bytea[],
-            %(deadlines)s::bigint[], %(tokens)s::text[], %(traces)s::text[], %(datas)s::text[]) WITH ORDINALITY
-          AS job (job_id, tool, owner, key, hash, steps, route, arguments, deadline_at, token, trace, data, n)),
+            %(deadlines)s::bigint[], %(tokens)s::text[], %(traces)s::text[], %(datas)s::text[], %(limits)s::bigint[])
+            WITH ORDINALITY AS job (job_id, tool, owner, key, hash, steps, route, arguments, deadline_at, token, trace,
+              data, live_max, n)),
         made AS (
           INSERT INTO {schema}.jobs (namespace, job_id, tool, owner, idempotency_key, arguments_hash, total_steps,
             route, arguments, created_at, updated_at, deadline_at, token_hash, trace)
           SELECT %(namespace)s, job_id, tool, owner, key, hash, steps, route, arguments, now, now, deadline_at, token,
             trace
-          FROM given, clock ORDER BY n ON CONFLICT DO NOTHING RETURNING seq, job_id, created_at),
+          FROM {admitted}, clock ORDER BY n ON CONFLICT DO NOTHING RETURNING seq, job_id, created_at),
         {sequence.numbered(schema, count)},
         logged AS (
           INSERT INTO {schema}.job_events (namespace, id, job, kind, data, created_at)

@@ -21,12 +21,15 @@ _NOW = f"(SELECT coalesce(%(now)s::bigint, {CLOCK}))"
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
-    """What a look without writing found: whether there is work, and when the next deadline is."""
+    """What a look without writing found: whether there is work, when the next deadline is, and the oldest message of
+    the outbox that is not held.
+    """
 
     deadlines: bool
     jobs: bool
     events: bool
     next_deadline_at: int | None
+    outbox_head: int | None
 
 
 async def look(database: Database, scope: Scope, now: int | None, retention: Retention) -> Due:
@@ -35,8 +38,14 @@ async def look(database: Database, scope: Scope, now: int | None, retention: Ret
         _look(database.schema),
         {"namespace": scope.number, "now": now, "jobs": _ms(retention.jobs_s), "events": _ms(retention.events_s)},
     )
-    next_deadline, deadlines, jobs, events = rows[0]
-    return Due(deadlines=bool(deadlines), jobs=bool(jobs), events=bool(events), next_deadline_at=next_deadline)
+    next_deadline, deadlines, jobs, events, head = rows[0]
+    return Due(
+        deadlines=bool(deadlines),
+        jobs=bool(jobs),
+        events=bool(events),
+        next_deadline_at=next_deadline,
+        outbox_head=head,
+    )
 
 
 async def end_overdue(database: Database, scope: Scope, now: int | None) -> list[str]:
@@ -76,6 +85,7 @@ async def delete_finished(database: Database, scope: Scope, now: int | None, ret
               ORDER BY finished_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED),
             events AS (DELETE FROM {schema}.job_events WHERE job = ANY (ARRAY (TABLE doomed)) RETURNING 1),
             branches AS (DELETE FROM {schema}.job_branches WHERE job = ANY (ARRAY (TABLE doomed))),
+            questions AS (DELETE FROM {schema}.job_questions WHERE job = ANY (ARRAY (TABLE doomed))),
             parked AS (DELETE FROM {schema}.job_outbox WHERE parked_for = ANY (ARRAY (TABLE doomed))),
             gone AS (DELETE FROM {schema}.jobs WHERE seq = ANY (ARRAY (TABLE doomed)) RETURNING 1)
             SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM events)""",
@@ -132,9 +142,9 @@ async def trim_events(database: Database, scope: Scope, now: int | None, retenti
     return await database.write(work)
 
 
-async def count(database: Database, scope: Scope) -> tuple[int, int, int]:
-    """How many jobs, events and messages there are. Where counting takes too long the server's own estimate is told,
-    which is of all namespaces.
+async def count(database: Database, scope: Scope) -> tuple[int, int, int, int]:
+    """How many jobs, events and messages there are, and how many of those are not held. Where counting takes too long
+    the server's own estimate is told, which is of all namespaces.
     """
     schema = database.schema
     try:
@@ -144,7 +154,9 @@ async def count(database: Database, scope: Scope) -> tuple[int, int, int]:
                 (
                     f"""SELECT (SELECT count(*) FROM {schema}.jobs WHERE namespace = %(namespace)s),
                                (SELECT count(*) FROM {schema}.job_events WHERE namespace = %(namespace)s),
-                               (SELECT count(*) FROM {schema}.job_outbox WHERE namespace = %(namespace)s)""",
+                               (SELECT count(*) FROM {schema}.job_outbox WHERE namespace = %(namespace)s),
+                               (SELECT count(*) FROM {schema}.job_outbox
+                                WHERE namespace = %(namespace)s AND NOT held)""",
                     {"namespace": scope.number},
                 ),
             ]
@@ -153,10 +165,11 @@ async def count(database: Database, scope: Scope) -> tuple[int, int, int]:
         rows = await database.query(
             f"""SELECT (SELECT reltuples FROM pg_class WHERE oid = '{schema}.jobs'::regclass),
                        (SELECT reltuples FROM pg_class WHERE oid = '{schema}.job_events'::regclass),
+                       (SELECT reltuples FROM pg_class WHERE oid = '{schema}.job_outbox'::regclass),
                        (SELECT reltuples FROM pg_class WHERE oid = '{schema}.job_outbox'::regclass)"""
         )
-    jobs, events, outbox = rows[0]
-    return max(0, int(jobs)), max(0, int(events)), max(0, int(outbox))
+    jobs, events, outbox, due = (max(0, int(one)) for one in rows[0])
+    return jobs, events, outbox, due
 
 
 @functools.cache
@@ -172,7 +185,8 @@ def _look(schema: str) -> str:
           (SELECT created_at FROM {schema}.job_events
            WHERE namespace = %(namespace)s AND NOT final
              AND id > (SELECT trimmed_to FROM {schema}.job_namespaces WHERE id = %(namespace)s)
-           ORDER BY id LIMIT 1) < clock.now - %(events)s
+           ORDER BY id LIMIT 1) < clock.now - %(events)s,
+          (SELECT min(id) FROM {schema}.job_outbox WHERE namespace = %(namespace)s AND NOT held)
         FROM next, clock"""
 
 

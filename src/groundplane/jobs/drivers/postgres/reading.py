@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 from groundplane.backends.postgres import Database
 from groundplane.jobs.drivers.postgres.dialect import translated
-from groundplane.jobs.drivers.rows import WHOLE, listing, no_job, page_of_events, record
+from groundplane.jobs.drivers.rows import QUESTION, WHOLE, listing, no_job, page_of_events, question, record
 from groundplane.jobs.drivers.unit import Scope
-from groundplane.jobs.port import Events, Job, JobPage, JobQuery, JobState
+from groundplane.jobs.port import Events, Job, JobPage, JobQuery, JobState, Question, Standing
+
+_OF_JOB = 24
+"""How many columns `WHOLE` has."""
 
 
 async def get(database: Database, scope: Scope, job_id: str) -> Job:
@@ -20,17 +23,32 @@ async def get(database: Database, scope: Scope, job_id: str) -> Job:
     )
     if not rows:
         raise no_job(job_id)
-    return record(rows[0])
+    if rows[0][3] != JobState.PAUSED:
+        return record(rows[0])
+    rows = await database.query(_paused(database.schema), (scope.number, job_id))
+    if not rows:
+        raise no_job(job_id)
+    return record(rows[0][:_OF_JOB], [row[_OF_JOB:] for row in rows if row[_OF_JOB] is not None])
 
 
-async def states(database: Database, scope: Scope, job_ids: Sequence[str]) -> list[JobState | None]:
-    """The state of each job, or None."""
+async def questions(database: Database, scope: Scope, job_id: str, ids: Sequence[str] | None) -> list[Question]:
+    """The questions of a job, or `not_found`."""
+    wanted = {"namespace": scope.number, "job": job_id, "ids": None if ids is None else list(ids)}
+    rows = await database.query(_questions(database.schema), wanted)
+    if not rows:
+        raise no_job(job_id)
+    return [question(row) for row in rows if row[0] is not None]
+
+
+async def standings(database: Database, scope: Scope, job_ids: Sequence[str]) -> list[Standing | None]:
+    """The state and the deadline of each job, or None."""
     rows = await database.query(
-        f"SELECT id, (SELECT state FROM {database.schema}.jobs WHERE namespace = %s AND job_id = id) "
-        "FROM unnest(%s::text[]) AS wanted (id)",
-        (scope.number, list(dict.fromkeys(job_ids))),
+        f"""SELECT wanted.id, own.state, own.deadline_at FROM unnest(%s::text[]) AS wanted (id) CROSS JOIN LATERAL (
+              SELECT state, deadline_at FROM {database.schema}.jobs
+              WHERE namespace = %s AND job_id = wanted.id OFFSET 0) AS own""",
+        (list(dict.fromkeys(job_ids)), scope.number),
     )
-    found = {job_id: JobState(state) for job_id, state in rows if state is not None}
+    found = {job_id: Standing(JobState(state), deadline_at) for job_id, state, deadline_at in rows}
     return [found.get(job_id) for job_id in job_ids]
 
 
@@ -66,6 +84,28 @@ async def events_of_job(
     return page_of_events(
         [row for row in rows if row[0] is not None], after, limit, newest, truncated=after < trimmed_to
     )
+
+
+@functools.cache
+def _paused(schema: str) -> str:
+    """The job with its open questions, a row for each, in one snapshot."""
+    own = translated(f"SELECT {WHOLE} FROM jobs WHERE namespace = ? AND job_id = ?", schema)
+    return f"""
+        WITH own AS ({own})
+        SELECT own.*, asked.* FROM own LEFT JOIN LATERAL (
+          SELECT {QUESTION}, number FROM {schema}.job_questions AS one
+          WHERE one.job = own.seq AND one.state = 'open') AS asked ON TRUE
+        ORDER BY asked.number"""
+
+
+@functools.cache
+def _questions(schema: str) -> str:
+    return f"""
+        SELECT asked.* FROM {schema}.jobs AS own LEFT JOIN LATERAL (
+          SELECT {QUESTION}, number FROM {schema}.job_questions AS one
+          WHERE one.job = own.seq AND (%(ids)s::text[] IS NULL OR one.question_id = ANY (%(ids)s::text[]))
+        ) AS asked ON TRUE
+        WHERE own.namespace = %(namespace)s AND own.job_id = %(job)s ORDER BY asked.number"""
 
 
 @functools.cache

@@ -22,13 +22,14 @@ from groundplane.jobs.port import (
     Job,
     JobPage,
     JobQuery,
-    JobState,
     JobStore,
     NewJob,
     Outbox,
     OutboxMessage,
     Outcome,
+    Question,
     Retention,
+    Standing,
     Swept,
     Topic,
     Watch,
@@ -57,7 +58,7 @@ class PostgresJobs:
             lambda calls: applying.apply_together(database, scope, self.now_ms(), calls), applying.pick
         )
         self._stack = AsyncExitStack()
-        self._counts = (0, 0, 0)
+        self._counts = (0, 0, 0, 0)
         self._count_again_at = 0.0
 
     @classmethod
@@ -130,6 +131,8 @@ class PostgresJobs:
             jobs=self._counts[0],
             events=self._counts[1],
             outbox=self._counts[2],
+            outbox_due=self._counts[3],
+            outbox_head=due.outbox_head,
             next_deadline_at=due.next_deadline_at,
         )
 
@@ -175,12 +178,17 @@ class _Hops:
     """Looks at states; queues are elsewhere."""
 
     def __init__(self, store: PostgresJobs) -> None:
-        self._looks: Flights[str] = Flights(lambda ids: reading.states(store.native, store.scope, ids), _looked_at)
+        self._store = store
+        self._looks: Flights[str] = Flights(lambda ids: reading.standings(store.native, store.scope, ids), _looked_at)
 
-    async def state(self, job_id: str) -> JobState | None:
+    async def standing(self, job_id: str) -> Standing | None:
         """See the port. It is asked once for each message, so those that come together share one statement."""
-        state: JobState | None = await self._looks.call(job_id)
-        return state
+        standing: Standing | None = await self._looks.call(job_id)
+        return standing
+
+    async def questions(self, job_id: str, ids: Sequence[str] | None = None) -> list[Question]:
+        """See the port."""
+        return await reading.questions(self._store.native, self._store.scope, job_id, ids)
 
     async def aclose(self) -> None:
         """Wait for looks under way."""

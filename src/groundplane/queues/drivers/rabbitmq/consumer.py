@@ -24,7 +24,8 @@ from groundplane.queues.port import Carried, Delivery, OutgoingMessage, QueueCon
 IDLE_S = 0.25
 """How long messages lie in the buffer while nobody receives, before they go back to others."""
 
-_CLOSE_S = 4.0
+_CLOSE_S = 8.0
+"""For all of closing. Half of it for what is being settled, a quarter at least for handing back."""
 _DEAF_S = 3.0
 _DEAF_LOOKS = 2
 _VISIBLE_S = 0.5
@@ -384,18 +385,20 @@ class RabbitConsumer:
         self._changed.set()
         if self._idle_check is not None:
             self._idle_check.cancel()
+        began = self._loop.time()
+        until = began + _CLOSE_S
         with suppress(TimeoutError):  # what is still being settled keeps its outcome
-            async with asyncio.timeout(_CLOSE_S):
+            async with asyncio.timeout_at(began + _CLOSE_S / 2):
                 await self._held.settled()
         if self._background:
-            await asyncio.wait(self._background, timeout=_CLOSE_S / 2)
+            await asyncio.wait(self._background, timeout=until - _CLOSE_S / 4 - self._loop.time())
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait([self._keeping])
         intake = self._intake
         if intake is not None and intake.alive:
             with suppress(GroundplaneError, TimeoutError):  # the broker gives back what is not handed back
-                async with asyncio.timeout(_CLOSE_S):
+                async with asyncio.timeout_at(until):
                     await self._hand_back(intake)
         if intake is not None:
             if self._delays is not None:

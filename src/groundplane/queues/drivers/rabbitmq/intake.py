@@ -18,7 +18,9 @@ from groundplane.queues.drivers.rabbitmq.messages import Note
 RUN_QUIET_S = 0.01
 """How long to wait for more of a run of returned messages, so that it is handed out in its old order."""
 
-_LOOKS_MAX = 20
+_PUSHED_S = 2.0
+"""How long what the broker may push already is waited for; longer, and its attempt is lost."""
+_LOOK_S = 0.005
 
 
 class Taken:
@@ -107,12 +109,14 @@ class Intake:
             await self._adjust(count)
 
     async def pause(self) -> None:
-        """No more is pushed when this returns."""
+        """No more is pushed when this returns. As with `want`, what it may push already is waited for: a slow disk
+        holds up an acknowledgement, and what that makes room for comes after it.
+        """
         while self._adjusting is not None:
             await asyncio.wait([self._adjusting])
-        for _ in range(_LOOKS_MAX):
-            if self.free <= 0 or not (await self.barrier()).ready:
-                break
+        until = self._loop.time() + _PUSHED_S
+        while self.free > 0 and (await self.barrier()).ready and self._loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)  # the broker tells nobody
         if self._tag is not None:
             await self._adjust(0)
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from groundplane.backends.amqp import Address, Channel, Connection, Message, QueueState
 from groundplane.core import failpoints
 from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, NotFound, Unavailable
+from groundplane.core.pools import PoolState, announce
 from groundplane.core.retry import RetryPolicy
 
 READY_S = 3.0
@@ -188,7 +189,16 @@ class Link:
         """Open the first session; raises what prevents it."""
         self._session = await Session.open(self.address, self.name)
         self._up.set()
+        announce(self)
         self._keeping = asyncio.create_task(self._keep(), name="groundplane-rabbitmq-link")
+
+    def pools(self) -> list[PoolState]:
+        """Channels, and what was published and is not confirmed. See `core.pools`."""
+        if self._closing or (session := self.session) is None:
+            return []
+        counts = [one.statistics() for one in (session.publishing, session.consuming)]
+        channels, unconfirmed = (sum(one[name] for one in counts) for name in ("channels", "unconfirmed"))
+        return [PoolState(backend="rabbitmq", in_use=channels, idle=0, waiting=unconfirmed)]
 
     @property
     def session(self) -> Session | None:
