@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import functools
+import inspect
 import os
 import signal
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 import leaks
 from stacks import Stack, on_servers
@@ -77,6 +81,47 @@ async def _tasks_of_the_loop(anyio_backend: str, request: pytest.FixtureRequest)
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """An asynchronous test that takes too long is cancelled, so that its fixtures can close what they opened.
+
+    The signal of pytest-timeout, which comes later, leaves the test running in its loop: its fixtures then wait for
+    ever behind it (and faulthandler ends the process, pyproject.toml).
+    """
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        item.obj = _within(float(item.config.getini("timeout")) * 0.75, item.obj)
+    yield
+
+
+def _within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def bounded(*args: object, **kwargs: object) -> None:
+        async with asyncio.timeout(seconds):
+            await test(*args, **kwargs)
+
+    return bounded
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """The guard of faulthandler ends with the first failure; fixtures that hang after it end the process too."""
+    stderr = item.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.dump_traceback_later(float(item.config.getini("faulthandler_timeout")), file=stderr, exit=True)
+    yield
+
+
+class _FailuresAtOnce:
+    """Prints a failure when it happens: a run that is cut short has then told what it saw."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            terminal = self._config.get_terminal_writer()
+            terminal.line(f"\n{report.nodeid} failed ({report.when}):\n{report.longreprtext[-3000:]}")
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -92,6 +137,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # workers of xdist inherit the mark of the process that started them
         config.stash[_RUN] = leaks.mark_run()
+        config.pluginmanager.register(_FailuresAtOnce(config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
