@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import functools
 import inspect
+import math
 import os
 import signal
 import sys
@@ -80,33 +81,43 @@ async def _tasks_of_the_loop(anyio_backend: str, request: pytest.FixtureRequest)
         pytest.fail("the test left tasks behind:\n  " + "\n  ".join(left), pytrace=False)
 
 
+def _limit_s(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0] if marker else item.config.getini("timeout")) or math.inf
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """An asynchronous test that takes too long is cancelled, so that its fixtures can close what they opened.
 
-    The signal of pytest-timeout, which comes later, leaves the test running in its loop: its fixtures then wait for
-    ever behind it (and faulthandler ends the process, pyproject.toml).
+    The signal of pytest-timeout, which comes later, leaves the test running in its loop, and its fixtures wait for
+    ever behind it. What hangs even then is ended with its process: xdist names the test and starts another worker.
     """
+    _end_process_after(_limit_s(item) + 60, item)
     if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
-        item.obj = _within(float(item.config.getini("timeout")) * 0.75, item.obj)
+        item.obj = _within(_limit_s(item) * 0.75, item.obj)
     yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    _end_process_after(_limit_s(item), item)  # a failure has ended the guard of the call
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _end_process_after(seconds: float, item: pytest.Item) -> None:
+    if math.isfinite(seconds):
+        faulthandler.dump_traceback_later(seconds, file=item.config.stash[fault_handler_stderr_fd_key], exit=True)
 
 
 def _within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def bounded(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds if math.isfinite(seconds) else None):
             await test(*args, **kwargs)
 
     return bounded
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """The guard of faulthandler ends with the first failure; fixtures that hang after it end the process too."""
-    stderr = item.config.stash[fault_handler_stderr_fd_key]
-    faulthandler.dump_traceback_later(float(item.config.getini("faulthandler_timeout")), file=stderr, exit=True)
-    yield
 
 
 class _FailuresAtOnce:

@@ -27,7 +27,7 @@ from groundplane.testing.servers.namespaces import Namespaces
 from groundplane.testing.servers.processes import alive
 from leaks import eventually
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration]
 
 
 @pytest.fixture
