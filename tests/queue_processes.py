@@ -20,13 +20,13 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
-    async def read(self, within_s: float = 15.0) -> Any:
+    async def read(self, within_s: float = 30.0) -> Any:
         """The next value that it said, or None at the end of its output."""
         assert self.process.stdout is not None
         line = await asyncio.wait_for(self.process.stdout.readline(), within_s)
         return json.loads(line) if line.endswith(b"\n") else None
 
-    async def read_all(self, within_s: float = 30.0) -> list[Any]:
+    async def read_all(self, within_s: float = 120.0) -> list[Any]:
         """Everything that it still says until it ends."""
         said = []
         async with asyncio.timeout(within_s):

@@ -175,8 +175,8 @@ async def test_many_processes_send_and_consume_at_one_place_at_once(place: Path 
     async with _open(place) as queues, AsyncExitStack() as stack:
         await queues.declare(QueueSpec(name="q"))
         producers = [
-            await stack.enter_async_context(child("produce", place, NAMESPACE, "q", name, 1500, size))
-            for name, size in (("a", 1), ("b", 10), ("c", 100))
+            await stack.enter_async_context(child("produce", place, NAMESPACE, "q", name, count, size))
+            for name, count, size in (("a", 400, 1), ("b", 1500, 10), ("c", 1500, 100))
         ]
         consumers = [await stack.enter_async_context(child("consume", place, NAMESPACE, "q", 2)) for _ in range(3)]
         for said in await asyncio.gather(*(one.read_all() for one in producers)):
