@@ -16,6 +16,7 @@ FEATURES = {
 SYSTEMS = {
     "mesh": {"queues", "jobs", "blobs"},
     "gateway": {"jobs", "mesh", "services", "queues", "blobs", "security"},
+    "services": {"bus", "kv"},
 }
 SDK_OF_BACKEND = {
     "sqlite": {"apsw"},
