@@ -321,6 +321,19 @@ REASONS: dict[str, Reason] = {
         "Send it faster; look for what holds it up on the way.",
     ),
     "tool_not_found": Reason("not_found", False, "No tool has this name.", "List the tools; mind the spelling."),
+    # key-value storage
+    "term_old": Reason(
+        "conflict",
+        False,
+        "The write shows a term that is older than one seen before: somebody else leads by now.",
+        "Stop acting; campaign again for a new term.",
+    ),
+    "outcome_unknown": Reason(
+        "deadline_exceeded",
+        False,
+        "The answer to a write was lost, and what it wrote cannot be told from what was written since.",
+        "Read the present state and decide anew.",
+    ),
     # the embedded engine
     "foreign_database": Reason(
         "failed_precondition",
