@@ -334,6 +334,43 @@ REASONS: dict[str, Reason] = {
         "The answer to a write was lost, and what it wrote cannot be told from what was written since.",
         "Read the present state and decide anew.",
     ),
+    # the bus
+    "no_responder": Reason(
+        "unavailable",
+        False,
+        "Nobody serves this method, or this instance of the service is gone.",
+        "Start the service, or mend the names of service, method and instance.",
+    ),
+    "bad_subject": Reason(
+        "invalid_argument",
+        False,
+        "A name, subject or pattern of the bus has parts that it may not have.",
+        "Use names of ASCII letters, digits, '_' and '-' joined by dots; '*' and a trailing '>' in patterns alone.",
+    ),
+    "subscription_differs": Reason(
+        "failed_precondition",
+        False,
+        "A durable subscription of this name exists for another pattern.",
+        "Choose another name, or delete the subscription that is there.",
+    ),
+    "method_not_found": Reason(
+        "not_found", False, "The service is there, its method is not.", "Mend the method's name."
+    ),
+    "too_many_calls": Reason(
+        "resource_exhausted",
+        True,
+        "The instance handles as many calls as it may, and its queue of waiting calls is full.",
+        "Try again later, start more instances, or raise concurrency.",
+    ),
+    "command_timeout": Reason(
+        "deadline_exceeded",
+        False,
+        "The command was not done within its timeout.",
+        "Allow more time, or find what its handlers wait for.",
+    ),
+    "command_cancelled": Reason(
+        "failed_precondition", False, "The command was cancelled.", "Send it again if it was a mistake."
+    ),
     # the embedded engine
     "foreign_database": Reason(
         "failed_precondition",
