@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import functools
+import inspect
+import math
 import os
 import signal
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 import leaks
 from stacks import Stack, on_servers
@@ -76,6 +81,57 @@ async def _tasks_of_the_loop(anyio_backend: str, request: pytest.FixtureRequest)
         pytest.fail("the test left tasks behind:\n  " + "\n  ".join(left), pytrace=False)
 
 
+def _limit_s(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0] if marker else item.config.getini("timeout")) or math.inf
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """An asynchronous test that takes too long is cancelled, so that its fixtures can close what they opened.
+
+    The signal of pytest-timeout, which comes later, leaves the test running in its loop, and its fixtures wait for
+    ever behind it. What hangs even then is ended with its process: xdist names the test and starts another worker.
+    """
+    _end_process_after(_limit_s(item) + 60, item)
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        item.obj = _within(_limit_s(item) * 0.75, item.obj)
+    yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    _end_process_after(_limit_s(item), item)  # a failure has ended the guard of the call
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _end_process_after(seconds: float, item: pytest.Item) -> None:
+    if math.isfinite(seconds):
+        faulthandler.dump_traceback_later(seconds, file=item.config.stash[fault_handler_stderr_fd_key], exit=True)
+
+
+def _within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def bounded(*args: object, **kwargs: object) -> None:
+        async with asyncio.timeout(seconds if math.isfinite(seconds) else None):
+            await test(*args, **kwargs)
+
+    return bounded
+
+
+class _FailuresAtOnce:
+    """Prints a failure when it happens: a run that is cut short has then told what it saw."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            terminal = self._config.get_terminal_writer()
+            terminal.line(f"\n{report.nodeid} failed ({report.when}):\n{report.longreprtext[-3000:]}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -92,6 +148,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # workers of xdist inherit the mark of the process that started them
         config.stash[_RUN] = leaks.mark_run()
+        config.pluginmanager.register(_FailuresAtOnce(config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-_STRETCH_MAX = 4.0
+_STRETCH_MIN, _STRETCH_MAX = 2.0, 4.0
 
 
 def at_most(seconds: float) -> float:
-    """The bound on this machine now: `seconds`, longer by as much as more wants to run, or waits for the disk, than
-    there are processors; four times at most, below what the broken behaviour takes. For bounds of a few seconds and
-    less: what is promised (closing within 10 s) is not stretched.
+    """The bound on this machine now: twice `seconds`, for a disk or a host that stalls, and longer by as much as more
+    wants to run than there are processors; four times at most, below what the broken behaviour takes. For bounds of a
+    few seconds and less: what is promised (closing within 10 s) is not stretched.
     """
-    return seconds * min(_STRETCH_MAX, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+    return seconds * min(_STRETCH_MAX, max(_STRETCH_MIN, os.getloadavg()[0] / (os.cpu_count() or 1)))

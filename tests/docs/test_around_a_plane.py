@@ -22,7 +22,6 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "around-a-plane.
 @pytest.mark.req("KIT-01", "KIT-03")
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("servers", "fetch", "chosen", "passed"),
     [

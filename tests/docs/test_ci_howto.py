@@ -44,7 +44,6 @@ def _commands(job: dict[str, Any], program: str) -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.integration
-@pytest.mark.timeout(240)
 def test_the_workflow_passes_actionlint(go_toolchain: Toolchain, tmp_path: Path) -> None:
     package = "github.com/rhysd/actionlint/cmd/actionlint"
     source = Go(
@@ -101,7 +100,6 @@ def test_results_are_uploaded_from_where_they_are_written_whatever_happened(job:
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("job", _jobs())
 def test_the_tests_of_the_how_to_run_as_the_jobs_run_them(
     job: dict[str, Any], redis_server: Running, tmp_path: Path

@@ -22,7 +22,7 @@ from groundplane.backends.sqlite.engine import Engine
 sys.path.insert(0, str(Path(__file__).parent))
 from forgetful_disk import ForgetfulDisk
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio]
 
 PAIRS = MigrationSet(
     component="pairs",

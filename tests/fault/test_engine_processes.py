@@ -117,7 +117,6 @@ def test_ten_processes_that_open_a_new_file_at_once_all_succeed(tmp_path: Path) 
 
 
 @pytest.mark.req("QUEUE-13")
-@pytest.mark.timeout(120)
 def test_writers_of_several_processes_lose_nothing_and_share_fairly(tmp_path: Path) -> None:
     path = tmp_path / "plane.db"
     modes = ["thread", "inline", "thread", "inline"]
@@ -135,7 +134,6 @@ def test_writers_of_several_processes_lose_nothing_and_share_fairly(tmp_path: Pa
 
 
 @pytest.mark.req("QUEUE-13")
-@pytest.mark.timeout(120)
 def test_sigkill_in_the_midst_of_writing_loses_no_acknowledged_row(tmp_path: Path) -> None:
     path = tmp_path / "plane.db"
     chance = random.Random(7)

@@ -147,7 +147,7 @@ async def test_a_follower_that_hears_no_notification_is_told_by_the_poll(own_ser
 
 
 @pytest.mark.req("JOB-01.2", "JOB-02.1", "JOB-03.1", "JOB-03.3")
-@pytest.mark.timeout(60 + 30 * ROUNDS)
+@pytest.mark.timeout(240 + 30 * ROUNDS)
 async def test_killed_and_started_again_under_load_nothing_is_lost_and_no_id_is_given_twice(
     own_server: OwnServer,
 ) -> None:

@@ -18,7 +18,7 @@ from groundplane.cli.processes import Program
 from groundplane.mesh import launch
 from stacks import Stack
 
-pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.fault]
 
 PLACES = ("before", "inside", "between", "after")
 OF_EACH_PLACE = 6

@@ -26,7 +26,7 @@ ROUNDS = int(_ASKED or 13)
 """Of each window: eight windows make 104, on each stack."""
 
 pytestmark = [
-    pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(200 + 10 * ROUNDS)
+    pytest.mark.anyio, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(240 + 10 * ROUNDS)
 ]  # fmt: skip
 
 ACTORS = ("split", "effect", "join", "finish")

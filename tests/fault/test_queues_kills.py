@@ -60,7 +60,6 @@ async def _until(condition: Callable[[], Awaitable[bool]], within_s: float) -> N
 
 @pytest.mark.req("QUEUE-06", "QUEUE-03.2", "QUEUE-12", "QUEUE-13")
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_fifty_killed_consumers_lose_nothing_and_double_nothing(place: Path | str) -> None:
     kills, at_once, rng, history = 51, 3, random.Random(7), History()
     async with _open(place) as queues, AsyncExitStack() as stack:

@@ -135,7 +135,6 @@ async def test_while_the_broker_is_away_calls_fail_by_name_and_a_receive_waits(r
 
 
 @pytest.mark.req("QUEUE-12")
-@pytest.mark.timeout(60)
 async def test_a_frozen_broker_is_noticed_and_closing_does_not_wait_for_it(rabbitmq_url: str) -> None:
     async with Proxy.to(*address(rabbitmq_url)) as proxy:
         async with Queues.open(through(proxy, rabbitmq_url)) as queues:
@@ -306,7 +305,6 @@ async def test_what_lies_in_an_idle_buffer_goes_to_others_at_no_cost(rabbitmq_ur
             await idle.ack(held)
 
 
-@pytest.mark.timeout(60)
 async def test_a_broker_that_blocks_publishers_is_an_error_by_name(own_server: Callable[..., Running]) -> None:
     config = {"disk_free_limit.absolute": "900000GB"}
     server = await asyncio.to_thread(own_server, "rabbitmq", config=config)

@@ -17,7 +17,7 @@ from groundplane.queues.drivers.rabbitmq.consumer import RabbitConsumer
 from groundplane.queues.drivers.rabbitmq.dead_letters import RabbitDeadLetters
 from groundplane.queues.port import Reject
 
-pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.integration, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.integration]
 
 
 @asynccontextmanager

@@ -161,7 +161,7 @@ def put_fault(proxy: Proxy, fault: str, rng: random.Random) -> None:
 
 @pytest.mark.req("QUEUE-12", "QUEUE-01.1")
 @pytest.mark.slow
-@pytest.mark.timeout(60 + ROUNDS * 4)
+@pytest.mark.timeout(240 + ROUNDS * 4)
 async def test_connections_that_break_in_any_window_lose_nothing(rabbitmq_url: str) -> None:
     rng, hits, slowest, started = random.Random(SEED), Counter[str](), 0.0, time.monotonic()
     address = rabbitmq_url.rpartition("@")[2].partition("/")[0].split(":")
@@ -195,7 +195,7 @@ async def test_connections_that_break_in_any_window_lose_nothing(rabbitmq_url: s
 
 @pytest.mark.req("QUEUE-12", "QUEUE-01.1")
 @pytest.mark.slow
-@pytest.mark.timeout(90 + BROKER_ROUNDS * 60)
+@pytest.mark.timeout(240 + BROKER_ROUNDS * 60)
 async def test_a_broker_that_is_killed_frozen_or_restarted_under_load_loses_nothing(
     own_server: Callable[[str], Running],
 ) -> None:
@@ -245,7 +245,6 @@ def put_broker_fault(server: Running, fault: str) -> None:
 
 @pytest.mark.req("QUEUE-01.1", "QUEUE-12")
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_a_broker_killed_as_soon_as_queues_were_declared_keeps_them_and_what_was_sent(
     own_server: Callable[[str], Running],
 ) -> None:
@@ -267,7 +266,6 @@ async def test_a_broker_killed_as_soon_as_queues_were_declared_keeps_them_and_wh
 
 
 @pytest.mark.req("QUEUE-03.2", "QUEUE-04.2")
-@pytest.mark.timeout(60)
 async def test_a_stopped_consumer_is_taken_for_dead_and_its_late_settlement_refused(rabbitmq_url: str) -> None:
     url = f"{rabbitmq_url}?guard=0"
     async with Queues.open(url, namespace="stopped") as queues:

@@ -18,7 +18,7 @@ from groundplane.testing.faults import Proxy
 from groundplane.testing.servers.contract import Running
 from pace import at_most
 
-pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.fault, pytest.mark.slow]
 
 QUORUM = {"x-queue-type": "quorum"}
 QUORUM_KEPT_S = 1.5

@@ -50,7 +50,6 @@ def start(page: Page, tool: str, **arguments: str) -> str:
     return page.url.partition("//")[2].partition("/")[2]
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.req("GATE-14.1", "GATE-11", "GATE-16.1", "GATE-18.2")
 def test_an_operator_works_through_a_proxy_with_whichever_gateway_answers(
     three: Replicas, shown: Browser, tmp_path: Path

@@ -30,7 +30,7 @@ from groundplane.deploy import compose
 from groundplane.deploy.plan import ADMIN_PORT, GATEWAY_PORT
 from integration.server_lab import free_ports
 
-pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.slow]
 
 APP = Path(__file__).resolve().parents[1] / "apps" / "deploy_app.py"
 WAIT_S = 60.0

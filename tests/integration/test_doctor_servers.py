@@ -177,7 +177,6 @@ class TestRabbitMQ:
         assert found["queues"].reason == "access_refused"
 
     @pytest.mark.slow
-    @pytest.mark.timeout(180)
     async def test_a_full_disk_of_the_broker_is_found(self, tmp_path: Path, own_server: Any) -> None:
         broker = await asyncio.to_thread(own_server, "rabbitmq", config={"disk_free_limit.absolute": "900000GB"})
         found = await _examined(tmp_path, queues=broker.url)
@@ -284,7 +283,6 @@ class TestPostgreSQL:
         found = await _examined(tmp_path, jobs=postgres_url)
         assert found["jobs"].reason == "schema_newer"
 
-    @pytest.mark.timeout(120)
     async def test_a_full_disk_of_the_server_is_found(self, tmp_path: Path, own_server: Any) -> None:
         server = await asyncio.to_thread(own_server, "postgres")
         with contextlib.ExitStack() as stack:

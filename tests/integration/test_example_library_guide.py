@@ -13,7 +13,6 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "library_guide"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(170)
 @pytest.mark.req("MESH-12.2", "MESH-13.1", "MESH-17.1", "QUEUE-08.1")
 def test_the_demo_kills_a_worker_and_a_sidecar_and_proves_that_nothing_was_lost() -> None:
     done = subprocess.run(
@@ -32,7 +31,6 @@ def test_the_demo_kills_a_worker_and_a_sidecar_and_proves_that_nothing_was_lost(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(90)
 def test_a_small_folder_of_ones_own_with_a_file_that_is_no_python_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "good.py").write_text('def greet(name):\n    """Say hello to somebody."""\n')
@@ -47,7 +45,6 @@ def test_a_small_folder_of_ones_own_with_a_file_that_is_no_python_is_read(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 def test_a_folder_that_is_none_ends_the_demo_with_what_is_wrong(tmp_path: Path) -> None:
     argv = [sys.executable, str(EXAMPLE / "demo.py"), "--path", str(tmp_path / "missing")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)

@@ -202,7 +202,6 @@ async def test_calls_of_one_client_go_to_all_replicas_and_get_their_own_results(
 
 
 @pytest.mark.leaks("a gateway that is started again belongs to the module")
-@pytest.mark.timeout(120)
 @pytest.mark.req("GATE-11", "GATE-05.3")
 @pytest.mark.parametrize("number", range(COUNT))
 async def test_killing_any_one_replica_loses_nothing(three: Replicas, number: int) -> None:
@@ -274,7 +273,6 @@ class Load:
 
 
 @pytest.mark.leaks("gateways that are started again belong to the module")
-@pytest.mark.timeout(240)
 @pytest.mark.req("GATE-13", "GATE-11")
 async def test_a_rolling_restart_under_load_fails_no_request(three: Replicas) -> None:
     """`groundplane.Client`, the SDK's client in both revisions, and the client of the documentation, all the time."""

@@ -314,7 +314,6 @@ async def test_a_store_that_is_away_ends_a_sidecar_with_code_5_and_says_which(
 
 @pytest.mark.req("MESH-25.1", "MESH-25.2")
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_a_broker_that_starts_last_is_waited_for(tmp_path: Path, own_server: Any) -> None:
     broker = await asyncio.to_thread(own_server, "rabbitmq")
     (tmp_path / "shared").mkdir()

@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 
 @pytest.mark.req("QUEUE-14.2")
-@pytest.mark.timeout(90)
 async def test_an_empty_broker_loads_the_file_and_serves_without_declaring(
     tmp_path: Path, own_server: Callable[..., Running]
 ) -> None:

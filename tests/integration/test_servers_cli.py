@@ -21,7 +21,7 @@ from groundplane.testing.servers.ports import Ports
 from groundplane.testing.servers.processes import alive
 from leaks import eventually
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration]
 
 
 class Shell:

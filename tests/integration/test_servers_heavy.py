@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.req("KIT-01
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(240)
 def test_kafka_keeps_what_it_acknowledged_over_kill_and_restart() -> None:
     kafka = pytest.importorskip("confluent_kafka", reason="confluent-kafka: pip install confluent-kafka")
     admin = pytest.importorskip("confluent_kafka.admin")

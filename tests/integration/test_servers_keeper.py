@@ -30,7 +30,7 @@ from groundplane.testing.servers.together import environment, open_all
 from leaks import eventually
 from pace import at_most
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration]
 
 
 def _folder(word: str) -> Path:

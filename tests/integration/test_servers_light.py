@@ -24,7 +24,7 @@ from groundplane.testing.servers.rabbitmq import registered
 from groundplane.testing.servers.smtp import Mailbox, caught
 from leaks import eventually
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration]
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ async def test_a_bell_rings_after_the_commit_in_every_handle_and_for_its_topic_a
         await db.write(work)
         assert await near.wait(5)
         assert await far.wait(5)
-        assert time.monotonic() - start < at_most(0.5)
+        assert time.monotonic() - start < at_most(2)
         assert other.statistics().notified >= 1
         assert not await silent.wait(0.01)
 

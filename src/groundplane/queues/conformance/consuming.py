@@ -56,10 +56,10 @@ class ConsumingConformance(Kit):
             await take(consumer, 3)
             start = time.monotonic()
             assert await consumer.receive(1, 0) == []
-            assert time.monotonic() - start < 1
+            assert time.monotonic() - start < 3
             start = time.monotonic()
             assert await consumer.receive(1, 0.2) == []
-            assert 0.19 <= time.monotonic() - start < 1.2
+            assert 0.19 <= time.monotonic() - start < 3
 
     async def test_a_waiting_receive_is_woken_by_a_send(self, queues: Queues) -> None:
         queue = await a_queue(queues)
