@@ -1,0 +1,64 @@
+"""One active at any moment, over thousands of schedules of faults in virtual time; and that the checker would see two.
+
+`GROUNDPLANE_LEADERSHIP_SCHEDULES` sets how many (default 1,200).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from groundplane.services.leadership.election import Election
+from leadership_simulation import Campaign, TwoLed, World
+
+SCHEDULES = int(os.environ.get("GROUNDPLANE_LEADERSHIP_SCHEDULES", "1200"))
+SEEN_WITHIN = 1000
+
+
+@pytest.mark.req("LEAD-01.1", "LEAD-01.2", "LEAD-02")
+@pytest.mark.timeout(0)
+def test_never_two_active_and_no_effect_of_an_older_term_after_one_of_a_newer() -> None:
+    tally = Campaign().run(SCHEDULES)
+    # the schedules are worth something: of each thing that could go wrong there was plenty
+    assert tally.terms > 2 * SCHEDULES
+    assert tally.own_stops > SCHEDULES / 2
+    assert tally.long_pauses > SCHEDULES
+    assert tally.effects > 10 * SCHEDULES
+    assert tally.effects_refused > SCHEDULES / 20
+    assert tally.releases > SCHEDULES / 10
+
+
+@pytest.mark.req("LEAD-01.2")
+def test_the_checker_sees_a_leader_that_does_not_stop_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Election, "_lease_runs", lambda self: True)
+    with pytest.raises(TwoLed, match="seed"):
+        Campaign().run(SEEN_WITHIN)
+
+
+@pytest.mark.req("LEAD-02")
+def test_the_checker_sees_a_store_that_does_not_look_at_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "admits", lambda self, fence: True)
+    with pytest.raises(TwoLed, match="an effect of term"):
+        Campaign().run(SEEN_WITHIN)
+
+
+@pytest.mark.req("LEAD-01.1")
+def test_the_checker_sees_a_lease_that_counts_from_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mistake that is made most often: an answer that was late makes the lease longer."""
+    take = Election._take
+
+    def from_now(self: Election, revision: int, record: object) -> None:
+        self._sent[record.attempt] = self._clock()  # type: ignore[attr-defined]
+        take(self, revision, record)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Election, "_take", from_now)
+    with pytest.raises(TwoLed, match="seed"):
+        Campaign().run(SEEN_WITHIN)
+
+
+@pytest.mark.req("LEAD-01.1")
+def test_the_checker_sees_a_member_that_does_not_wait_the_lease_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Election, "_free_at", lambda self: self._seen_at + 0.8 * self.policy.lease_s)
+    with pytest.raises(TwoLed, match="seed"):
+        Campaign().run(SEEN_WITHIN)
