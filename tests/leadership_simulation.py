@@ -73,6 +73,10 @@ class World:
     def calm(self) -> bool:
         return self.now >= TROUBLE_S
 
+    def trouble(self, seconds: float) -> float:
+        """So long, but no longer than there is trouble."""
+        return max(0.0, min(seconds, TROUBLE_S + 0.2 - self.now))
+
     def run(self) -> Tally:
         for member in self.members:
             self.after(self.random.uniform(0, 0.5), member.start)
@@ -173,7 +177,7 @@ class Member:
         revision, record = self.world.revision, self.world.record
         delay = self.world.random.expovariate(200)
         if self.world.random.random() < 0.05:
-            delay += self.world.random.uniform(0, 2)
+            delay += self.world.trouble(self.world.random.uniform(0, 2))
         self.world.after(delay, lambda: self._over_network(lambda: self._saw(revision, record)))
 
     def _saw(self, revision: int, record: Record | None) -> None:
@@ -202,7 +206,7 @@ class Member:
     def _latency(self) -> float:
         chance = self.world.random
         if not self.world.calm and chance.random() < 0.05:
-            return chance.uniform(0, 4)  # a write may arrive long after its sender has given it up
+            return self.world.trouble(chance.uniform(0, 4))  # a write may arrive long after its sender has given it up
         return chance.expovariate(300)
 
     def _over_network(self, what: Callable[[], None], *, at_store: bool = False) -> None:
@@ -270,7 +274,7 @@ class Member:
         seconds = self.world.random.choice([0.1, 0.5, 1.4, 1.6, 3.0]) * self.world.random.uniform(0.5, 1.5)
         self.world.tally.long_pauses += seconds > POLICY.lease_s
         self.paused = True
-        self.world.after(seconds, self._resume)
+        self.world.after(self.world.trouble(seconds), self._resume)
 
     def _resume(self) -> None:
         self.paused = False
@@ -298,7 +302,8 @@ class Member:
             self._pause()
         elif kind == "cut" and not self.cut:
             self.cut = True
-            self.world.after(chance.choice([0.2, 1.0, 2.0, 4.0]) * chance.uniform(0.5, 1.5), self._heal)
+            seconds = chance.choice([0.2, 1.0, 2.0, 4.0]) * chance.uniform(0.5, 1.5)
+            self.world.after(self.world.trouble(seconds), self._heal)
         elif kind == "release" and not self.paused and not self._busy:
             self._release()
         elif kind == "restart" and chance.random() < 0.5:
