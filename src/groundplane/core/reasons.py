@@ -522,6 +522,34 @@ REASONS: dict[str, Reason] = {
         "A metric would have more than 1,000 series.",
         "Use labels with few values; ids and paths belong into logs.",
     ),
+    # services
+    "no_instance": Reason(
+        "unavailable",
+        True,
+        "No instance of the service is healthy.",
+        "Start one; look with `groundplane services show NAME` at why those that are there are not.",
+    ),
+    "superseded": Reason(
+        "failed_precondition",
+        False,
+        "A later registration of the same instance id has taken the entry.",
+        "Give every instance an id of its own.",
+    ),
+    "lifecycle": Reason(
+        "failed_precondition",
+        False,
+        "The service is in a state of its life that does not allow the step.",
+        "Start it once, stop it once; make a new one to start again.",
+    ),
+    "service_defined": Reason(
+        "already_exists", False, "The service is defined already.", "Change the definition instead (PUT)."
+    ),
+    "service_not_found": Reason(
+        "not_found", False, "No definition of the service is there.", "List the services; mind the spelling."
+    ),
+    "instance_not_found": Reason(
+        "not_found", False, "The service has no such instance, or not any more.", "List its instances."
+    ),
     "queue_full": Reason("resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."),
     "path_escape": Reason(
         "invalid_argument",

@@ -100,7 +100,8 @@ class InstanceSource(Protocol):
         every change in order and without a gap.
 
         A heartbeat may come as `present` though nothing but its time differs. The iterator ends with an error where the
-        source is lost and it cannot go on without a gap: watch again, compare with what was known.
+        source is lost and it cannot go on without a gap: watch again, compare with what was known. One that goes on by
+        itself may have an attribute `flowing`, false while it does not hear.
         """
         ...
 
