@@ -71,11 +71,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A durable consumer: it gets what is appended on `pattern` once it is declared, also while nobody consumes.
 
-    `pattern` lies in one store (`subjects.store_of`). `name` is one name of the bus, unique among the consumers of the
-    plane; whoever consumes under the same name shares the work, and must give the same pattern (`failed_precondition`,
-    `subscription_differs`). With `replay` a new one of events begins with what is kept. It is deleted, with what it
-    has not got yet, after nobody consumed for `expires_s` (None: never). A delivery that is neither settled nor
-    extended within `lease_s` is handed out again.
+    `pattern` lies in the store `events` or `commands` (`subjects.store_of`). `name` is a name of the bus, unique among
+    the consumers of the plane; whoever consumes under the same name shares the work, and must give the same pattern
+    (`failed_precondition`, `subscription_differs`). A new one of events begins with what is appended from then on, with
+    `replay` with what is kept; one of commands with all that is not done, and no two of commands may overlap
+    (`subscription_differs`). It is deleted, with what it has not got yet, after nobody consumed for `expires_s` (None:
+    never). A delivery that is neither settled nor extended within `lease_s` is handed out again.
     """
 
     name: str
@@ -180,8 +181,8 @@ class BusConsumer(Protocol):
         ...
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """Hold them for another `lease_s` from now. `failed_precondition` (`delivery_lost`) where one is no longer
-        held, as far as the backend tells.
+        """Hold them, and perhaps what was received together with them, for another `lease_s` from now.
+        `failed_precondition` (`delivery_lost`) where one is no longer held, as far as the backend tells.
         """
         ...
 

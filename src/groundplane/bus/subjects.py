@@ -29,10 +29,9 @@ Store = Literal["events", "commands", "results"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-@functools.lru_cache(maxsize=4096)
 def check_token(field: str, value: str) -> str:
     """`value` when it is one name of the bus."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):  # type: ignore[redundant-expr]
+    if not isinstance(value, str) or not _is_name(value):  # type: ignore[redundant-expr]
         raise InvalidArgument(
             f"{field}: {value!r} is not a name; use 1 to 64 ASCII letters, digits, '_' or '-', beginning with a letter "
             "or a digit",
@@ -41,17 +40,20 @@ def check_token(field: str, value: str) -> str:
     return value
 
 
-@functools.lru_cache(maxsize=4096)
 def check_subject(field: str, value: str) -> str:
     """`value` when it is a subject to publish on: names joined by dots, at most 255 characters, no wildcards."""
     _check_text(field, value)
+    return _checked_subject(field, value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _checked_subject(field: str, value: str) -> str:
     for token in value.split("."):
         if not _NAME.fullmatch(token):
             raise InvalidArgument(f"{field}: {value!r} {_complaint(token)}", reason="bad_subject")
     return value
 
 
-@functools.lru_cache(maxsize=4096)
 def check_pattern(field: str, value: str) -> str:
     """`value` when it is a pattern to subscribe with: names or `*`, perhaps a trailing `>`, and at least one name."""
     _check_text(field, value)
@@ -121,6 +123,11 @@ def store_of(subject: str) -> Store:
 def namespace_token(namespace: str) -> str:
     """A namespace as one token of a server's subjects and streams: `acme`, or `acme~eu` of `acme.eu`."""
     return namespace.replace(".", "~")
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_name(value: str) -> bool:
+    return _NAME.fullmatch(value) is not None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,7 +1,7 @@
 """The messages of the bus as bytes: maps of MessagePack by default, or JSON; told apart by the first byte.
 
-An answer is in the codec of its request. Fields that are empty are left out; unknown fields are ignored. The page
-`reference/bus-wire` shows each shape with its bytes.
+An answer is in the codec of its request. Fields that have their default are left out, unknown ones are ignored. What a
+foreign peer leaves out is taken from the subject. The page `reference/bus-wire` shows each shape with its bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Head(msgspec.Struct, kw_only=True, omit_defaults=True):
     `traceparent`, `tracestate` and what callers add.
     """
 
-    message_id: str
+    message_id: str = ""
     trace_id: str = ""
     correlation_id: str = ""
     timestamp: str = ""
@@ -40,7 +40,7 @@ class RpcRequest(Head, kw_only=True, omit_defaults=True):
     says when nobody waits any more.
     """
 
-    method: str
+    method: str = ""
     params: dict[str, Any] = {}
     timeout: float = RPC_TIMEOUT_S
     deadline_at: int = 0
@@ -57,8 +57,8 @@ class RpcResponse(Head, kw_only=True, omit_defaults=True):
 class Event(Head, kw_only=True, omit_defaults=True):
     """Something happened. `version` is `major.minor` of the shape of its payload."""
 
-    domain: str
-    event_type: str
+    domain: str = ""
+    event_type: str = ""
     payload: Any = None
     version: str = "1.0"
 
@@ -68,7 +68,7 @@ class Command(Head, kw_only=True, omit_defaults=True):
     seconds pass in all, from `timestamp` on.
     """
 
-    command: str
+    command: str = ""
     payload: dict[str, Any] = {}
     priority: PriorityName = "normal"
     max_retries: int = 3
@@ -84,13 +84,14 @@ class CommandProgress(Head, kw_only=True, omit_defaults=True):
 
 
 class CommandCallback(Head, kw_only=True, omit_defaults=True):
-    """The end of a command; `correlation_id` is its id. `attempts` were begun."""
+    """The end of a command; `correlation_id` is its id. `attempts` were begun since it last came back from the dead."""
 
-    command: str
+    command: str = ""
     status: End
     result: Any = None
     error: ErrorRecord | None = None
     attempts: int = 0
+    redrives: int = 0
 
 
 class CommandCancel(Head, kw_only=True, omit_defaults=True):

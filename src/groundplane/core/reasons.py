@@ -353,9 +353,6 @@ REASONS: dict[str, Reason] = {
         "A durable subscription of this name exists for another pattern.",
         "Choose another name, or delete the subscription that is there.",
     ),
-    "method_not_found": Reason(
-        "not_found", False, "The service is there, its method is not.", "Mend the method's name."
-    ),
     "too_many_calls": Reason(
         "resource_exhausted",
         True,
