@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from groundplane.core.errors import AlreadyExists, Conflict, DeadlineExceeded, NotFound
-from groundplane.kv.port import Write
+from groundplane.core.errors import AlreadyExists, Conflict, DeadlineExceeded, InvalidArgument, NotFound
+from groundplane.kv.port import Selection, Write
 
 
 def refused(write: Write, actual: int) -> AlreadyExists | NotFound | Conflict | None:
@@ -24,6 +24,17 @@ def refused(write: Write, actual: int) -> AlreadyExists | NotFound | Conflict | 
         f"revision: {write.key!r} has {actual!r}, not {write.expected!r}; get it and decide anew",
         details={"key": write.key, "expected": write.expected, "actual": actual},
     )
+
+
+def check_after(selection: Selection, last: int) -> Selection:
+    """The selection, when the bucket has come to the revision that it begins after."""
+    if selection.after is not None and selection.after > last:
+        raise InvalidArgument(
+            f"after: {selection.after!r} is ahead of the bucket, which is at revision {last!r}: it was made anew; "
+            "watch without `after`",
+            details={"after": selection.after, "revision": last},
+        )
+    return selection
 
 
 def outcome_unknown(key: str) -> DeadlineExceeded:
