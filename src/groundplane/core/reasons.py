@@ -321,6 +321,25 @@ REASONS: dict[str, Reason] = {
         "Send it faster; look for what holds it up on the way.",
     ),
     "tool_not_found": Reason("not_found", False, "No tool has this name.", "List the tools; mind the spelling."),
+    # leadership
+    "not_active": Reason(
+        "unavailable",
+        True,
+        "This instance is a standby; the details name the leader where it is known.",
+        "Ask the leader: `ask_leader` does so, with backoff, while the leadership changes.",
+    ),
+    "leadership_lost": Reason(
+        "conflict",
+        False,
+        "The term of this member has ended, and what ran in it was cancelled.",
+        "Nothing to do here: whoever leads now goes on. Look for pauses and an unreachable store if it is frequent.",
+    ),
+    "execution_error": Reason(
+        "internal",
+        False,
+        "The leader's handler raised an exception; its type, code and reason are in the details.",
+        "Read them; mend the handler or the request. Not asked again by itself.",
+    ),
     # key-value storage
     "term_old": Reason(
         "conflict",

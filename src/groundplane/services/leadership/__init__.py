@@ -1,4 +1,36 @@
 """Single active: of many instances one acts, and what a former one still sends is refused.
 
-`policies` says how long leases last, `election` decides, and says why there are never two.
+    async with Leadership.open(kv, "scheduler") as leadership:
+        async with leadership.acting() as fence:       # waits for its turn, is cancelled with it
+            await kv.put("plan", plan, fence=fence)    # refused once somebody else has led and written
+
+`policies` says how long leases last, `election` decides, and says why there are never two; `ask_leader` is for callers.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groundplane.services.leadership.asking import ask_leader
+    from groundplane.services.leadership.election import ElectionEvent, Leader
+    from groundplane.services.leadership.leadership import Leadership
+    from groundplane.services.leadership.policies import POLICIES, Policy
+
+__all__ = ["POLICIES", "ElectionEvent", "Leader", "Leadership", "Policy", "ask_leader"]
+
+_WHERE = {
+    "Leadership": "leadership",
+    "ElectionEvent": "election",
+    "Leader": "election",
+    "POLICIES": "policies",
+    "Policy": "policies",
+    "ask_leader": "asking",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

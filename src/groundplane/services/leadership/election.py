@@ -180,11 +180,15 @@ class Election:
             return None
         return Leader(member=record.member, term=record.term or revision, is_self=False)
 
+    def lapse(self) -> None:
+        """Note that the lease has ended, where it has: `is_active` is false from that moment on in any case."""
+        if self._term is not None and not self._lease_runs():
+            self._lose("lease_ended")
+
     def step(self) -> Step:
         """What is to be done now. Call it again after whatever happened since."""
         now = self._clock()
-        if self._term is not None and not self._lease_runs():
-            self._lose("lease_ended")
+        self.lapse()
         if now < self._pause_until:
             return Wait(min(self._pause_until, self._until) if self._term is not None else self._pause_until)
         if self._must_read or not self._known:
