@@ -22,6 +22,7 @@ SDK_OF_BACKEND = {
     "sqlite": {"apsw"},
     "postgres": {"psycopg", "psycopg_pool"},
     "amqp": {"pamqp"},
+    "nats": {"cryptography"},
     "s3": {"obstore", "boto3", "botocore"},
 }
 

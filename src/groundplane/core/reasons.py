@@ -161,7 +161,7 @@ REASONS: dict[str, Reason] = {
     "malformed_frame": Reason(
         "unavailable",
         True,
-        "The peer sent bytes that are no valid AMQP 0-9-1.",
+        "The peer sent bytes that are no valid AMQP 0-9-1, or no NATS.",
         "Look at what stands between here and the broker.",
     ),
     "broker_error": Reason(
@@ -236,6 +236,74 @@ REASONS: dict[str, Reason] = {
         True,
         "The broker ended the consumer: its queue was deleted or lost its leader.",
         "Declare the queue again; consuming resumes by itself.",
+    ),
+    # NATS
+    "not_connected": Reason(
+        "unavailable",
+        True,
+        "There is no connection to NATS now; nothing was sent.",
+        "Start the server; it reconnects by itself.",
+    ),
+    "jetstream_unavailable": Reason(
+        "unavailable",
+        True,
+        "JetStream, or the stream's leader, does not answer now.",
+        "Wait for the election or the start; look at the server's log.",
+    ),
+    "jetstream_disabled": Reason(
+        "failed_precondition",
+        False,
+        "JetStream is not enabled on the server or for the account.",
+        "Add `jetstream {}` to the server's configuration, or enable it for the account.",
+    ),
+    "jetstream_error": Reason(
+        "unavailable", True, "JetStream failed inside.", "Read the server's log; look at its disk."
+    ),
+    "jetstream_config": Reason(
+        "invalid_argument",
+        False,
+        "JetStream does not take the settings of the stream or consumer.",
+        "Read the server's words in the details.",
+    ),
+    "stream_not_found": Reason("not_found", False, "The stream does not exist.", "Start the plane that makes it."),
+    "consumer_not_found": Reason("not_found", False, "The consumer does not exist.", "Subscribe again."),
+    "message_not_found": Reason(
+        "not_found", False, "The stream has no such message (any more).", "It was deleted, or has expired."
+    ),
+    "stream_exists_differently": Reason(
+        "failed_precondition",
+        False,
+        "A stream or consumer of this name exists with other settings.",
+        "Use another plane's name, or delete it.",
+    ),
+    "subjects_overlap": Reason(
+        "failed_precondition",
+        False,
+        "Another stream takes some of the subjects.",
+        "Use another plane's name, or delete the other stream.",
+    ),
+    "wrong_sequence": Reason(
+        "conflict", False, "Somebody wrote to the subject meanwhile.", "Read it again, and decide anew."
+    ),
+    "wrong_stream": Reason("conflict", False, "The subject belongs to another stream.", "Mend the expected stream."),
+    "stream_full": Reason(
+        "resource_exhausted", True, "The stream is at its limit.", "Consume or purge it, or raise its limit."
+    ),
+    "stream_sealed": Reason("failed_precondition", False, "The stream takes no changes any more.", "Use another one."),
+    "too_many_requests": Reason(
+        "resource_exhausted", True, "The server has too many requests of this kind under way.", "Ask less often."
+    ),
+    "ttl_invalid": Reason("invalid_argument", False, "NATS does not take this TTL.", "Use whole seconds, at least 1."),
+    "ttl_disabled": Reason("unsupported", False, "The stream has no TTL per message.", "Open the bucket with TTL."),
+    "batch_disabled": Reason("unsupported", False, "The stream takes no atomic batches.", "Make it with allow_atomic."),
+    "batch_incomplete": Reason(
+        "unavailable", True, "Part of an atomic batch was lost; nothing of it was stored.", "Send it again."
+    ),
+    "not_a_cluster": Reason(
+        "failed_precondition",
+        False,
+        "The server, or its cluster, has fewer nodes than the replicas that are asked for.",
+        "Use replicas=1, or add nodes.",
     ),
     # jobs
     "job_not_found": Reason("not_found", False, "No job has this id.", "Look at `groundplane jobs list`."),
