@@ -55,8 +55,8 @@ class Watcher:
     """`async with Watcher(jetstream, stream, ["a.>"], is_gone=…) as watcher: async for event in watcher: …`
 
     First the last message of each subject, then `Synced`, then each that is stored. After an interruption changes of
-    one subject may have become one. Messages up to the sequence `after` are not told. `is_gone(message)` says which ones
-    remove their subject. A slow reader slows the server down, not memory.
+    one subject may have become one. Messages up to the sequence `after` are not told. `is_gone(message)` says
+    which ones remove their subject. A slow reader slows the server down, not memory.
     """
 
     def __init__(
