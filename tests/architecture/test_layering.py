@@ -24,6 +24,7 @@ SDK_OF_BACKEND = {
     "amqp": {"pamqp"},
     "nats": {"cryptography"},
     "s3": {"obstore", "boto3", "botocore"},
+    "kubernetes": {"lightkube", "httpx2"},  # lightkube's own HTTP client
 }
 
 
