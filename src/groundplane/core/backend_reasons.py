@@ -182,4 +182,47 @@ BACKEND_REASONS: dict[str, Reason] = {
         "The server, or its cluster, has fewer nodes than the replicas that are asked for.",
         "Use replicas=1, or add nodes.",
     ),
+    # the cluster (Kubernetes)
+    "cluster_config": Reason(
+        "failed_precondition",
+        False,
+        "There is no configuration of a cluster, or it cannot be used.",
+        "Run in a pod with a service account, set KUBECONFIG, or write kubernetes://USER:TOKEN@HOST:PORT/NAMESPACE.",
+    ),
+    "cluster_unreachable": Reason(
+        "unavailable", True, "The API server takes no connection.", "Start it; mend host and port."
+    ),
+    "cluster_silent": Reason(
+        "unavailable",
+        True,
+        "The API server takes connections and does not answer in time.",
+        "Look at its load and at the network; a watch reconnects by itself.",
+    ),
+    "cluster_error": Reason(
+        "unavailable",
+        True,
+        "The API server failed inside (HTTP 5xx), or what answers is none.",
+        "Look at the API server's log and its etcd; mend host and port.",
+    ),
+    "cluster_busy": Reason(
+        "resource_exhausted", True, "The API server asks for fewer requests (HTTP 429).", "Try again later."
+    ),
+    "cluster_login_refused": Reason(
+        "permission_denied",
+        False,
+        "The API server does not take the token or certificate (HTTP 401).",
+        "Mend it in the URL, the kubeconfig or the pod's service account.",
+    ),
+    "cluster_access_refused": Reason(
+        "permission_denied",
+        False,
+        "The user or service account may not do this in the namespace (HTTP 403).",
+        "Give it a Role with the verbs list and watch on endpointslices of discovery.k8s.io, and a RoleBinding.",
+    ),
+    "version_expired": Reason(
+        "failed_precondition",
+        False,
+        "The cluster's state at that version is gone (HTTP 410): it was compacted.",
+        "Nothing to do: it is listed again.",
+    ),
 }
