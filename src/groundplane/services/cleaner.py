@@ -40,6 +40,7 @@ class Cleaner:
         self.stale_s = stale_s if stale_s is not None else 3 * registry.settings.ttl_s
         self.removed = 0
         self._seen: dict[str, tuple[int, float]] = {}
+        self._turn = asyncio.Lock()
 
     async def run(self, every_s: float | None = None) -> None:
         """Sweep for ever, every third of `stale_s` where nothing else is said; a sweep that fails is logged."""
@@ -54,8 +55,12 @@ class Cleaner:
 
     async def sweep(self) -> list[Removed]:
         """Look once; what was removed. An entry is removed at the earliest `stale_s` after it was first seen as it is.
-        Raises as `KV` does.
+        One sweep at a time. Raises as `KV` does.
         """
+        async with self._turn:
+            return await self._sweep()
+
+    async def _sweep(self) -> list[Removed]:
         now = self._clock.monotonic()
         entries = await self._entries()
         before, self._seen = self._seen, {}
