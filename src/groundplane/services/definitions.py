@@ -102,6 +102,10 @@ class Definitions:
 
     async def page(self, *, cursor: str | None = None, limit: int = PAGE_MAX) -> DefinitionPage:
         """A page of definitions by name. Those that nobody can read are left out, and logged."""
+        if cursor is not None and not cursor.startswith(records.DEFINITIONS):
+            raise InvalidArgument(
+                f"cursor: {cursor[:100]!r} is none of a page; take that of the page before", details={"field": "cursor"}
+            )
         keys = await self._kv.keys(records.DEFINITIONS, cursor=cursor, limit=limit)
         entries = await self._kv.get_many(keys.items) if keys.items else {}
         found = (_read(one) for one in entries.values())

@@ -86,7 +86,6 @@ class Following:
         if before is None and len(self._known) >= INSTANCES_MAX:
             raise ResourceExhausted(
                 f"instances: {self._source.name} has more than {INSTANCES_MAX}; follow one service",
-                reason="too_many_instances",
             )
         self._known[key] = change.instance
         return [] if change.instance.same_as(before) else [change]
