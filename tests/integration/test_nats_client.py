@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,8 @@ from groundplane.core.errors import (
     Unsupported,
 )
 from groundplane.testing import eventually
+from groundplane.testing.servers import certificates
+from groundplane.testing.servers.contract import Running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -407,3 +410,60 @@ async def test_a_pool_rotates_over_its_links(nats_url: str) -> None:
         assert (state.backend, state.idle, state.size_max) == ("nats", 3, 3)
     with pytest.raises(Closed):
         pool.link()
+
+
+# -- a server with other ways in
+
+
+SEED = "SUAEL6GG2L2HIF7DUGZJGMRUFKXELGGYFMHF76UO2AYBG3K4YLWR3FKC2Q"
+PUBLIC = "UD6OU4D3CIOGIDZVL4ANXU3NWXOW5DCDE2YPZDBHPBXCVKHSODUA4FKI"
+
+
+async def test_a_key_a_token_and_permissions(own_server: Callable[..., Running], tmp_path: Path) -> None:
+    allowed = {"publish": ["open.>", "_INBOX.>"], "subscribe": ["open.>", "_INBOX.>"]}
+    key = {"nkey": PUBLIC, "permissions": allowed}
+    config = {"accounts": {"ONE": {"users": [key]}}, "no_auth_user": None}
+    server = await asyncio.to_thread(own_server, "nats", config=config)
+    path = tmp_path / "user.nk"
+    path.write_text(SEED)
+    async with await Link.open(Address.parse(f"{server.url}?nkey={path}")) as link:
+        link.subscribe("open.echo", lambda message: link.publish(message.reply, message.payload))
+        assert (await link.request("open.echo", b"1")).payload == b"1"
+        with pytest.raises(PermissionDenied, match=r"shut\.a") as caught:
+            await link.request("shut.a", timeout_s=10)
+        assert caught.value.reason == "access_refused"
+        with pytest.raises(PermissionDenied, match=r"shut\.b"):
+            await link.subscribe("shut.b", lambda _: None).confirmed()
+        assert link.statistics().connects == 1
+    with pytest.raises(PermissionDenied):
+        await Link.open(Address.parse(server.url))
+
+
+async def test_a_token_opens_what_asks_for_one(own_server: Callable[..., Running]) -> None:
+    config = {"accounts": None, "no_auth_user": None, "authorization": {"token": "t0ken"}}
+    server = await asyncio.to_thread(own_server, "nats", config=config)
+    async with await Link.open(Address.parse(server.url.replace("://", "://t0ken@"))) as link:
+        assert await link.flush() >= 0
+    with pytest.raises(PermissionDenied) as caught:
+        await Link.open(Address.parse(server.url.replace("://", "://wr0ng@")))
+    assert "wr0ng" not in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_tls_is_agreed_on_and_its_lack_is_refused(
+    own_server: Callable[..., Running], nats_url: str, tmp_path: Path, first: bool
+) -> None:
+    files = tmp_path / "tls"
+    certificates.make(files)
+    tls = {"cert_file": str(files / "server.pem"), "key_file": str(files / "server.key"), "handshake_first": first}
+    server = await asyncio.to_thread(own_server, "nats", config={"tls": tls})
+    url = server.url.replace("nats://", "tls://") + f"?tls_first={'on' if first else 'off'}"
+    async with await Link.open(Address.parse(f"{url}&cafile={files / 'ca.pem'}")) as link:
+        link.subscribe("echo", lambda message: link.publish(message.reply, message.payload))
+        assert len((await link.request("echo", bytes(900_000))).payload) == 900_000
+    with pytest.raises(FailedPrecondition, match="certificate") as caught:
+        await Link.open(Address.parse(url))
+    assert caught.value.reason == "tls_failed"
+    with pytest.raises(FailedPrecondition, match="offers no TLS") as caught:
+        await Link.open(Address.parse(nats_url.replace("nats://", "tls://")))
+    assert caught.value.reason == "tls_failed"

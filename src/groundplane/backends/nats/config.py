@@ -79,7 +79,9 @@ def document(config: StreamConfig | ConsumerConfig) -> dict[str, Any]:
     for name in _SECONDS:
         if name in found:
             value = found.pop(name)
-            found[name[:-2]] = [_nanoseconds(one) for one in value] if isinstance(value, list) else _nanoseconds(value)
+            found[name[:-2]] = (
+                [_nanoseconds(one) for one in value] if isinstance(value, list | tuple) else _nanoseconds(value)
+            )
     return found
 
 
@@ -91,7 +93,7 @@ def differs(wanted: StreamConfig, actual: dict[str, Any]) -> list[str]:
 def _same(wanted: Any, actual: Any) -> bool:
     if isinstance(wanted, dict):  # the server adds metadata of its own
         return isinstance(actual, dict) and all(actual.get(key) == value for key, value in wanted.items())
-    if isinstance(wanted, list) and isinstance(actual, list):
+    if isinstance(wanted, list | tuple) and isinstance(actual, list):
         return sorted(wanted) == sorted(actual)
     return bool(wanted == actual)
 

@@ -127,7 +127,7 @@ _REFUSALS: dict[str, Meaning] = {
     "user authentication expired": Meaning(PermissionDenied, "login_refused", "renew the credentials"),
     "user authentication revoked": Meaning(PermissionDenied, "login_refused", "get new credentials"),
     "account authentication expired": Meaning(PermissionDenied, "login_refused", "renew the account"),
-    "authentication timeout": Meaning(Unavailable, "broker_slow", "the login came too late: look at the load"),
+    "authentication timeout": Meaning(Unavailable, "broker_unreachable", "the login came too late: look at the load"),
     "maximum connections exceeded": _FULL,
     "maximum account active connections exceeded": _FULL,
     "maximum payload violation": Meaning(InvalidArgument, "payload_too_large", "send less"),

@@ -43,7 +43,7 @@ class NatsServer(Server):
             "accounts": accounts, "no_auth_user": "kit", **place.options.get("config", {}),
         }  # fmt: skip
         path = place.folder / "nats.conf"
-        path.write_text(json.dumps(settings))
+        path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
         return [Program(argv=[place.program("nats-server"), "-c", str(path)])]
 
     def check(self, place: Place) -> None:
