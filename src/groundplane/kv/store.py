@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,7 +41,9 @@ T = TypeVar("T")
 
 PAGE_MAX = 1000
 TTL_MAX_S = 100 * 365 * 86400.0
-RETRY = RetryPolicy(attempts=5, base_s=0.05, factor=3.0, cap_s=1.0)
+RETRY = RetryPolicy(attempts=8, base_s=0.05, factor=3.0, cap_s=1.0)
+RETRY_WITHIN_S = 6.0
+"""After so long no further attempt is begun."""
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +59,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 class KV:
     """One bucket of keys. Everything may be called concurrently in the loop that opened it.
 
-    Calls that fail with a retryable error are tried again, for about 3 s in all; a write that was done although its
+    Calls that fail with a retryable error are tried again, for up to 6 s; a write that was done although its
     answer was lost is not done twice. Errors of every method: `closed`, `invalid_argument`, `unavailable`. Of every
     write: `conflict` with reason `term_old` for a fence that is older than one seen before, `deadline_exceeded` with
     reason `outcome_unknown`.
@@ -292,13 +295,14 @@ class KV:
         return await self._call(write)
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        attempt = 1
+        attempt, began = 1, time.monotonic()
         while True:
             self._lifecycle.check_open()
             try:
                 return await call()
             except GroundplaneError as error:
-                if not error.retryable or attempt >= self._retry.attempts:
+                late = attempt >= self._retry.attempts or time.monotonic() - began > RETRY_WITHIN_S
+                if late or not error.retryable:
                     raise
             self._retries += 1
             await asyncio.sleep(self._retry.delay_s(attempt))

@@ -71,13 +71,24 @@ class FenceConformance(Kit):
             await kv.put("a", b"4", fence=Fence("one", 8))
 
     @pytest.mark.req("LEAD-02")
-    async def test_a_write_that_was_refused_raises_no_term(self, kv: KV) -> None:
+    async def test_a_fence_goes_with_every_condition(self, kv: KV) -> None:
         if Capability.FENCES not in kv.capabilities:
             pytest.skip(f"{kv!r} has no Capability.FENCES")
-        await kv.put("a", b"1", fence=Fence("leader", 1))
+        fence = Fence("leader", 3)
+        first = await kv.create("a", b"1", fence=fence)
         with pytest.raises(AlreadyExists):
-            await kv.create("a", b"2", fence=Fence("leader", 9))
-        await kv.put("a", b"3", fence=Fence("leader", 2))
+            await kv.create("a", b"2", fence=fence)
+        second = await kv.update("a", b"2", revision=first, fence=fence)
+        with pytest.raises(Conflict) as caught:
+            await kv.update("a", b"3", revision=first, fence=fence)
+        assert caught.value.details == {"key": "a", "expected": first, "actual": second}
+        await kv.delete("a", revision=second, fence=fence)
+        await kv.put_many({"a": b"4", "b": b"4"}, fence=fence)
+        assert await kv.delete_many(["a", "b", "c"], fence=fence) == 2
+        async with asyncio.TaskGroup() as group:
+            for n in range(20):
+                group.create_task(kv.create(f"k{n}", b"", fence=fence))
+        assert (await kv.status()).keys == 20
 
     @pytest.mark.req("LEAD-02")
     async def test_after_the_first_write_of_a_term_none_of_an_older_one_gets_through(self, open_kv: OpenKV) -> None:

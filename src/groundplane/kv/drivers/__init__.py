@@ -14,6 +14,8 @@ from groundplane.kv.port import BucketOptions, KVDriver
 
 DRIVERS: dict[str, str] = {
     "embedded": "groundplane.kv.drivers.embedded:open_driver",
+    "nats": "groundplane.kv.drivers.nats:open_driver",
+    "tls": "groundplane.kv.drivers.nats:open_driver",
 }
 DIAGNOSES: dict[str, str] = {}
 """Who looks at the server of a URL, by its scheme (`core.diagnosis`)."""
