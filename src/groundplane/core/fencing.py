@@ -3,8 +3,8 @@
     await kv.put("plan", data, fence=Fence("scheduler", lease.term))
 
 A store remembers the highest term that it has seen for a name and refuses every lower one, in the same step in which
-it writes. So a leader that was paused past its lease cannot overwrite what its successor did, once that has written. A term is
-remembered with the first write that shows it and is done, at the latest.
+it writes. So a leader that was paused past its lease cannot overwrite what its successor did, once that has written.
+A term is remembered with the first write that shows it and is done, at the latest.
 """
 
 from __future__ import annotations

@@ -145,8 +145,10 @@ class BucketOptions(msgspec.Struct, frozen=True, kw_only=True):
 class ChangeFeed(Protocol):
     """The changes of a selection. It survives restarts of its backend by itself."""
 
-    flowing: bool
-    """Whether the feed knows that it hears: false between a loss of the backend and the rebuilding."""
+    @property
+    def flowing(self) -> bool:
+        """Whether the feed knows that it hears: false between a loss of the backend and the rebuilding."""
+        ...
 
     async def receive(self) -> Changes:
         """The next changes, in the order of their revisions; waits for one, or for the moment of being synced.

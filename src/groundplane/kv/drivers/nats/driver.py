@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from groundplane.backends.nats import Changed, Gone, JetStream, Synced, Watcher
+from groundplane.backends.nats import Changed, JetStream, StreamInfo, Synced, Watcher
 from groundplane.core.errors import NotFound, Unavailable
-from groundplane.kv.drivers.nats.feed import NatsFeed
+from groundplane.kv.drivers.nats.feed import NatsFeed, subject_of
 from groundplane.kv.drivers.nats.messages import HEADER_BYTES, Names, entry_of, is_removal
 from groundplane.kv.drivers.nats.names import filters
 from groundplane.kv.drivers.nats.writing import Writing
@@ -17,6 +17,7 @@ from groundplane.kv.port import (
     VALUE_BYTES_MAX,
     BucketOptions,
     Capability,
+    ChangeFeed,
     Entry,
     KeyPage,
     KVDriver,
@@ -59,7 +60,10 @@ class NatsKV:
         """See the port."""
         if len(keys) == 1:
             message = await self.native.get_last(self._names.stream, self._names.subject(keys[0]))
-            return {} if message is None or is_removal(message) else {keys[0]: entry_of(keys[0], message)}
+            if message is None or is_removal(message):
+                return {}
+            self._writing.live(message.seq)
+            return {keys[0]: entry_of(keys[0], message)}
         subjects = {self._names.subject(key): key for key in keys}
         found = await self.native.get_last_many(self._names.stream, list(subjects))
         live = {subjects[one.subject]: one for one in found if not is_removal(one)}
@@ -105,7 +109,7 @@ class NatsKV:
 
     async def status(self) -> Status:
         """See the port."""
-        info = await self.native.stream_info(self._names.stream)
+        info = await self._info()
         return Status(
             bucket=self._options.bucket,
             backend="nats",
@@ -118,12 +122,11 @@ class NatsKV:
         )
 
     @asynccontextmanager
-    async def watch(self, selection: Selection) -> AsyncIterator[NatsFeed]:
+    async def watch(self, selection: Selection) -> AsyncIterator[ChangeFeed]:
         """See the port."""
+        if selection.after is not None:
+            check_after(selection, (await self._info()).state.last_seq)
         try:
-            if selection.after is not None:
-                info = await self.native.stream_info(self._names.stream)
-                check_after(selection, info.state.last_seq)
             watcher = self._watcher(self._subjects(selection), after=selection.after or 0)
             await watcher.__aenter__()
         except NotFound as error:
@@ -142,6 +145,12 @@ class NatsKV:
 
     def __repr__(self) -> str:
         return f"<NatsKV {self._options.namespace!r}/{self._options.bucket!r} on {self.native.link!r}>"
+
+    async def _info(self) -> StreamInfo:
+        try:
+            return await self.native.stream_info(self._names.stream)
+        except NotFound as error:
+            raise _bucket_gone(self._options.bucket) from error
 
     def _subjects(self, selection: Selection) -> list[str]:
         if selection.key is not None:
@@ -164,8 +173,7 @@ class NatsKV:
                         event = await anext(watcher)
                     if isinstance(event, Synced):
                         return list(found)
-                    subject = event.subject if isinstance(event, Gone) else event.message.subject
-                    key = self._names.key(subject)
+                    key = self._names.key(subject_of(event))
                     if key is None or not key.startswith(prefix):
                         continue
                     found.pop(key, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from groundplane.backends.nats import Changed, Gone, Synced, Watcher
-from groundplane.backends.nats.watching import Event
 from groundplane.core.errors import Closed
 from groundplane.kv.drivers.nats.messages import Names, change_of
 from groundplane.kv.port import Change, ChangeFeed, ChangeKind, Changes, Selection
@@ -35,20 +34,23 @@ class NatsFeed:
                 return Changes(changes=[change], synced=self._told is None)
         raise Closed("kv: the watch was closed")
 
-    def _change(self, event: Event) -> Change | None:
-        subject = event.message.subject if isinstance(event, Changed) else event.subject if isinstance(event, Gone) else ""
-        key = self._names.key(subject)
+    def _change(self, event: Changed | Gone) -> Change | None:
+        key = self._names.key(subject_of(event))
         if key is None or not key.startswith(self._selection.prefix):
             return None
         if isinstance(event, Gone):
             return Change(kind=ChangeKind.DELETE, key=key, revision=event.seq)
-        assert isinstance(event, Changed)
         change = change_of(key, event.message)
         if self._told is not None and self._selection.after is None:
             if change.kind is not ChangeKind.PUT and key not in self._told:
                 return None  # it was gone when the watch began
             self._told.add(key)
         return change
+
+
+def subject_of(event: Changed | Gone) -> str:
+    """Whose event it is."""
+    return event.subject if isinstance(event, Gone) else event.message.subject
 
 
 _: type[ChangeFeed] = NatsFeed

@@ -61,9 +61,7 @@ class Fences:
         return found
 
     async def _raise(self, fence: Fence, seq: int) -> None:
-        record = Outgoing(
-            self._subject(fence), str(fence.term).encode(), {EXPECTED_LAST_SUBJECT_SEQUENCE: str(seq)}
-        )
+        record = Outgoing(self._subject(fence), str(fence.term).encode(), {EXPECTED_LAST_SUBJECT_SEQUENCE: str(seq)})
         [stored] = await self._storing.store([record])
         self._keep(fence, (stored, fence.term))
 

@@ -48,6 +48,11 @@ def is_removal(message: Stored) -> bool:
     return MARKER_REASON in message.headers or message.headers.get(OPERATION) in ("DEL", "PURGE")
 
 
+def is_final(message: Stored) -> bool:
+    """Whether it is a removal with nothing older below it."""
+    return MARKER_REASON in message.headers or message.headers.get(OPERATION) == "PURGE"
+
+
 def entry_of(key: str, message: Stored) -> Entry:
     """A value."""
     return Entry(key=key, value=message.payload, revision=message.seq, created_at=message.time_ns // 1_000_000)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from groundplane.backends.nats import Address, JetStream, Link, StreamConfig, StreamInfo
+from groundplane.backends.nats.config import differs
 from groundplane.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from groundplane.kv.drivers.nats.driver import NatsKV
 from groundplane.kv.drivers.nats.messages import Names
@@ -15,8 +16,8 @@ from groundplane.kv.port import BucketOptions, KVDriver
 SERVER_LEAST = (2, 12)
 EXTRA = frozenset({"replicas"})
 MARKERS_KEPT_S, MARKERS_KEPT_DEEP_S = 60.0, 1.0
-"""How long the server's note that a value has expired is kept. Where a stream keeps older values, no TTL is shorter than
-that (nats-server raises it): there it is a second."""
+"""How long the server's note that a value has expired is kept. Where a stream keeps older values, nats-server raises
+every TTL to that: there it is a second."""
 
 
 @asynccontextmanager
@@ -48,23 +49,21 @@ def check_version(link: Link) -> None:
 
 
 async def _ensure(jetstream: JetStream, names: Names, options: BucketOptions, replicas: int) -> StreamInfo:
-    try:
-        kept = await _kept(jetstream, names)
-        return await jetstream.ensure_stream(_config(names, max(kept, options.history), replicas))
-    except FailedPrecondition as error:
-        if error.reason != "stream_exists_differently":
-            raise
-    kept = await _kept(jetstream, names)  # another process made it in between
-    return await jetstream.ensure_stream(_config(names, max(kept, options.history), replicas))
-
-
-async def _kept(jetstream: JetStream, names: Names) -> int:
-    """How many values of a key are kept by now."""
-    try:
-        info = await jetstream.stream_info(names.stream)
-    except NotFound:
-        return 0
-    return int(info.config["max_msgs_per_subject"])
+    """The stream, with what this handle wants and what others wanted before. The server changes a stream without a
+    condition: of two that let it keep more in the same moment, the one that wants less may win.
+    """
+    while True:
+        try:
+            found = await jetstream.stream_info(names.stream)
+        except NotFound:
+            try:
+                return await jetstream.create_stream(_config(names, options.history, replicas))
+            except FailedPrecondition as error:
+                if error.reason != "stream_exists_differently":
+                    raise
+                continue  # another process made it in between
+        wanted = _config(names, max(int(found.config["max_msgs_per_subject"]), options.history), replicas)
+        return await jetstream.update_stream(wanted) if differs(wanted, found.config) else found
 
 
 def _config(names: Names, history: int, replicas: int) -> StreamConfig:

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from groundplane.backends.nats import JetStream, Stored
 from groundplane.core.errors import Conflict, GroundplaneError, InvalidArgument, Unavailable
 from groundplane.kv.drivers.nats.fencing import Fences
-from groundplane.kv.drivers.nats.messages import Names, Outgoing, id_of, is_removal, outgoing
+from groundplane.kv.drivers.nats.messages import Names, Outgoing, id_of, is_final, is_removal, outgoing
 from groundplane.kv.drivers.nats.storing import Doubt, Storing
 from groundplane.kv.port import Write, WriteKind, WriteOptions
 from groundplane.kv.refusals import outcome_unknown, refused
 
 TRIES = 20
 DOUBTS_MAX = 10_000
+VALUES_MAX = 10_000
 BATCH_REPEATED = 10201
 
 Last = dict[str, Stored]
@@ -36,11 +37,12 @@ class Writing:
         self._storing = Storing(jetstream)
         self._fences = Fences(jetstream, names, self._storing)
         self._doubts: dict[str, None] = {}
+        self._values: set[int] = set()
 
     async def write(self, writes: Sequence[Write], options: WriteOptions) -> list[int]:
         """See the port."""
         doubted = options.repeated and options.id in self._doubts
-        blind = all(write.kind is WriteKind.PUT for write in writes) and not doubted
+        blind = not doubted and all(self._is_plain(write) for write in writes)
         last: Last | None = None if blind else await self.last_of(writes)
         for tried in range(TRIES):
             if last is not None:
@@ -71,6 +73,17 @@ class Writing:
             details={"key": writes[0].key},
         )
 
+    def live(self, revision: int) -> None:
+        """That revision is of a value: an update that expects it needs not look whether it is of a removal."""
+        if revision not in self._values:
+            if len(self._values) >= VALUES_MAX:
+                self._values.clear()
+            self._values.add(revision)
+
+    def _is_plain(self, write: Write) -> bool:
+        """Whether the server's own check is all that it needs."""
+        return write.kind is WriteKind.PUT and (not write.expected or write.expected in self._values)
+
     async def last_of(self, writes: Sequence[Write]) -> Last:
         """The last messages of the keys, removals too."""
         if len(writes) == 1:
@@ -99,6 +112,8 @@ class Writing:
         revisions = [0] * len(writes)
         for at, seq in zip(chosen, stored, strict=False):
             revisions[at] = seq
+            if writes[at].kind is WriteKind.PUT:
+                self.live(seq)
         return revisions
 
     async def _tied(self, messages: list[Outgoing], options: WriteOptions) -> list[Outgoing]:
@@ -110,7 +125,11 @@ class Writing:
         return self._fences.tie(options.fence, seq, messages) if messages else messages
 
     def _changes(self, write: Write, last: Stored | None) -> bool:
-        return write.kind is WriteKind.PUT or (last is not None and not is_removal(last))
+        if write.kind is WriteKind.PUT:
+            return True
+        if last is None:
+            return False
+        return not is_removal(last) or (write.kind is WriteKind.PURGE and self._deep and not is_final(last))
 
     def _check(self, writes: Sequence[Write], last: Last, *, doubted: bool) -> None:
         """Raise for the first condition that does not hold."""
