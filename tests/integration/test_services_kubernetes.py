@@ -6,6 +6,7 @@ No controller runs in the kit's cluster: the test writes the EndpointSlices that
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from groundplane.services.drivers import open_source
 from groundplane.services.drivers.kubernetes import KubernetesInstances
 from groundplane.services.port import InstanceSource, Status
 from groundplane.testing import eventually
+from groundplane.testing.kubernetes import load
 from groundplane.testing.servers.contract import Running
 from integration.server_lab import bring
 
@@ -187,6 +189,20 @@ async def test_without_the_right_to_list_and_watch_it_is_refused_and_said_what_i
     await eventually(opened, tolerate=(PermissionDenied,))
 
 
+async def test_the_manifests_of_the_documentation_allow_all_that_is_needed(lab: Lab, repository: Path) -> None:
+    (text,) = re.findall(
+        r"```yaml\n(.*?)```", (repository / "docs/howto/services-kubernetes.md").read_text(), re.DOTALL
+    )
+    token = await lab.token("default")
+    await lab.apply(*load(text.replace("namespace: shop", f"namespace: {lab.namespace}")))
+
+    async def opened() -> bool:
+        async with open_source(lab.url_as(token)) as source:
+            return await source.services() == []
+
+    await eventually(opened, tolerate=(PermissionDenied,))
+
+
 async def test_a_right_that_is_taken_away_ends_the_watch_with_the_refusal(lab: Lab) -> None:
     token = await lab.token("reader")
     await lab.allow("reader", "list", "watch")
@@ -252,14 +268,21 @@ async def test_a_server_that_is_not_trusted_is_not_talked_to(lab: Lab) -> None:
     assert refused.value.reason == "tls_failed"
 
 
-async def test_what_is_no_api_server_is_told(lab: Lab) -> None:
-    port = lab.server.ports["etcd"]  # speaks no TLS
-    with pytest.raises(FailedPrecondition) as refused:
-        async with open_source(f"kubernetes://me:x@127.0.0.1:{port}/"):
-            pass
+async def test_what_speaks_no_tls_and_what_is_not_there_are_told_apart() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    plain = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = plain.sockets[0].getsockname()[1]
+    async with plain:
+        with pytest.raises(FailedPrecondition) as refused:
+            async with open_source(f"kubernetes://me:x@127.0.0.1:{port}/"):
+                pass
     assert refused.value.reason == "tls_failed"
     with pytest.raises(Unavailable) as away:
-        async with open_source("kubernetes://me:x@127.0.0.1:1/"):
+        async with open_source(f"kubernetes://me:x@127.0.0.1:{port}/"):
             pass
     assert away.value.reason == "cluster_unreachable"
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from groundplane.services.cleaner import Cleaner
     from groundplane.services.definitions import Definitions
     from groundplane.services.discovery import Discovery, Found
+    from groundplane.services.drivers import open_source
     from groundplane.services.lifecycle import LifeState, ServiceLifecycle
     from groundplane.services.port import Instance, InstanceChange, InstanceSource, Status
     from groundplane.services.records import Defined, Definition
@@ -45,6 +46,7 @@ __all__ = [
     "Service",
     "ServiceLifecycle",
     "Status",
+    "open_source",
 ]
 
 _WHERE = {
@@ -59,6 +61,7 @@ _WHERE = {
     "Registry": "registry",
     "Selector": "selection",
     "Service": "service",
+    "open_source": "drivers",
 }
 
 
