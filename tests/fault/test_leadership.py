@@ -19,7 +19,7 @@ FAILOVER_S_MAX = 20.0
 """Of any one failover, on a machine that does something else now and then."""
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", pytest.param("nats", marks=pytest.mark.nats)])
 def url(request: pytest.FixtureRequest) -> str:
     """Of the store in which the lease is."""
     if request.param == "embedded":
