@@ -1,7 +1,19 @@
-"""The bus: requests and answers, durable events, commands; embedded in one state folder, or on NATS."""
+"""The bus: requests and answers, durable events, commands; embedded in one state folder, or on NATS.
+
+async with Bus.open("embedded://", state=".groundplane", name="shop") as bus:
+    async with bus.serve("quotes", {"get": quote}), bus.subscribe("orders.*", seen):
+        await bus.request("quotes", "get", {"symbol": "ACME"})
+        await bus.publish("orders", "created", {"id": 7})
+    async with bus.track("reports", "render", {"month": 1}) as tracked:
+        await tracked.result()
+"""
 
 from __future__ import annotations
 
+from groundplane.bus.client import Bus
+from groundplane.bus.commands import CommandWorker, Progress, Sent, Tracked
+from groundplane.bus.events import OutgoingEvent, ReceivedEvent, Subscription
+from groundplane.bus.handlers import CallContext, CommandContext
 from groundplane.bus.port import (
     Ack,
     BusConsumer,
@@ -19,21 +31,38 @@ from groundplane.bus.port import (
     Settlement,
     Status,
 )
+from groundplane.bus.serving import Server
+from groundplane.bus.statistics import Latency, Statistics
+from groundplane.bus.wire import CommandCallback
 
 __all__ = [
     "Ack",
+    "Bus",
     "BusConsumer",
     "BusDriver",
     "BusSubscription",
+    "CallContext",
     "Capability",
+    "CommandCallback",
+    "CommandContext",
+    "CommandWorker",
     "ConsumerSpec",
     "Delivery",
     "Lag",
+    "Latency",
     "Limits",
     "Message",
     "Nack",
+    "OutgoingEvent",
     "Priority",
+    "Progress",
+    "ReceivedEvent",
     "Reject",
+    "Sent",
+    "Server",
     "Settlement",
+    "Statistics",
     "Status",
+    "Subscription",
+    "Tracked",
 ]
