@@ -17,12 +17,13 @@ from groundplane.core.settings import Settings, load
 if TYPE_CHECKING:
     from groundplane.blobs import Blobs
     from groundplane.jobs import Jobs
+    from groundplane.kv import KV
     from groundplane.mesh.ledger import Ledger
     from groundplane.mesh.spec import ActorSpec
     from groundplane.queues import Queues
     from groundplane.security import Security
 
-PORTS = ("queues", "jobs", "ledger", "blobs", "security")
+PORTS = ("queues", "jobs", "ledger", "blobs", "security", "kv")
 CHECK_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 10.0
 _DRIVERS = {
@@ -31,11 +32,12 @@ _DRIVERS = {
     "ledger": "groundplane.mesh.ledger.drivers",
     "blobs": "groundplane.blobs.drivers",
     "security": "groundplane.security.drivers",
+    "kv": "groundplane.kv.drivers",
 }
 
 
 class Plane:
-    """Queues, jobs, ledger, blobs and security of one plane, opened together and closed together.
+    """Queues, jobs, ledger, blobs, security and keys of one plane, opened together and closed together.
 
     Made by `Plane.open`. Everything may be called concurrently. A port that was not asked for, and every port after
     closing, raises `closed`.
@@ -103,6 +105,11 @@ class Plane:
         """Keys, audit log, sessions, shared secrets."""
         return self._port("security")  # type: ignore[no-any-return]
 
+    @property
+    def kv(self) -> KV:
+        """Small values by key, in the bucket `default`."""
+        return self._port("kv")  # type: ignore[no-any-return]
+
     async def declare(self, actors: Iterable[ActorSpec]) -> None:
         """Make the queue of each actor and of the two end actors. Idempotent, concurrent; messages are kept."""
         from groundplane.mesh.start import queue_specs
@@ -146,6 +153,8 @@ class Plane:
             await self.blobs.list_page("groundplane-check", limit=1)
         elif port == "security":
             await self.security.list_keys(limit=1)
+        elif port == "kv":
+            await self.kv.get("groundplane-check")
         else:
             await self.ledger.join_items(JoinKey("groundplane-check", 0, "none"))
 
@@ -166,6 +175,10 @@ class Plane:
             from groundplane.queues import Queues
 
             return Queues.open(url, **options)
+        if port == "kv":
+            from groundplane.kv import KV
+
+            return KV.open(url, **options)
         if port == "security":
             from groundplane.security import Security
 
@@ -181,6 +194,11 @@ class Plane:
         if name not in self._ports:
             raise Closed(f"{name}: was not opened; Plane.open(ports=…) opened {', '.join(self._ports) or 'none'}")
         return self._ports[name]
+
+
+def has_keys(settings: Settings) -> bool:
+    """Whether the keys are for all processes of the plane: not where they are in a folder, and the jobs on a server."""
+    return settings.kv.scheme != "embedded" or settings.jobs.scheme == "embedded"
 
 
 async def diagnose(settings: Settings, port: str, *, names: Sequence[str] = ()) -> Diagnosis | None:

@@ -207,5 +207,5 @@ async def test_a_gateway_without_a_registry_says_so(tmp_path: Path) -> None:
         api = handlers["summarizeServices"].__self__  # type: ignore[attr-defined]
         assert isinstance(api, ServicesApi)
         for call in (api.summary(None), api.clean(None)):  # type: ignore[arg-type]
-            with pytest.raises(FailedPrecondition, match="services: this gateway was opened without a registry"):
+            with pytest.raises(FailedPrecondition, match="services: this gateway has no registry"):
                 await call

@@ -257,7 +257,9 @@ def _resource(service: str) -> str:
 
 
 def _without() -> FailedPrecondition:
-    return FailedPrecondition("services: this gateway was opened without a registry of services")
+    return FailedPrecondition(
+        "services: this gateway has no registry of services; set kv to a server that all of the plane's processes share"
+    )
 
 
 __all__ = ["ServicesApi", "defined_json", "services_endpoints"]
