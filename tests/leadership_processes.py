@@ -84,11 +84,13 @@ class Contenders:
         self._numbers = itertools.count(1)
         self.all: list[Member] = []
 
-    async def add(self) -> Member:
+    async def add(self, url: str | None = None) -> Member:
+        """One more; with `url`, by another way to the store."""
         name = f"m{next(self._numbers)}"
         journal = self._folder / f"{name}.jsonl"
+        own_url, *rest = self._arguments
         process = await asyncio.create_subprocess_exec(
-            sys.executable, str(_CHILD), *self._arguments, name, self._policy, str(journal), env=dict(os.environ)
+            sys.executable, str(_CHILD), url or own_url, *rest, name, self._policy, str(journal), env=dict(os.environ)
         )
         member = Member(name, process, journal)
         self.all.append(member)

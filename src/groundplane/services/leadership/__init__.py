@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from groundplane.services.leadership.election import ElectionEvent, Leader
     from groundplane.services.leadership.leadership import Leadership
     from groundplane.services.leadership.policies import POLICIES, Policy
+    from groundplane.services.leadership.registry_status import registered
 
-__all__ = ["POLICIES", "ElectionEvent", "Leader", "Leadership", "Policy", "ask_leader"]
+__all__ = ["POLICIES", "ElectionEvent", "Leader", "Leadership", "Policy", "ask_leader", "registered"]
 
 _WHERE = {
     "Leadership": "leadership",
@@ -27,6 +28,7 @@ _WHERE = {
     "POLICIES": "policies",
     "Policy": "policies",
     "ask_leader": "asking",
+    "registered": "registry_status",
 }
 
 

@@ -162,9 +162,10 @@ class Leadership:
         """Who leads, by what this member has heard; None where nobody does or nothing was heard yet."""
         return self._election.leader()
 
-    def listen(self, listener: Listener) -> None:
-        """Call `listener` with each event from now on, in the loop; what it raises is logged."""
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each event from now on, in the loop; what it raises is logged. Returns what ends it."""
         self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     async def elected(self) -> int:
         """Wait until this member is active; its term. Raises `closed`."""
@@ -384,7 +385,7 @@ class Leadership:
             _log.info("leader_elected", name=self.name, member=self.member, term=event.term)
         elif event.kind == "LeaderLost" and event.term is not None and self._blocks.end(event.term, event.reason):
             _log.info("handlers_cancelled", name=self.name, term=event.term, reason=event.reason)
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             try:
                 listener(event)
             except Exception as error:  # noqa: BLE001 - a listener is a user's; the election goes on
