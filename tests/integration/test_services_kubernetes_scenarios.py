@@ -7,11 +7,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 
 import pytest
+from groundplane.bus.handlers import Handler
 
 from cluster_lab import Lab, lab_in, pod, pods
+from groundplane.bus import Bus
 from groundplane.core.errors import Unavailable
 from groundplane.services import Discovery, DiscoverySettings
 from groundplane.services.drivers import open_source
@@ -161,6 +164,47 @@ async def test_fifty_lookups_of_the_api_server_at_once(lab: Lab, source: Kuberne
     await lab.put("quotes", pods(3))
     found = await together(50, lambda _: source.instances("quotes"))
     assert [len(one) if isinstance(one, list) else one for one in found] == [3] * 50
+
+
+async def test_with_rpc_who_is_found_in_the_cluster_is_called(
+    lab: Lab, source: KubernetesInstances, tmp_path: Path
+) -> None:
+    """Pods serve under their own names; the cluster says which of them are ready, and the call goes to that one."""
+
+    def method(instance: str) -> Handler:
+        async def get(symbol: str) -> dict[str, str]:
+            return {"symbol": symbol, "served_by": instance}
+
+        return get
+
+    await lab.put("quotes", pods(3))
+    bus_of_pods = Bus.open("embedded://", state=tmp_path, name="quotes")
+    bus_of_desk = Bus.open("embedded://", state=tmp_path, name="desk")
+    async with AsyncExitStack() as stack:
+        served = await stack.enter_async_context(bus_of_pods)
+        for one in await source.instances("quotes"):
+            handlers = {"get": method(one.instance_id)}
+            await stack.enter_async_context(served.serve("quotes", handlers, instance=one.instance_id))
+        desk = await stack.enter_async_context(bus_of_desk)
+        discovery = await stack.enter_async_context(Discovery.open(source, LONG))
+        await discovery.synced()
+
+        async def call() -> str:
+            chosen = await discovery.select("quotes")
+            answer = await desk.request("quotes", "get", {"symbol": "ACME"}, instance=chosen.instance_id)
+            assert answer["symbol"] == "ACME"
+            return str(answer["served_by"])
+
+        assert Counter([await call() for _ in range(9)]) == {"pod-1": 3, "pod-2": 3, "pod-3": 3}
+        first, second, _ = pods(3)
+        await lab.put("quotes", [pod("pod-1", first["addresses"][0], ready=False), second])
+
+        async def only_the_second() -> bool:
+            return {await call() for _ in range(4)} == {"pod-2"}
+
+        await eventually(only_the_second)
+        called = await together(30, lambda _: call())
+        assert set(called) == {"pod-2"}
 
 
 async def test_a_service_is_watchable(lab: Lab, source: KubernetesInstances) -> None:
