@@ -183,6 +183,23 @@ class JetStream:
         body = msgspec.json.encode({"seq": max(1, seq), "next_by_subj": subject})
         return self._stored_or_none(stream, await self._answered(f"{self._prefix}DIRECT.GET.{stream}", body))
 
+    async def get_batch(self, stream: str, subject: str, *, seq: int = 1, batch: int = 100) -> list[Stored]:
+        """Up to `batch` messages of a subject (or filter) from this sequence on, by direct get, in their order."""
+        found: list[Stored] = []
+        while len(found) < batch:
+            body = {"seq": max(1, seq), "next_by_subj": subject, "batch": batch - len(found)}
+            messages = await self.link.collect(
+                f"{self._prefix}DIRECT.GET.{stream}", msgspec.json.encode(body), ended=lambda one: one.status > 0
+            )
+            end = messages.pop()
+            if end.status not in (204, 404):
+                raise self._refused(stream, end)
+            found.extend(stored_directly(message) for message in messages)
+            if not messages or int(end.headers.get("Nats-Num-Pending", "0")) <= 0:
+                break
+            seq = found[-1].seq + 1
+        return found
+
     async def get_last_many(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
         """The last messages of subjects or filters, one round trip per 256 of them, in order of their sequence within
         it. `resource_exhausted` where one filter has more than 1,024.

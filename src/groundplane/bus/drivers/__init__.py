@@ -14,6 +14,8 @@ from groundplane.core.drivers import load_driver
 
 DRIVERS: dict[str, str] = {
     "embedded": "groundplane.bus.drivers.embedded:EmbeddedBus",
+    "nats": "groundplane.bus.drivers.nats:NatsBus",
+    "tls": "groundplane.bus.drivers.nats:NatsBus",
 }
 DIAGNOSES: dict[str, str] = {}
 """Who looks at the server of a URL, by its scheme (`core.diagnosis`)."""
