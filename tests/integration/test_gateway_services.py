@@ -195,6 +195,18 @@ async def test_who_may_only_call_tools_sees_no_services_and_who_may_read_changes
         assert {entry.action for entry in refused} >= {"services.change", "services.read"}
 
 
+async def test_a_registry_that_is_away_is_503_and_never_an_empty_list(one: House, http: httpx2.AsyncClient) -> None:
+    await one.registry.kv.aclose()
+    paths = ("/v1/services", "/v1/services/quotes", "/v1/services/quotes/instances", "/v1/instances/summary")
+    for path in paths:
+        problem(await http.get(path), 503)
+    problem(await http.post("/v1/services", json={"serviceName": "quotes"}), 503)
+    failed = [entry for entry in await one.security.list_audit() if entry.outcome == "failed"]
+    assert [(entry.action, entry.resource, entry.detail) for entry in failed] == [
+        ("services.change", "service:quotes", "closed"),
+    ]
+
+
 async def test_a_gateway_without_a_registry_says_so(tmp_path: Path) -> None:
     async with (
         Jobs.open(state=tmp_path, upgrade=True) as jobs,

@@ -122,7 +122,7 @@ async def test_an_instance_whose_process_is_killed_is_gone_with_its_ttl_and_hear
                     if change.kind == "gone":
                         break
         assert (change.service_name, change.instance_id) == ("quotes", "killed")
-        assert time.monotonic() - killed_at < 10
+        assert time.monotonic() - killed_at < 2 + 4  # its TTL, and what a store and a busy machine may take
         assert await ids(registry) == ["kept"]
         assert (kept.statistics().recreated, kept.statistics().failures) == (0, 0)
         assert kept.statistics().heartbeats > 3
