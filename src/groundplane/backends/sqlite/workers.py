@@ -8,6 +8,7 @@ of the file is not free at once, and while the disk is slow.
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -97,7 +98,7 @@ class InlineWriter:
         self._thread = thread
         self._loop = loop
         self._calls: list[Call] = []
-        self._synced_at = 0.0
+        self._synced_at = -math.inf
         self.handed_over = 0
 
     def submit(self, call: Call) -> None:

@@ -30,6 +30,9 @@ _DEAF_S = 3.0
 _DEAF_LOOKS = 2
 _VISIBLE_S = 0.5
 _RATE_S = 1.0
+_FRESH_S = 5.0
+"""How long after a hand-out the queue is not looked at for its oldest message: who looks takes it away for a moment."""
+
 _ADJUSTMENTS_MAX = 3
 _AGAIN_S = 0.2
 _GIVEN_BACK_S = 0.25
@@ -299,7 +302,7 @@ class RabbitConsumer:
         """What this consumer has, for those who ask for the depth."""
         intake = self._intake
         buffer = intake.buffer if intake is not None else ()
-        fresh = intake is not None and intake.handed_at and self._loop.time() - intake.handed_at < _RATE_S
+        fresh = intake is not None and intake.handed_at and self._loop.time() - intake.handed_at < _FRESH_S
         return Share(
             who=self._who,
             ready=len(buffer),
