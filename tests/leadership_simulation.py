@@ -61,7 +61,10 @@ class World:
         self.newest_term = 0
         self.applied: list[tuple[int, str]] = []
         self.term_of: dict[int, str] = {}
-        self.members = [Member(self, f"m{number}") for number in range(members)]
+        self.members = [self.make(f"m{number}") for number in range(members)]
+
+    def make(self, name: str) -> Member:
+        return Member(self, name)
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (max(when, self.now), next(self._numbers), what))
@@ -92,7 +95,7 @@ class World:
     def check(self) -> None:
         active = [one for one in self.members if one.acts]
         if len(active) > 1:
-            raise TwoLed(f"seed {self.seed}, at {self.now:.3f} s: {[(one.name, one.election.term) for one in active]}")
+            raise TwoLed(f"seed {self.seed}, at {self.now:.3f} s: {[(one.name, one.term) for one in active]}")
 
     def write(self, expected: int, record: Record) -> int | None:
         """The new revision, or None where another is the newest."""
@@ -133,14 +136,23 @@ class Member:
         self._held_back: list[Callable[[], None]] = []
         self._busy = 0
         self._wake = 0
-        self.election = Election(name, f"{name}-{world.seed}", POLICY, self.clock, self._noted)
+        self.begin()
+
+    def begin(self) -> None:
+        """The process starts, again perhaps: it knows nothing of what was before."""
+        incarnation = f"{self.name}-{self.world.seed}-{self.world.random.random()}"
+        self.election = Election(self.name, incarnation, POLICY, self.clock, self._noted)
+
+    @property
+    def term(self) -> int | None:
+        return self.election.term
 
     def clock(self) -> float:
         return self._offset + self.world.now * self._rate
 
     @property
     def acts(self) -> bool:
-        return not self.paused and self.election.is_active
+        return not self.paused and self.term is not None
 
     def start(self) -> None:
         self.world.after(self.world.random.uniform(0, 2), self._next_trouble)
@@ -326,13 +338,12 @@ class Member:
         self.paused, self._missed = False, []
         self._wake += 1
         self._busy = 0
-        incarnation = f"{self.name}-{self.world.seed}-{self.world.random.random()}"
-        self.election = Election(self.name, incarnation, POLICY, self.clock, self._noted)
+        self.begin()
         self.turn()
 
     def _noted(self, event: ElectionEvent) -> None:
-        if event.kind == "LeaderElected" and event.leader == self.name and self.election.term is not None:
-            holder = self.world.term_of.setdefault(self.election.term, self.name)
+        if event.kind == "LeaderElected" and event.leader == self.name and self.term is not None:
+            holder = self.world.term_of.setdefault(self.term, self.name)
             if holder != self.name:
                 raise TwoLed(f"seed {self.world.seed}: term {event.term} is of {holder} and of {self.name}")
             self.world.tally.terms += 1
@@ -345,9 +356,10 @@ class Campaign:
     """Many schedules."""
 
     first_seed: int = 1
+    world: type[World] = World
     tally: Tally = field(default_factory=Tally)
 
     def run(self, schedules: int) -> Tally:
         for seed in range(self.first_seed, self.first_seed + schedules):
-            self.tally.add(World(seed, members=2 + seed % 3).run())
+            self.tally.add(self.world(seed, members=2 + seed % 3).run())
         return self.tally

@@ -11,10 +11,10 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
-from groundplane.bus.handlers import Handler
 
 from cluster_lab import Lab, lab_in, pod, pods
 from groundplane.bus import Bus
+from groundplane.bus.handlers import Handler
 from groundplane.core.errors import Unavailable
 from groundplane.services import Discovery, DiscoverySettings
 from groundplane.services.drivers import open_source
