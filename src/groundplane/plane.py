@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from groundplane.core.diagnosis import Diagnosis, load_diagnose
-from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument
+from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument, Unavailable
 from groundplane.core.names import did_you_mean
 from groundplane.core.settings import Settings, load
 
 if TYPE_CHECKING:
     from groundplane.blobs import Blobs
+    from groundplane.bus import Bus
     from groundplane.jobs import Jobs
     from groundplane.kv import KV
     from groundplane.mesh.ledger import Ledger
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from groundplane.queues import Queues
     from groundplane.security import Security
 
-PORTS = ("queues", "jobs", "ledger", "blobs", "security", "kv")
+PORTS = ("queues", "jobs", "ledger", "blobs", "security", "kv", "bus")
 CHECK_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 10.0
 _DRIVERS = {
@@ -33,11 +34,12 @@ _DRIVERS = {
     "blobs": "groundplane.blobs.drivers",
     "security": "groundplane.security.drivers",
     "kv": "groundplane.kv.drivers",
+    "bus": "groundplane.bus.drivers",
 }
 
 
 class Plane:
-    """Queues, jobs, ledger, blobs, security and keys of one plane, opened together and closed together.
+    """Queues, jobs, ledger, blobs, security, keys and bus of one plane, opened together and closed together.
 
     Made by `Plane.open`. Everything may be called concurrently. A port that was not asked for, and every port after
     closing, raises `closed`.
@@ -110,6 +112,11 @@ class Plane:
         """Small values by key, in the bucket `default`."""
         return self._port("kv")  # type: ignore[no-any-return]
 
+    @property
+    def bus(self) -> Bus:
+        """Requests, events and commands."""
+        return self._port("bus")  # type: ignore[no-any-return]
+
     async def declare(self, actors: Iterable[ActorSpec]) -> None:
         """Make the queue of each actor and of the two end actors. Idempotent, concurrent; messages are kept."""
         from groundplane.mesh.start import queue_specs
@@ -155,6 +162,10 @@ class Plane:
             await self.security.list_keys(limit=1)
         elif port == "kv":
             await self.kv.get("groundplane-check")
+        elif port == "bus":
+            status, _ = await self.bus.status()
+            if not status.ready:
+                raise Unavailable(f"bus: {status.problem}")
         else:
             await self.ledger.join_items(JoinKey("groundplane-check", 0, "none"))
 
@@ -179,6 +190,10 @@ class Plane:
             from groundplane.kv import KV
 
             return KV.open(url, **options)
+        if port == "bus":
+            from groundplane.bus import Bus
+
+            return Bus.open(url, **options, name=bus_name(settings.name))
         if port == "security":
             from groundplane.security import Security
 
@@ -199,6 +214,11 @@ class Plane:
 def has_keys(settings: Settings) -> bool:
     """Whether the keys are for all processes of the plane: not where they are in a folder, and the jobs on a server."""
     return settings.kv.scheme != "embedded" or settings.jobs.scheme == "embedded"
+
+
+def bus_name(plane: str) -> str:
+    """Who sends on the bus for a plane: its name, as far as the bus allows."""
+    return plane.replace(".", "-")[:48]
 
 
 async def diagnose(settings: Settings, port: str, *, names: Sequence[str] = ()) -> Diagnosis | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from groundplane.bus.client import Bus
 from groundplane.bus.commands import CommandWorker, Progress, Sent, Tracked
+from groundplane.bus.endpoints import Endpoints, start
 from groundplane.bus.events import OutgoingEvent, ReceivedEvent, Subscription
 from groundplane.bus.handlers import CallContext, CommandContext
 from groundplane.bus.port import (
@@ -48,6 +49,7 @@ __all__ = [
     "CommandWorker",
     "ConsumerSpec",
     "Delivery",
+    "Endpoints",
     "Lag",
     "Latency",
     "Limits",
@@ -65,4 +67,5 @@ __all__ = [
     "Status",
     "Subscription",
     "Tracked",
+    "start",
 ]

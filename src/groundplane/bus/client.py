@@ -14,13 +14,24 @@ from groundplane.bus.commands import CommandWorker, Sent, Tracked, check_priorit
 from groundplane.bus.drivers import open_driver
 from groundplane.bus.events import Mode, OutgoingEvent, Subscription, SubscriptionOptions, make_message
 from groundplane.bus.handlers import Bound, Handler
-from groundplane.bus.port import LEASE_S, BusDriver, Capability, Lag, Limits, Message, Priority, Status
+from groundplane.bus.port import (
+    LEASE_S,
+    BusDriver,
+    BusSubscription,
+    Capability,
+    Deliver,
+    Lag,
+    Limits,
+    Message,
+    Priority,
+    Status,
+)
 from groundplane.bus.presence import Select
 from groundplane.bus.rpc import Caller
 from groundplane.bus.sending import RETRY, Sender, check_count, check_headers, check_timeout
 from groundplane.bus.serving import Server
 from groundplane.bus.statistics import Statistics
-from groundplane.bus.subjects import check_service, check_token
+from groundplane.bus.subjects import check_pattern, check_service, check_token
 from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.codec import Codec
 from groundplane.core.dead_letters import DeadLetterSource
@@ -357,6 +368,18 @@ class Bus:
         worker = CommandWorker(self._sender, service, bound, concurrency=concurrency, backoff=backoff, lease_s=lease_s)
         async with self._running(worker) as running:
             yield running
+
+    @asynccontextmanager
+    async def listen(self, pattern: str, take: Deliver) -> AsyncIterator[BusSubscription]:
+        """Look on: hand every message on a pattern of whole subjects (`events.orders.>`) to `take`, at most once and
+        only while the block lasts. `take` is called in the event loop and must neither wait nor raise.
+        """
+        self._sender.check_open()
+        subscription = await self.driver.subscribe(check_pattern("pattern", pattern), take)
+        try:
+            yield subscription
+        finally:
+            await subscription.aclose()
 
     async def status(self) -> tuple[Status, list[Lag]]:
         """How the connection is, and how far each durable subscription is behind."""

@@ -102,6 +102,14 @@ class Bound:
             keywords[self._context] = context
         return await run(self.handler, asynchronous=self._asynchronous, keywords=keywords)
 
+    def schemas(self, ref_template: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """JSON Schemas of the arguments, of the result, and of what both refer to."""
+        returned = _hints(self.handler).get("return", Any)
+        result: Any = Any if returned is None or not _is_known(returned) else returned
+        (params, found), components = msgspec.json.schema_components([self._shape, result], ref_template=ref_template)
+        name = params["$ref"].rpartition("/")[2]
+        return components.pop(name), found, components
+
     def _read(self, field: str, handler: Handler) -> type[msgspec.Struct]:
         hints = _hints(handler)
         fields: list[tuple[Any, ...]] = []
@@ -152,10 +160,17 @@ def _hints(handler: Handler) -> dict[str, Any]:
 def _field(parameter: inspect.Parameter, annotation: Any) -> tuple[Any, ...]:
     """A field of the shape. What has a default is left to the handler where it is not given; what msgspec cannot
     check is taken as it comes."""
-    try:
-        msgspec.json.schema(annotation)
-    except (TypeError, RuntimeError, NameError):
+    if not _is_known(annotation):
         annotation = Any
     if parameter.default is parameter.empty:
         return (parameter.name, annotation)
     return (parameter.name, annotation | msgspec.UnsetType if annotation is not Any else Any, msgspec.UNSET)
+
+
+def _is_known(annotation: Any) -> bool:
+    """Whether msgspec can check and describe it."""
+    try:
+        msgspec.json.schema(annotation)
+    except (TypeError, RuntimeError, NameError):
+        return False
+    return True

@@ -18,7 +18,7 @@ from groundplane.core.settings import Settings
 from groundplane.mesh.spec import ERROR_END, HAPPY_END
 from groundplane.plane import Plane, diagnose, has_keys
 
-_STORES = ("queues", "jobs", "ledger", "security", "kv")
+_STORES = ("queues", "jobs", "ledger", "security", "kv", "bus")
 _LOOK_EVERY_S = 0.5
 
 
@@ -112,7 +112,7 @@ async def _schema(settings: Settings, store: str) -> GroundplaneError | None:
                 return None
     except GroundplaneError as error:
         return error
-    if found.stored or store in ("queues", "kv"):  # a broker has no schema
+    if found.stored or store in ("queues", "kv", "bus"):  # a broker has no schema
         return None
     url = getattr(settings, store).masked()
     return FailedPrecondition(
