@@ -209,7 +209,7 @@ async def test_calls_under_way_fail_when_the_connection_breaks_and_say_that_they
         assert caught.value.reason == "connection_lost"
 
 
-@pytest.mark.req("BUS-16")
+@pytest.mark.req("BUS-16.3")
 async def test_the_next_server_of_the_address_takes_over(server: Running, own_server: Callable[..., Running]) -> None:
     other = await asyncio.to_thread(own_server, "nats")
     url = f"{other.url},{server.url.partition('://')[2]}"
@@ -223,7 +223,7 @@ async def test_the_next_server_of_the_address_takes_over(server: Running, own_se
         await pool.link().flush()
 
 
-@pytest.mark.req("BUS-16")
+@pytest.mark.req("BUS-16.1")
 async def test_a_pool_skips_dead_links_and_is_unavailable_when_all_are_dead(server: Running, proxy: Proxy) -> None:
     address = Address.parse(proxy.through(server.url) + "?reconnect_wait=0.05&reconnect_jitter=1")
     async with await Pool.open(address, size=3) as pool:
@@ -279,7 +279,7 @@ async def _holds(link: Link, stream: str, messages: int) -> bool:
     return (await JetStream(link).stream_info(stream)).state.messages == messages
 
 
-@pytest.mark.req("BUS-09")
+@pytest.mark.req("BUS-09.3")
 async def test_an_awaited_publish_whose_acknowledgement_was_lost_is_stored_once(
     server: Running, proxy: Proxy, stream: str, link: Link
 ) -> None:

@@ -114,7 +114,7 @@ async def test_events_wait_for_their_consumer_and_come_in_order(bus: NatsBus) ->
     assert (lag.consumer, lag.pattern, lag.waiting, lag.in_flight) == ("worker", "events.orders.*", 0, 0)
 
 
-@pytest.mark.req("BUS-07")
+@pytest.mark.req("BUS-07.1")
 async def test_a_nack_comes_back_after_its_delay_with_its_attempt_and_a_settled_one_never(bus: NatsBus) -> None:
     async with bus.consume(ConsumerSpec(name="worker", pattern="events.>", lease_s=30)) as consumer:
         await bus.append([_message("events.a.a", b"x", "1")])
@@ -147,7 +147,7 @@ async def test_a_lease_that_ends_hands_the_delivery_to_another_and_extending_kee
         assert caught.value.reason == "delivery_lost"
 
 
-@pytest.mark.req("BUS-21")
+@pytest.mark.req("BUS-21.1")
 @pytest.mark.parametrize("subject", ["events.a.b", "commands.svc.run"])
 async def test_a_rejected_message_is_a_dead_letter_with_its_bytes_and_is_redriven_to_its_consumer_alone(
     bus: NatsBus, subject: str
@@ -224,7 +224,7 @@ async def test_pages_of_dead_letters_follow_each_other(bus: NatsBus) -> None:
     assert payloads == [b"%d" % n for n in range(25)]
 
 
-@pytest.mark.req("BUS-15")
+@pytest.mark.req("BUS-15.2")
 async def test_commands_come_by_urgency_and_a_receiver_holds_no_more_than_it_may(bus: NatsBus) -> None:
     for priority in Priority:
         await bus.append(
@@ -316,7 +316,7 @@ async def _all(consumer: object, count: int) -> list[Delivery]:
     return found
 
 
-@pytest.mark.req("BUS-16")
+@pytest.mark.req("BUS-16.1")
 async def test_several_connections_take_turns_with_requests(nats_url: str) -> None:
     async with NatsBus.open(f"{nats_url}?connections=3", namespace="acme") as bus:
         assert (await bus.status())[0].connections == 3

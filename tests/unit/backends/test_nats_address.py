@@ -15,7 +15,7 @@ def test_a_bare_url_has_the_defaults() -> None:
     assert address == Address(hosts=(("localhost", 4222),))
 
 
-@pytest.mark.req("BUS-16", "BUS-23")
+@pytest.mark.req("BUS-16.3", "BUS-23.2")
 def test_hosts_login_and_patience_are_read() -> None:
     address = Address.parse(
         "nats://me:p%40ss@a:1,[::1]:2,c?connect_timeout=500ms&reconnect_wait=0.1&reconnect_wait_max=5s"
@@ -75,7 +75,7 @@ def test_files_of_tls_that_cannot_be_used_are_named() -> None:
     assert caught.value.reason == "tls_failed"
 
 
-@pytest.mark.req("BUS-16")
+@pytest.mark.req("BUS-16.2")
 def test_waits_between_reconnects_double_up_to_their_cap_and_are_shortened_by_chance() -> None:
     address = Address.parse("nats://a?reconnect_wait=0.1&reconnect_wait_max=1&reconnect_jitter=0.5")
     assert [backoff_s(address, n, 0.0) for n in (1, 2, 3, 4, 5, 100_000)] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]

@@ -20,6 +20,7 @@ LOOK_AGAIN_S = 1.0
 """How often an idle consumer looks for what came back by itself: delays and leases that ended elsewhere."""
 _ANSWER_S = 2.0
 _STARVING_EVERY_S = 2.0
+_CUT_OFF = -1
 
 
 class CommandConsumer(Consumer):
@@ -40,6 +41,7 @@ class CommandConsumer(Consumer):
         self._missing = 0
         self._looked_at = 0.0
         self._starved: list[Priority] = []
+        self._forget_listener = self._link.on_state(self._on_state)
         self._subscriptions: list[Subscription] = [self._link.subscribe(f"{self._inbox}.*", self._on_message)]
         for priority in declaration.urgencies:
             for subject in declaration.filters(priority):
@@ -72,7 +74,7 @@ class CommandConsumer(Consumer):
             await self._look_for_starved()
             for priority in (*self._starved, *self._declaration.urgencies):
                 missing = room - len(self._ready)
-                if missing <= 0:
+                if missing <= 0 or self._life.closed:
                     break
                 await self._ask(priority, 1 if self._starved else missing)
                 self._starved = []
@@ -101,6 +103,8 @@ class CommandConsumer(Consumer):
             ) from error
         finally:
             self._ended = None
+        if status == _CUT_OFF:
+            raise Unavailable(f"bus: {self.spec.name!r} lost its connection while asking", reason="connection_lost")
         if status in (409, 503):
             await self._declaration.make_again()
 
@@ -139,11 +143,17 @@ class CommandConsumer(Consumer):
     def _ring(self, _: Arrived) -> None:
         self._bell.set()
 
+    def _on_state(self, _: bool) -> None:
+        self._end(_CUT_OFF)
+        self._bell.set()
+
     async def _stop(self) -> None:
+        self._forget_listener()
         self._bell.set()
         for one in self._subscriptions[1:]:
             one.unsubscribe()
         await self._subscriptions[0].drain(_ANSWER_S)
+        self._end(_CUT_OFF)
 
     def _let_go(self, count: int) -> None:
         self._bell.set()

@@ -36,6 +36,7 @@ WINDOW = 500
 _HEADERS_BYTES = 1024
 _STATUS_S = 2.0
 _CLOSE_S = 5.0
+_DRAIN_S = 2.0
 _NUMBERS = {"connections": (1, 16), "replicas": (1, 5)}
 
 
@@ -257,9 +258,9 @@ class NatsSubscription:
         self._held = held
 
     async def aclose(self) -> None:
-        """See `BusSubscription.aclose`."""
-        for one in self._held:
-            one.unsubscribe()
+        """See `BusSubscription.aclose`. What the server had sent is delivered before it returns."""
+        held, self._held = self._held, []
+        await asyncio.gather(*(one.drain(_DRAIN_S) for one in held))
 
 
 def _number(address: Address, name: str) -> int:
