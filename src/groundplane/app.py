@@ -36,6 +36,8 @@ from groundplane.signatures import check_annotated, handler_address, input_schem
 
 if TYPE_CHECKING:
     from groundplane.bus.endpoints import Endpoints
+    from groundplane.services.leadership import Policy, SingleActive
+    from groundplane.services.leadership.policies import PolicyName
 
 H = TypeVar("H", bound=Callable[..., Any])
 Mode = Literal["payload", "message"]
@@ -47,8 +49,8 @@ CONCURRENCY_MAX = 1024
 class App:
     """Actors and what clients are offered under one name.
 
-    `actors`, `tools` and `prompts` map names to their specs, `resources` URIs, in the order of declaration. Decorated
-    functions stay plain functions: call them in tests.
+    `actors`, `tools` and `prompts` map names to their specs, `resources` URIs, `elections` what `single_active` gave,
+    in the order of declaration. Decorated functions stay plain functions: call them in tests.
     """
 
     def __init__(self, name: str) -> None:
@@ -57,6 +59,7 @@ class App:
         self.tools: dict[str, ToolSpec] = {}
         self.prompts: dict[str, PromptSpec] = {}
         self.resources: dict[str, ResourceSpec] = {}
+        self.elections: dict[str, SingleActive] = {}
         self._handlers: dict[str, Any] = {}
         self._declared_at: dict[str, str] = {}
         self._endpoints: Endpoints | None = None
@@ -210,6 +213,23 @@ class App:
         )
         self.tools[name] = spec
         return spec
+
+    def single_active(self, name: str, *, policy: PolicyName | Policy = "balanced") -> SingleActive:
+        """Declare an election: of all instances that open it (`elections`) one leads. The result decorates the async
+        handlers that the leader alone serves, its `work` what runs while this instance leads.
+        """
+        from groundplane.services.leadership import SingleActive  # whoever elects nobody does not load it
+
+        origin = _caller()
+        if name in self.elections:
+            first = self._declared_at[f"single_active {name}"]
+            raise InvalidArgument(
+                f"name: election {name!r} is declared twice, first at {first}; use what that returned"
+            )
+        election = SingleActive(name, policy)
+        self.elections[name] = election
+        self._declared_at[f"single_active {name}"] = origin
+        return election
 
     def prompt(
         self,

@@ -91,6 +91,14 @@ def test_whole_members_are_never_two_and_their_blocks_end_before_their_leases() 
 
 @pytest.mark.req("LEAD-01.2")
 @pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("seed", [2688])
+def test_schedules_that_have_found_something_find_nothing_more(seed: int) -> None:
+    """2688: a lease that was found by reading, after its answer was lost, had no timer of its own."""
+    LoopWorld(seed, members=2 + seed % 3).run()
+
+
+@pytest.mark.req("LEAD-01.2")
+@pytest.mark.usefixtures("quiet")
 def test_the_checker_sees_whole_members_that_do_not_stop_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Election, "_lease_runs", lambda self: True)
     with pytest.raises(TwoLed, match="seed"):

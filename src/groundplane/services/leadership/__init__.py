@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from groundplane.services.leadership.asking import ask_leader
+    from groundplane.services.leadership.declared import SingleActive
     from groundplane.services.leadership.election import ElectionEvent, Leader
     from groundplane.services.leadership.leadership import Leadership
     from groundplane.services.leadership.policies import POLICIES, Policy
     from groundplane.services.leadership.registry_status import registered
 
-__all__ = ["POLICIES", "ElectionEvent", "Leader", "Leadership", "Policy", "ask_leader", "registered"]
+__all__ = ["POLICIES", "ElectionEvent", "Leader", "Leadership", "Policy", "SingleActive", "ask_leader", "registered"]
 
 _WHERE = {
     "Leadership": "leadership",
@@ -27,6 +28,7 @@ _WHERE = {
     "Leader": "election",
     "POLICIES": "policies",
     "Policy": "policies",
+    "SingleActive": "declared",
     "ask_leader": "asking",
     "registered": "registry_status",
 }

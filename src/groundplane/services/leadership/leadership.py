@@ -293,6 +293,7 @@ class Leadership:
             decoded(entry.value) if entry is not None else None,
             read=True,
         )
+        self._set_stop_timer()  # a lost answer may have been found by it
 
     async def _write(self, write: Write, timeout_s: float) -> bool:
         value = encoded(write.record)
