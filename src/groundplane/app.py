@@ -343,23 +343,27 @@ class App:
         concurrency: int = 1,
         attempts: int = 5,
         timeout: float | str = 300,
+        lease: float | str = 30,
         replay: bool = False,
     ) -> Callable[[H], H]:
         """Declare a handler of events: `handler(event)` for those whose `domain.type` fits the pattern, as `orders.*`.
 
         Once for each `group` (default: this App and the handler's name), or for each instance with `mode="broadcast"`.
-        `major` takes events of that version alone; `attempts` in all, with growing delays; `replay` begins a new
-        subscription with the events that are kept. Returns the handler unchanged.
+        `major` takes events of that version alone; `attempts` in all, with growing delays; what an instance
+        held when it died goes to the others after `lease`, or sooner. `replay` begins a new subscription with the
+        events that are kept. Returns the handler unchanged.
         """
         from groundplane.bus.events import BACKOFF, SubscriptionOptions
 
         origin, timeout_s = _caller(), parse_duration("timeout", timeout)
+        lease_s = parse_duration("lease", lease)
 
         def declare(handler: H) -> H:
             own = f"{self.name}-{getattr(handler, '__name__', 'handler')}".replace(".", "-").replace("_", "-")[:48]
             options = SubscriptionOptions(
                 group=own if group is None else group, mode=mode, major=major, concurrency=concurrency,
-                attempts_max=attempts, backoff=BACKOFF, timeout_s=timeout_s, replay=replay,
+                attempts_max=attempts, backoff=BACKOFF, timeout_s=timeout_s, lease_s=lease_s,
+                replay=replay,
             )  # fmt: skip
             self.endpoints.add_events(pattern, handler, options, description=summary(handler), origin=origin)
             return handler
