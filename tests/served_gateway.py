@@ -30,7 +30,7 @@ from groundplane.mesh.start import outbox_message
 from groundplane.queues import Queues
 from groundplane.queues.port import Ack, OutgoingMessage, QueueSpec
 from groundplane.security import Security
-from groundplane.services import RegistrationSettings, Registry
+from groundplane.services import Directory, RegistrationSettings, Registry
 
 Handler = Callable[[Any, Callable[[float, str], Awaitable[None]]], Awaitable[Any]]
 
@@ -99,12 +99,13 @@ async def house(
         Blobs.open("embedded://", state=state) as blobs,
         Security.open(state=state, upgrade=upgrade) as security,
         Registry.open(state=state, upgrade=upgrade, settings=registration) as registry,
+        Directory.open(registry) as directory,
         Gateway.open(
             jobs=jobs,
             queues=queues,
             blobs=blobs,
             security=security,
-            service_registry=registry,
+            directory=directory,
             tools=table or ToolTable(specs),
             catalogue=catalogue,
             settings=chosen,

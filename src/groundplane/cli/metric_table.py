@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from groundplane.cli.monitor import RestartCollector
 from groundplane.gateway.metrics import GatewayMetrics
 from groundplane.gateway.observer import Observer
+from groundplane.gateway.services_observer import ServicesObserver
 from groundplane.telemetry.alerts import Alerts
 from groundplane.telemetry.delivery import Courier
 from groundplane.telemetry.health import Health
@@ -59,6 +60,7 @@ def _registries() -> dict[str, CollectorRegistry]:
         registry.register(HealthCollector(Health(role)))
     GatewayMetrics(roles["gateway"])
     Observer(cast("Any", None), cast("Any", None), cast("Any", None), roles["gateway"])
+    ServicesObserver(cast("Any", None), roles["gateway"])
     for role in ("sidecar", "ends"):
         ActorMetrics(roles[role], "actor")
     roles["dev"].register(RestartCollector({}))

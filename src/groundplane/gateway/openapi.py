@@ -224,6 +224,12 @@ def _services_schemas() -> dict[str, Any]:
     }
     whole = {**dict.fromkeys(("services", "instances", "healthy"), _COUNT), "byHealth": counts, "byStatus": counts}
     removed = _object({"serviceName": _TEXT, "instanceId": _TEXT, "idleS": {"type": "number"}})
+    leader = {
+        "name": _TEXT,
+        **dict.fromkeys(("leader", "since"), _MAYBE_TEXT),
+        "term": {"type": ["integer", "null"]},
+        "leaseS": {"type": ["number", "null"]},
+    }
     times = {"createdAt": _TEXT, "updatedAt": _TEXT}
     return {
         "Service": _object({**definition, "metadata": metadata, **times, "revision": revision}),
@@ -236,6 +242,7 @@ def _services_schemas() -> dict[str, Any]:
         ),
         "AllInstances": _object({"instances": _list("Instance")}),
         "ServicesSummary": _object({**whole, "details": _list("ServiceHealth")}),
+        "LeaderList": _object({"leaders": {"type": "array", "items": _object(leader)}}),
         "InstancesCleaned": _object({"removed": {"type": "array", "items": removed}, "staleS": {"type": "number"}}),
     }
 

@@ -15,7 +15,7 @@ from groundplane.gateway.endpoints import Answer, Call, Endpoint, Parameter
 from groundplane.gateway.problems import HTTPProblem
 from groundplane.gateway.rest import reply
 from groundplane.security.access import Action
-from groundplane.services.cleaner import Cleaner
+from groundplane.services.directory import Directory
 from groundplane.services.names import VERSION_CHARS_MAX
 from groundplane.services.port import Instance, Status
 from groundplane.services.records import TEXT_CHARS_MAX, Defined, Definition
@@ -37,10 +37,9 @@ _WORDS: dict[str, Any] = {
 class ServicesApi:
     """Definitions and instances in the registry of services."""
 
-    def __init__(self, access: Access, registry: Registry | None, cleaner: Cleaner | None) -> None:
+    def __init__(self, access: Access, directory: Directory | None) -> None:
         self._access = access
-        self._registry = registry
-        self._cleaner = cleaner
+        self._directory = directory
 
     async def list_services(self, call: Call) -> ASGIApp:
         """The definitions, by name."""
@@ -101,18 +100,23 @@ class ServicesApi:
 
     async def clean(self, call: Call) -> ASGIApp:
         """Remove the entries that have stood still for three TTLs under the eyes of this gateway."""
-        cleaner = self._cleaner
-        if cleaner is None:
-            raise _without()
+        cleaner = self._shown().cleaner
         with self._access.changing(call.caller, Action.CHANGE_SERVICES, "instances") as change:
             removed = await cleaner.sweep()
             change.detail = f"{len(removed)} removed"
         return reply({"removed": removed, "staleS": cleaner.stale_s})
 
+    async def leaders(self, call: Call) -> ASGIApp:
+        """Who leads each election of the plane's services, and since when; `leader` is null where nobody does."""
+        return reply({"leaders": self._shown().leaders()})
+
     def _of(self) -> Registry:
-        if self._registry is None:
+        return self._shown().registry
+
+    def _shown(self) -> Directory:
+        if self._directory is None:
             raise _without()
-        return self._registry
+        return self._directory
 
 
 def defined_json(one: Defined) -> dict[str, Any]:
@@ -197,6 +201,7 @@ def _of_all(api: ServicesApi) -> list[Endpoint]:
     return [
         _row("GET", "/v1/instances", "listAllInstances", api.all_instances, "AllInstances", query=_filters()),
         _row("GET", "/v1/instances/summary", "summarizeServices", api.summary, "ServicesSummary"),
+        _row("GET", "/v1/leaders", "listLeaders", api.leaders, "LeaderList"),
         _row("POST", "/v1/instances/clean", "cleanInstances", api.clean, "InstancesCleaned", action=clean),
     ]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from groundplane.services.cleaner import Cleaner
     from groundplane.services.definitions import Definitions
+    from groundplane.services.directory import Directory
     from groundplane.services.discovery import Discovery, Found
     from groundplane.services.drivers import open_source
     from groundplane.services.lifecycle import LifeState, ServiceLifecycle
@@ -32,6 +33,7 @@ __all__ = [
     "Defined",
     "Definition",
     "Definitions",
+    "Directory",
     "Discovery",
     "DiscoverySettings",
     "Found",
@@ -57,6 +59,7 @@ _WHERE = {
     **dict.fromkeys(("DiscoverySettings", "RegistrationSettings"), "settings"),
     "Cleaner": "cleaner",
     "Definitions": "definitions",
+    "Directory": "directory",
     "Registration": "registration",
     "Registry": "registry",
     "Selector": "selection",

@@ -17,15 +17,29 @@ if TYPE_CHECKING:
     from groundplane.services.leadership.declared import SingleActive
     from groundplane.services.leadership.election import ElectionEvent, Leader
     from groundplane.services.leadership.leadership import Leadership
+    from groundplane.services.leadership.observing import Lead, Leaders
     from groundplane.services.leadership.policies import POLICIES, Policy
     from groundplane.services.leadership.registry_status import registered
 
-__all__ = ["POLICIES", "ElectionEvent", "Leader", "Leadership", "Policy", "SingleActive", "ask_leader", "registered"]
+__all__ = [
+    "POLICIES",
+    "ElectionEvent",
+    "Lead",
+    "Leader",
+    "Leaders",
+    "Leadership",
+    "Policy",
+    "SingleActive",
+    "ask_leader",
+    "registered",
+]
 
 _WHERE = {
     "Leadership": "leadership",
     "ElectionEvent": "election",
     "Leader": "election",
+    "Lead": "observing",
+    "Leaders": "observing",
     "POLICIES": "policies",
     "Policy": "policies",
     "SingleActive": "declared",

@@ -45,7 +45,9 @@ _REMEMBERED_MAX = 64
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the key holds, as JSON. `term` is absent in the record that begins a term: its revision is the term."""
+    """What the key holds, as JSON. `term` is absent in the record that begins a term: its revision is the term.
+    `since_ms`, Unix milliseconds by the leader's clock, is for people to read: nothing is decided by it.
+    """
 
     schema: int = 1
     member: str
@@ -54,6 +56,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lease_ms: int
     term: int | None = None
     released: bool = False
+    since_ms: int | None = None
 
 
 EventKind: TypeAlias = Literal["LeaderElected", "LeaderLost", "ElectionStarted", "ElectionFailed"]

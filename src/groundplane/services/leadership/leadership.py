@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 
+from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.errors import (
     AlreadyExists,
     Closed,
@@ -33,6 +34,7 @@ from groundplane.services.leadership.election import (
     Election,
     ElectionEvent,
     Leader,
+    Record,
     Wait,
     Write,
     decoded,
@@ -90,6 +92,7 @@ class Leadership:
         self._elected = asyncio.Event()
         self._resigning: asyncio.Future[None] | None = None
         self._stop_timer: asyncio.TimerHandle | None = None
+        self._since_ms: int | None = None
         self._terms = self._losses = self._renewals = self._failures = 0
 
     @classmethod
@@ -296,7 +299,7 @@ class Leadership:
         self._set_stop_timer()  # a lost answer may have been found by it
 
     async def _write(self, write: Write, timeout_s: float) -> bool:
-        value = encoded(write.record)
+        value = encoded(self._dated(write.record))
         self._election.sent(write)
         try:
             async with asyncio.timeout(timeout_s):
@@ -318,6 +321,12 @@ class Leadership:
             self._set_stop_timer()
             return True
         return False
+
+    def _dated(self, record: Record) -> Record:
+        """The record, and since when its term is, for those who look."""
+        if record.term is None and not record.released:
+            self._since_ms = SYSTEM_CLOCK.now_ms()
+        return record if record.released else msgspec.structs.replace(record, since_ms=self._since_ms)
 
     async def _watch(self) -> None:
         """What the others do is known sooner by it; without it each of them is only found by trying."""
