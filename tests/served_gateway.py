@@ -89,6 +89,7 @@ async def house(
     catalogue: Catalogue | None = None,
     upgrade: bool = True,
     registration: RegistrationSettings | None = None,
+    directory: Directory | None = None,
     **settings: Any,
 ) -> AsyncIterator[House]:
     """Open the ports in `state`, serve a gateway with these tools."""
@@ -99,13 +100,13 @@ async def house(
         Blobs.open("embedded://", state=state) as blobs,
         Security.open(state=state, upgrade=upgrade) as security,
         Registry.open(state=state, upgrade=upgrade, settings=registration) as registry,
-        Directory.open(registry) as directory,
+        Directory.open(registry) as own,
         Gateway.open(
             jobs=jobs,
             queues=queues,
             blobs=blobs,
             security=security,
-            directory=directory,
+            directory=directory or own,
             tools=table or ToolTable(specs),
             catalogue=catalogue,
             settings=chosen,

@@ -56,15 +56,18 @@ class ServicesObserver(Collector):
                 found = summary(await registry.instances(), defined).details
             leads = self._directory.leaders()
         except TimeoutError:
-            _log.warning("services_not_counted", error=f"no answer within {LOOK_TIMEOUT_S:g} s")
-            self._services, self._leads, self._up = [], [], False
+            self._lost(f"no answer within {LOOK_TIMEOUT_S:g} s")
         except GroundplaneError as error:
-            self._services, self._leads, self._up = [], [], False
+            self._lost(error.message)
             if error.code == "closed":
                 raise
-            _log.warning("services_not_counted", error=error.message)
         else:
             self._services, self._leads, self._up = found, leads, True
+
+    def _lost(self, why: str) -> None:
+        if self._up:
+            _log.warning("services_not_counted", error=why)
+        self._services, self._leads, self._up = [], [], False
 
     def describe(self) -> list[Metric]:
         """The names."""
