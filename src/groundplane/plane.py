@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +109,16 @@ class Plane:
 
     @property
     def kv(self) -> KV:
-        """Small values by key, in the bucket `default`."""
+        """Small values by key, in the bucket `default`, with TTL."""
         return self._port("kv")  # type: ignore[no-any-return]
+
+    def bucket(self, bucket: str, *, history: int = 1, ttl: bool = False) -> AbstractAsyncContextManager[KV]:
+        """Open another bucket of the plane's keys; its block is to end before the plane is closed."""
+        from groundplane.kv import KV
+
+        settings = self.settings
+        place: dict[str, Any] = {"namespace": settings.name, "state": settings.state}
+        return KV.open(settings.kv.reveal(), bucket=bucket, history=history, ttl=ttl, **place)
 
     @property
     def bus(self) -> Bus:
@@ -189,7 +197,7 @@ class Plane:
         if port == "kv":
             from groundplane.kv import KV
 
-            return KV.open(url, **options)
+            return KV.open(url, **options, ttl=True)
         if port == "bus":
             from groundplane.bus import Bus
 

@@ -17,7 +17,7 @@ DRIVERS: dict[str, str] = {
     "nats": "groundplane.kv.drivers.nats:open_driver",
     "tls": "groundplane.kv.drivers.nats:open_driver",
 }
-DIAGNOSES: dict[str, str] = {}
+DIAGNOSES: dict[str, str] = dict.fromkeys(("nats", "tls"), "groundplane.kv.drivers.nats.diagnosis:diagnose")
 """Who looks at the server of a URL, by its scheme (`core.diagnosis`)."""
 
 
