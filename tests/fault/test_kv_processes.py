@@ -45,12 +45,8 @@ async def said(process: asyncio.subprocess.Process) -> dict[str, Any]:
 async def test_processes_that_update_one_key_lose_nothing(tmp_path: Path) -> None:
     async with KV.open(state=tmp_path) as kv:
         await kv.put("sum", b"0")
-        async with (
-            child(tmp_path, "add", 25) as one,
-            child(tmp_path, "add", 25) as two,
-            child(tmp_path, "add", 25) as three,
-        ):
-            assert [(await said(process))["added"] for process in (one, two, three)] == [25, 25, 25]
+        async with child(tmp_path, "add", 25) as one, child(tmp_path, "add", 25) as two:
+            assert [(await said(process))["added"] for process in (one, two)] == [25, 25]
         entry = await kv.get("sum")
         assert entry is not None
         assert entry.value == b"50"

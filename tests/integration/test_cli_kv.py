@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from groundplane.kv import KV
+from groundplane.cli import program
 
-pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+pytestmark = pytest.mark.integration
 
-Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+Run = Callable[..., Done]
 
 
 @pytest.fixture(params=["embedded", "nats"])
@@ -25,17 +37,21 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def kv(url: str, tmp_path: Path) -> Run:
-    def run(*words: str, data: bytes = b"", json: bool = False) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "groundplane.cli", "kv", *words, "--state", str(tmp_path / "state")]
-        environment = {**os.environ, "NATS_URL": "", "GROUNDPLANE_KV_URL": url, "GROUNDPLANE_NAME": "acme"}
-        command += ["--json"] if json else []
-        return subprocess.run(command, input=data, env=environment, capture_output=True, timeout=60, check=False)
+def kv(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    """Runs a command in this process."""
+    monkeypatch.setenv("GROUNDPLANE_KV_URL", url)
+    monkeypatch.setenv("GROUNDPLANE_NAME", "acme")
+
+    def run(*words: str, data: bytes = b"", json: bool = False, state: str = "state") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        capfdbinary.readouterr()
+        code = program.run(["kv", *words, "--state", str(tmp_path / state), *(["--json"] if json else [])])
+        return Done(code, *capfdbinary.readouterr())
 
     return run
 
 
-def told(done: subprocess.CompletedProcess[bytes]) -> Any:
+def told(done: Done) -> Any:
     return json.loads(done.stderr)["error"]
 
 
@@ -70,11 +86,10 @@ def test_conditions_are_exit_codes_with_the_revision_in_the_error(kv: Run) -> No
 
 
 @pytest.mark.req("KV-06")
-async def test_watching_prints_what_is_there_and_ends_after_the_count(kv: Run, url: str, tmp_path: Path) -> None:
-    async with KV.open(url, namespace="acme", state=tmp_path / "state") as store:
-        await store.put_many({"s/1": b"one", "s/2": b"two", "t": b"other"})
-    lines = kv("watch", "s/", "--count", "2", json=True).stdout.splitlines()
-    found = [json.loads(line) for line in lines]
+def test_watching_prints_what_is_there_and_ends_after_the_count(kv: Run) -> None:
+    for key, value in (("s/1", "one"), ("s/2", "two"), ("t", "other")):
+        kv("put", key, value)
+    found = [json.loads(line) for line in kv("watch", "s/", "--count", "2", json=True).stdout.splitlines()]
     assert [(one["kind"], one["key"], one["value"]) for one in found] == [
         ("put", "s/1", "one"),
         ("put", "s/2", "two"),
@@ -85,12 +100,13 @@ async def test_watching_prints_what_is_there_and_ends_after_the_count(kv: Run, u
 def test_looking_makes_no_state_folder_and_a_bad_key_is_a_usage_error(kv: Run, url: str, tmp_path: Path) -> None:
     bad = kv("put", "", "x", json=True)
     assert (bad.returncode, told(bad)["code"]) == (2, "invalid_argument")
-    if url == "embedded://":
-        other = subprocess.run(
-            [sys.executable, "-m", "groundplane.cli", "kv", "list", "--state", str(tmp_path / "none")],
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        assert other.returncode == 1
-        assert not (tmp_path / "none").exists()
+    looked = kv("list", state="none")
+    assert looked.returncode == (1 if url == "embedded://" else 0)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_process_of_its_own_prints_the_same(tmp_path: Path) -> None:
+    environment = {**os.environ, "GROUNDPLANE_KV_URL": "embedded://", "GROUNDPLANE_STATE": str(tmp_path)}
+    for words, printed in ((["put", "a", "1"], b"1\n"), (["get", "a"], b"1\n")):
+        command = [sys.executable, "-m", "groundplane.cli", "kv", *words]
+        assert subprocess.run(command, env=environment, capture_output=True, timeout=50, check=True).stdout == printed

@@ -126,12 +126,11 @@ def write_all(tx: Transaction, bucket_id: int, writes: Sequence[Write], fence: F
     """Check the fence and every condition, and write. What it raises undoes all of it."""
     [(history, first)] = tx.execute("SELECT history, revision FROM kv_buckets WHERE bucket_id = ?", (bucket_id,))
     _check_term(tx, bucket_id, fence)
-    revision, revisions = first, []
+    revision, revisions = first + expire(tx, bucket_id, now, first), []
     for write in writes:
         done = _write(tx, bucket_id, write, history, revision + 1, now)
         revision += done
         revisions.append(revision if done else 0)
-    revision += expire(tx, bucket_id, now, revision)
     if revision != first:
         _advance(tx, bucket_id, revision)
     return revisions
