@@ -67,6 +67,13 @@ class Flaky:
 
 
 @asynccontextmanager
+async def impatient_registry(url: str, settings: RegistrationSettings = QUICK) -> AsyncIterator[Registry]:
+    """A registry whose calls are not tried again, so that a loss shows at once."""
+    async with KV.open(url, bucket="services", ttl=True) as kv:
+        yield Registry(KV(kv.driver, retry=RetryPolicy(attempts=1)), settings)
+
+
+@asynccontextmanager
 async def flaky_registry(state: Path, settings: RegistrationSettings = QUICK) -> AsyncIterator[tuple[Registry, Flaky]]:
     """A registry on embedded keys, and the switch that takes the store away."""
     async with KV.open(state=state, bucket="services", ttl=True, upgrade=True) as kv:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from groundplane.core.errors import GroundplaneError
-from groundplane.services import Discovery, DiscoverySettings, RegistrationSettings, Registry, Status
+from groundplane.services import Discovery, DiscoverySettings, RegistrationSettings, Status
 from groundplane.services.discovery import Found
 from groundplane.testing import eventually
 from groundplane.testing.servers.contract import Running
+from services_lab import impatient_registry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault, pytest.mark.integration]
 
@@ -32,11 +33,11 @@ def server(own_server: Callable[[str], Running]) -> Running:
 @pytest.mark.req("SVC-03.4")
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 async def test_instances_come_back_and_discovery_goes_on_when_the_server_was_away(server: Running, fault: str) -> None:
-    url = f"{server.url}?request_timeout=1&reconnect_wait_max=0.2"
+    url = f"{server.url}?request_timeout=0.4&reconnect_wait_max=0.2"
     async with (
-        Registry.open(url, settings=SETTINGS) as registry,
+        impatient_registry(url, SETTINGS) as registry,
         registry.register("quotes", instance_id="a") as registration,
-        Registry.open(url, settings=SETTINGS) as elsewhere,
+        impatient_registry(url, SETTINGS) as elsewhere,
         Discovery.open(elsewhere, LOOKING) as discovery,
     ):
         await discovery.synced()
