@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import pytest
 
-from groundplane.backends.nats import Address, JetStream, Link
+from groundplane.backends.nats import Address, JetStream, Link, StreamConfig
 from groundplane.bus.drivers.nats import NatsBus
+from groundplane.bus.drivers.nats.diagnosis import diagnose
 from groundplane.bus.port import Ack, ConsumerSpec, Delivery, Message, Nack, Priority, Reject
 from groundplane.core.errors import (
     Closed,
@@ -21,6 +22,7 @@ from groundplane.core.errors import (
     Unsupported,
 )
 from groundplane.testing import eventually
+from groundplane.testing.servers.contract import Running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -330,3 +332,29 @@ async def test_several_connections_take_turns_with_requests(nats_url: str) -> No
                 pass
     with pytest.raises(Closed):
         await bus.publish(_message("rpc.a.b"))
+
+
+# -- looking at a server
+
+
+async def test_a_look_tells_the_server_and_leaves_nothing_there(nats_url: str) -> None:
+    found = await diagnose(nats_url, namespace="acme")
+    assert (found.server.partition(" ")[0], found.stored) == ("NATS", False)
+    async with await Link.open(Address.parse(nats_url)) as link:
+        assert await JetStream(link).stream_names() == []
+        async with NatsBus.open(nats_url, namespace="acme"):
+            assert (await diagnose(nats_url, namespace="acme")).stored
+        await JetStream(link).create_stream(StreamConfig(name="FOREIGN", subjects=("other.events.a",)))
+    for call in (diagnose(nats_url, namespace="other"), NatsBus.open(nats_url, namespace="other").__aenter__()):
+        with pytest.raises(FailedPrecondition) as caught:
+            await call
+        assert caught.value.reason == "subjects_overlap"
+
+
+async def test_a_server_without_jetstream_is_refused_by_name(own_server: Callable[..., Running]) -> None:
+    config = {"jetstream": None, "accounts": None, "no_auth_user": None}
+    server = await asyncio.to_thread(own_server, "nats", config=config)
+    for call in (diagnose(server.url, namespace="a"), NatsBus.open(server.url, namespace="a").__aenter__()):
+        with pytest.raises(FailedPrecondition) as caught:
+            await call
+        assert caught.value.reason == "jetstream_disabled"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from groundplane.backends.nats import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
@@ -467,3 +471,52 @@ async def test_tls_is_agreed_on_and_its_lack_is_refused(
     with pytest.raises(FailedPrecondition, match="offers no TLS") as caught:
         await Link.open(Address.parse(nats_url.replace("nats://", "tls://")))
     assert caught.value.reason == "tls_failed"
+
+
+def _nkey(kind: int, raw: bytes) -> str:
+    checked = bytes([kind << 3]) + raw
+    return base64.b32encode(checked + binascii.crc_hqx(checked, 0).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def _seed(kind: int, key: Ed25519PrivateKey) -> str:
+    checked = bytes([18 << 3 | kind >> 2, (kind & 3) << 6]) + key.private_bytes_raw()
+    return base64.b32encode(checked + binascii.crc_hqx(checked, 0).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def _jwt(signer: Ed25519PrivateKey, issuer: str, subject: str, claims: dict[str, object]) -> str:
+    def part(value: bytes) -> str:
+        return base64.urlsafe_b64encode(value).decode().rstrip("=")
+
+    body = {"jti": "1", "iat": 1, "iss": issuer, "sub": subject, "name": "test", "nats": {**claims, "version": 2}}
+    head = part(b'{"typ":"JWT","alg":"ed25519-nkey"}')
+    text = f"{head}.{part(json.dumps(body).encode())}"
+    return f"{text}.{part(signer.sign(text.encode()))}"
+
+
+async def test_a_creds_file_opens_a_server_that_trusts_its_operator(
+    own_server: Callable[..., Running], tmp_path: Path
+) -> None:
+    operator, account, user = (Ed25519PrivateKey.generate() for _ in range(3))
+    names = {
+        kind: _nkey(kind, key.public_key().public_bytes_raw())
+        for kind, key in ((14, operator), (0, account), (20, user))
+    }
+    free = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1,
+            "leaf": -1}  # fmt: skip
+    config = {
+        "accounts": None, "no_auth_user": None, "jetstream": None, "resolver": "MEMORY",
+        "operator": _jwt(operator, names[14], names[14], {"type": "operator"}),
+        "resolver_preload": {names[0]: _jwt(operator, names[14], names[0], {"type": "account", "limits": free})},
+    }  # fmt: skip
+    server = await asyncio.to_thread(own_server, "nats", config=config)
+    limits = {"type": "user", "subs": -1, "data": -1, "payload": -1}
+    path = tmp_path / "user.creds"
+    parts = (("NATS USER JWT", _jwt(account, names[0], names[20], limits)), ("USER NKEY SEED", _seed(20, user)))
+    path.write_text("".join(f"-----BEGIN {name}-----\n{text}\n------END {name}------\n\n" for name, text in parts))
+    async with await Link.open(Address.parse(f"{server.url}?creds={path}")) as link:
+        link.subscribe("echo", lambda message: link.publish(message.reply, message.payload))
+        assert (await link.request("echo", b"1")).payload == b"1"
+    path.write_text(path.read_text().replace(_seed(20, user), _seed(20, Ed25519PrivateKey.generate())))
+    with pytest.raises(PermissionDenied) as caught:
+        await Link.open(Address.parse(f"{server.url}?creds={path}"))
+    assert caught.value.reason == "login_refused"

@@ -17,7 +17,7 @@ DRIVERS: dict[str, str] = {
     "nats": "groundplane.bus.drivers.nats:NatsBus",
     "tls": "groundplane.bus.drivers.nats:NatsBus",
 }
-DIAGNOSES: dict[str, str] = {}
+DIAGNOSES: dict[str, str] = dict.fromkeys(("nats", "tls"), "groundplane.bus.drivers.nats.diagnosis:diagnose")
 """Who looks at the server of a URL, by its scheme (`core.diagnosis`)."""
 
 

@@ -30,14 +30,15 @@ from groundplane.bus.port import (
     Status,
 )
 from groundplane.core.dead_letters import DeadLetterSource
-from groundplane.core.errors import Closed, GroundplaneError, InvalidArgument, Unavailable
+from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, InvalidArgument, Unavailable
 
 WINDOW = 500
+SERVER_MIN = (2, 11)
 _HEADERS_BYTES = 1024
 _STATUS_S = 2.0
 _CLOSE_S = 5.0
 _DRAIN_S = 2.0
-_NUMBERS = {"connections": (1, 16), "replicas": (1, 5)}
+NUMBERS = {"connections": (1, 16), "replicas": (1, 5)}
 
 
 class NatsBus:
@@ -73,10 +74,12 @@ class NatsBus:
         """Connect, and make the plane's streams where they are missing. Nothing of `state`, `inline` and `upgrade` is
         used: the server keeps all. Errors: those of `Link.open` and `JetStream.ensure_stream`.
         """
-        address = Address.parse(url, field="bus", extra=_NUMBERS)
-        connections, replicas = (_number(address, name) for name in _NUMBERS)
+        address = Address.parse(url, field="bus", extra=NUMBERS)
+        connections, replicas = (_number(address, name) for name in NUMBERS)
         async with await Pool.open(address, size=connections, name=f"bus {namespace}") as pool:
-            driver = cls(pool, Naming(namespace, replicas=replicas, inbox=address.inbox))
+            check_server(pool.links[0])
+            asked = replicas if "replicas" in address.options else 0  # else those that a stream has stay
+            driver = cls(pool, Naming(namespace, replicas=asked, inbox=address.inbox))
             try:
                 for name in (driver.naming.events, driver.naming.results, driver.naming.dead):
                     await driver.make(name)
@@ -263,8 +266,24 @@ class NatsSubscription:
         await asyncio.gather(*(one.drain(_DRAIN_S) for one in held))
 
 
+def check_server(link: Link) -> None:
+    """`failed_precondition` where the server is too old, or has no JetStream."""
+    version = link.info.version
+    numbers = tuple(int(word) for word in version.split("-")[0].split(".")[:2] if word.isdigit())
+    if numbers < SERVER_MIN:
+        raise FailedPrecondition(
+            f"bus: NATS {version} at {link.peer} is too old; use {SERVER_MIN[0]}.{SERVER_MIN[1]} or newer",
+            reason="server_too_old",
+        )
+    if not link.info.jetstream:
+        raise FailedPrecondition(
+            f"bus: NATS at {link.peer} has no JetStream; add `jetstream {{}}` to its configuration",
+            reason="jetstream_disabled",
+        )
+
+
 def _number(address: Address, name: str) -> int:
-    least, most = _NUMBERS[name]
+    least, most = NUMBERS[name]
     text = address.options.get(name, str(least))
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
         raise InvalidArgument(
