@@ -14,11 +14,10 @@ from groundplane import App
 from groundplane.bus import Bus, CommandContext, ReceivedEvent
 from groundplane.core.errors import AlreadyExists, InvalidArgument, NotFound
 from groundplane.kv import KV
-from groundplane.services.leadership import Leadership
 
 app = App("desk")
+book = app.single_active("book")
 
-SINGLE_ACTIVE = ("book",)
 PRICES = {"ACME": 10_125, "GLOBEX": 4_210, "INITECH": 377}
 EXCHANGE_S = 0.02
 PAGE = 20
@@ -55,7 +54,6 @@ class Desk:
 
     bus: Bus
     kv: KV
-    leadership: Leadership
 
 
 desk = Desk()
@@ -69,14 +67,21 @@ async def quote(symbol: str) -> Quote:
     return Quote(symbol=symbol, cents=PRICES[symbol])
 
 
+@app.rpc("book.leader")
+@book
+async def leader() -> dict[str, int]:
+    """Who fills orders now. The leader alone answers; the others say `not_active`, and whom to ask."""
+    return {"pid": os.getpid(), "term": book.fence().term}
+
+
 @app.on("orders.placed", group="book", concurrency=4, lease="3s", replay=True)
 async def fill(event: ReceivedEvent) -> None:
-    """Fill an order once, whatever becomes of this process meanwhile. Only the leader of the book subscribes.
+    """Fill an order once, whatever becomes of this process meanwhile. Only the leader subscribes (`serve.py`).
 
     The fill is stored under the order's id and the leader's term: a second one is `already_exists`, and one by a leader
     that was deposed without noticing is refused. Whoever gets the order again says what was done before.
     """
-    fence = desk.leadership.fence()
+    fence = book.fence()
     order = order_of(event)
     price = await desk.bus.request("quotes", "get", {"symbol": order.symbol}, result_type=Quote)
     await asyncio.sleep(EXCHANGE_S)  # the exchange takes its time

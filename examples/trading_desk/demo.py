@@ -28,6 +28,7 @@ from groundplane.core.secrets import mask_url
 from groundplane.core.settings import load
 from groundplane.plane import Plane, installed_schemes
 from groundplane.services import Registry
+from groundplane.services.leadership import ask_leader
 
 HERE = Path(__file__).resolve().parent
 PROCESSES = ("quotes", "quotes", "book", "book", "book", "reports")
@@ -49,9 +50,10 @@ class Process:
         self.said: list[dict[str, Any]] = []
         self._reading = asyncio.create_task(self._read())
 
-    def terms(self) -> list[int]:
-        """The terms in which it has led."""
-        return [one["term"] for one in self.said if one["event"] == "leading"]
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return any(one["event"] == "ready" for one in self.said)
 
     async def end(self) -> int:
         """SIGTERM, and what it ended with."""
@@ -97,7 +99,10 @@ async def story(where: str, url: str) -> float:
         }  # fmt: skip
         settings = load(environ=variables, schemes=installed_schemes()).settings
         async with desk_of(variables) as processes, Plane.open(settings, ports=("bus", "kv")) as plane:
-            await ready(processes)
+            await until(
+                lambda: any(said["event"] == "leading" for one in processes for said in one.said),
+                "nobody leads the book", processes,
+            )  # fmt: skip
             await show_services(settings, plane)
             trades = Trades()
             async with plane.bus.subscribe("trades.filled", trades.seen, group="demo", replay=True):
@@ -119,18 +124,13 @@ async def desk_of(variables: dict[str, str]) -> AsyncIterator[list[Process]]:
                 env={**os.environ, **variables}, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
             processes.append(Process(service, process))
-        await until(lambda: all(one.said for one in processes), "not all services are ready", processes)
+        await until(lambda: all(one.ready for one in processes), "not all services are ready", processes)
         say(f"{len(processes)} processes ready after {time.monotonic() - began:.1f} s")
         yield processes
     finally:
         codes = await asyncio.gather(*(one.end() for one in processes))
     if sorted(set(codes)) != [-signal.SIGKILL, 0]:
         raise DemoFailed(f"the processes ended with {codes}; all but the one that was killed should have ended with 0")
-
-
-async def ready(processes: list[Process]) -> None:
-    """Wait until one leads the book."""
-    await until(lambda: any(one.terms() for one in processes), "nobody leads the book", processes)
 
 
 async def show_services(settings: Any, plane: Plane) -> None:
@@ -156,11 +156,11 @@ async def trade(bus: Bus, processes: list[Process], trades: Trades) -> float:
     killed_at, term = 0.0, 0
     for number in range(ORDERS):
         order = {"order_id": f"o{number}", "symbol": list(PRICES)[number % 3], "quantity": number + 1}
+        if number == ORDERS // 3:
+            leader, term = await leading(bus, processes)
         await bus.publish("orders", "placed", order, event_id=order["order_id"])
         if number == ORDERS // 3:
-            leader = max((one for one in processes if one.terms()), key=lambda one: one.terms()[-1])
-            term = leader.terms()[-1]
-            leader.process.kill()
+            leader.process.kill()  # it works at an order now
             killed_at = time.monotonic()
             say(f"  kill -9 {leader.pid}: the leader, in term {term}, {len(trades.told)} of {number + 1} filled")
         await asyncio.sleep(BETWEEN_S)
@@ -171,6 +171,12 @@ async def trade(bus: Bus, processes: list[Process], trades: Trades) -> float:
     failover = min(after) - killed_at
     say(f"  the next leader filled its first order {failover:.2f} s later; all are filled")
     return failover
+
+
+async def leading(bus: Bus, processes: list[Process]) -> tuple[Process, int]:
+    """Who leads the book, as it says itself, and its term. Whoever else is asked says whom to ask."""
+    told = await ask_leader(lambda instance: bus.request("book", "leader", instance=instance))
+    return next(one for one in processes if one.pid == told["pid"]), told["term"]
 
 
 async def report(bus: Bus) -> dict[str, dict[str, int]]:

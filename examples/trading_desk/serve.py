@@ -10,14 +10,16 @@ import json
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
-from app import SINGLE_ACTIVE, app, desk
+from app import app, desk
 
 from groundplane.bus import Endpoints, start
 from groundplane.core.fencing import Fence
 from groundplane.plane import Plane
 from groundplane.services import Registration, Registry
-from groundplane.services.leadership import Leadership, registered
+from groundplane.services.leadership import SingleActive, registered
 from groundplane.services.service import Service
 from groundplane.telemetry.logs import configure
 
@@ -30,29 +32,28 @@ async def main(service: str) -> None:
         configure(plane.settings.log_level, form=plane.settings.log_format)
         desk.bus, desk.kv = plane.bus, plane.kv
         async with Service.open(registry, service, instance_id=instance, version="1.0.0") as one:
-            if service in SINGLE_ACTIVE:
-                await lead(service, endpoints, one.registration)
-            else:
-                async with start(plane.bus, endpoints, instance=instance):
-                    say(event="ready", service=service, pid=os.getpid())
-                    await told_to_end()
+            async with AsyncExitStack() as stack:
+                if service in app.elections:
+                    await stack.enter_async_context(elected(app.elections[service], endpoints, one.registration))
+                    endpoints = Endpoints(rpc=endpoints.rpc, commands=endpoints.commands)
+                await stack.enter_async_context(start(plane.bus, endpoints, instance=instance))
+                say(event="ready", service=service, pid=os.getpid())
+                await told_to_end()
 
 
-async def lead(service: str, endpoints: Endpoints, registration: Registration) -> None:
-    """Be a candidate, and start the endpoints in each term of this process."""
+@asynccontextmanager
+async def elected(election: SingleActive, endpoints: Endpoints, registration: Registration) -> AsyncIterator[None]:
+    """Be a candidate. Events are for the leader alone: it subscribes for the time of its term."""
 
-    async def work(fence: Fence) -> None:
-        async with start(desk.bus, endpoints):
-            say(event="leading", service=service, pid=os.getpid(), term=fence.term)
+    @election.work
+    async def handle_events(fence: Fence) -> None:
+        async with start(desk.bus, Endpoints(events=endpoints.events)):
+            say(event="leading", service=election.name, pid=os.getpid(), term=fence.term)
             await asyncio.Event().wait()  # until the term ends
 
-    async with Leadership.open(desk.kv, service, member=registration.instance_id) as leadership:
-        desk.leadership = leadership
-        async with registered(leadership, registration), asyncio.TaskGroup() as group:
-            leading = group.create_task(leadership.lead(work))
-            say(event="ready", service=service, pid=os.getpid())
-            await told_to_end()
-            leading.cancel()
+    async with election.open(desk.kv, member=registration.instance_id) as leadership:
+        async with registered(leadership, registration):
+            yield
 
 
 def registry_of(plane: Plane):  # type: ignore[no-untyped-def]
