@@ -10,7 +10,7 @@ from groundplane.testing.servers import wire
 from groundplane.testing.servers.contract import Place, Program, Server, Source
 from groundplane.testing.servers.sources import Go, OnPath
 
-ACCOUNTS = 256
+ACCOUNTS = 2048
 """So many namespaces one server has: users `t0` … with the password of the same name, each in an account of its own."""
 
 
