@@ -281,4 +281,5 @@ _NEEDS = {
     **dict.fromkeys(("amqp", "amqps"), ("pamqp", "rabbitmq")),
     **dict.fromkeys(("postgresql", "postgres"), ("psycopg", "postgres")),
     "s3": ("obstore", "s3"),
+    **dict.fromkeys(("nats", "tls"), ("nats", "nats")),
 }

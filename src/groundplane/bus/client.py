@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from groundplane.bus import commands, events, serving, wire
 from groundplane.bus.commands import CommandWorker, Sent, Tracked, check_priority, read_end, result_of
 from groundplane.bus.drivers import open_driver
@@ -228,7 +230,8 @@ class Bus:
         self._sender.check_open()
         if len(outgoing) > EVENTS_AT_ONCE_MAX:
             raise InvalidArgument(f"outgoing: {len(outgoing)!r} events at once; publish at most {EVENTS_AT_ONCE_MAX}")
-        messages = [make_message(self._sender, one, codec, as_cloudevent=as_cloudevent) for one in outgoing]
+        head = self._sender.head()
+        messages = [make_message(self._sender, one, head, codec, as_cloudevent=as_cloudevent) for one in outgoing]
         if messages:
             await self._append(messages)
             self._sender.counters.add("published", len(messages))
@@ -382,9 +385,14 @@ class Bus:
             await subscription.aclose()
 
     async def status(self) -> tuple[Status, list[Lag]]:
-        """How the connection is, and how far each durable subscription is behind."""
+        """How the connection is, and how far each durable subscription is behind. Not ready either while a subscription
+        or worker of this bus gets nothing.
+        """
         self._sender.check_open()
         status, lags = await self.driver.status()
+        failures = [failure for part in self._parts.values() if (failure := getattr(part, "failure", None))]
+        if status.ready and failures:
+            status = msgspec.structs.replace(status, ready=False, problem=str(failures[0]))
         self._connections = (status.connections, status.reconnects)
         return status, lags
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any, get_args
@@ -170,7 +171,7 @@ class CommandWorker:
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._subscription: BusSubscription | None = None
         self.spec = ConsumerSpec(
-            name=f"cmd-{service}"[:64],
+            name=consumer_name(service),
             pattern=f"commands.{service}.*",
             lease_s=lease_s,
             max_in_flight=concurrency,
@@ -365,6 +366,13 @@ class CommandWorker:
             end.status, end.result, end.error = "failed", None, error.to_record()
             message = self._sender.message(subject, end, codec)
         await self._sender.call(lambda: self._sender.driver.append([message]), even_closing=True)
+
+
+def consumer_name(service: str) -> str:
+    """The durable consumer of a service's commands."""
+    if len(service) <= 60:
+        return f"cmd-{service}"
+    return f"cmd-{service[:43]}-{hashlib.blake2b(service.encode(), digest_size=8).hexdigest()}"
 
 
 def check_priority(priority: object) -> Priority:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from groundplane.bus.subjects import check_pattern, check_subject, check_token
 from groundplane.bus.working import Worker
 from groundplane.core.codec import Codec
 from groundplane.core.errors import DeadlineExceeded, ErrorRecord, GroundplaneError, InvalidArgument
+from groundplane.core.ids import new_id
 from groundplane.core.retry import RetryPolicy
 from groundplane.core.trace_context import carried
 from groundplane.telemetry import trace_names as names
@@ -107,17 +109,19 @@ def check_options(options: SubscriptionOptions) -> SubscriptionOptions:
     return options
 
 
-def make_message(sender: Sender, event: OutgoingEvent, codec: Codec | None, *, as_cloudevent: bool) -> Message:
-    """The message of an event, checked."""
+def make_message(
+    sender: Sender, event: OutgoingEvent, head: dict[str, Any], codec: Codec | None, *, as_cloudevent: bool
+) -> Message:
+    """The message of an event, checked. `head` is that of all that are published together, without the ids."""
     check_token("domain", event.domain)
     check_subject("type", event.type)
     subject = check_subject("subject", f"events.{event.domain}.{event.type}")
     major_of(event.version)
-    head = sender.head(check_headers(event.headers))
-    if event.id:
-        if len(event.id) > 255 or not event.id.isprintable():
-            raise InvalidArgument(f"id: {event.id!r} must have 1 to 255 printable characters")
-        head["message_id"] = event.id
+    head = {**head, "message_id": event.id or new_id()}
+    if event.headers:
+        head["headers"] = {**check_headers(event.headers), **head["headers"]}
+    if len(event.id) > 255 or not event.id.isprintable():
+        raise InvalidArgument(f"id: {event.id!r} must have 1 to 255 printable characters")
     content = wire.Event(
         **head, correlation_id=event.correlation_id, domain=event.domain, event_type=event.type,
         payload=event.payload, version=event.version,
@@ -130,7 +134,12 @@ def make_message(sender: Sender, event: OutgoingEvent, codec: Codec | None, *, a
 
 def major_of(version: str) -> int:
     """The major part of `major.minor`."""
-    major, dot, minor = str(version).partition(".")
+    return _major_of(str(version))
+
+
+@functools.lru_cache(maxsize=256)
+def _major_of(version: str) -> int:
+    major, dot, minor = version.partition(".")
     if not (major.isdecimal() and (not dot or minor.isdecimal()) and len(version) <= 32):
         raise InvalidArgument(f"version: {version!r} is not major.minor, such as '1.0'")
     return int(major)

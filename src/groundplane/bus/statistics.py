@@ -6,7 +6,11 @@ from collections import deque
 
 import msgspec
 
+from groundplane.telemetry.calls import calls_of
+
 _KEPT = 1000
+_HANDLING = {kind: calls_of("bus", f"handle_{kind}") for kind in ("served", "events", "commands")}
+"""Of this process, for Prometheus."""
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +53,8 @@ class Counters:
 
     def ended(self, kind: str, outcome: str, seconds: float) -> None:
         """A call, event or command ended."""
+        if kind in _HANDLING:
+            _HANDLING[kind].end(outcome, seconds)  # calls are counted where they are made
         outcomes = self._outcomes[kind]
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         self._seconds.setdefault(kind, deque(maxlen=_KEPT)).append(seconds)

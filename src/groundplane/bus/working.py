@@ -13,6 +13,7 @@ from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError
 from groundplane.core.retry import RetryPolicy
 
 GRACE_S = 4.0
+_SETTLED_AT_ONCE = 32
 _REOPEN = RetryPolicy(attempts=1, base_s=0.05, factor=2.0, cap_s=2.0)
 
 Handle = Callable[[Delivery], Awaitable[Settlement]]
@@ -144,14 +145,15 @@ class Worker:
                     self._idle.set()
             self._settled.append(settlement)
             self._done.set()
-            if self._waiting:
-                await asyncio.sleep(0)
+            if not self._waiting or len(self._settled) >= _SETTLED_AT_ONCE:
+                await asyncio.sleep(0)  # also where no handler ever waits, others get their turn
 
     async def _settle(self, consumer: BusConsumer) -> None:
         while True:
             await self._done.wait()
             self._done.clear()
-            await self._settle_now(consumer)
+            if self._settled:
+                await self._settle_now(consumer)
 
     async def _settle_now(self, consumer: BusConsumer) -> None:
         batch = self._settled

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from groundplane.bus import Bus, Message
+from groundplane.bus.commands import consumer_name
 from groundplane.bus.drivers.embedded import EmbeddedBus
 from groundplane.core.errors import GroundplaneError, ResourceExhausted, Unavailable
 from groundplane.core.retry import RetryPolicy
 
-pytestmark = pytest.mark.anyio
 QUICK = RetryPolicy(attempts=4, base_s=0.001)
 
 
@@ -65,6 +65,7 @@ async def payloads(bus: Bus, last: Any) -> list[Any]:
     return seen
 
 
+@pytest.mark.anyio
 @pytest.mark.req("BUS-09.2")
 async def test_publishing_is_tried_three_more_times_when_the_error_may_pass(bus: Bus, driver: Flaky) -> None:
     driver.before = [Unavailable("away")] * 3
@@ -76,6 +77,7 @@ async def test_publishing_is_tried_three_more_times_when_the_error_may_pass(bus:
     assert driver.calls == 8
 
 
+@pytest.mark.anyio
 @pytest.mark.req("BUS-09.3")
 async def test_what_was_stored_although_its_acknowledgement_was_lost_is_not_doubled(bus: Bus, driver: Flaky) -> None:
     driver.after = [Unavailable("no answer"), Unavailable("no answer")]
@@ -85,6 +87,30 @@ async def test_what_was_stored_although_its_acknowledgement_was_lost_is_not_doub
     assert await payloads(bus, "last") == ["once", "last"]
 
 
+@pytest.mark.anyio
+async def test_a_bus_whose_subscription_gets_nothing_is_not_ready_until_it_does(bus: Bus, driver: Flaky) -> None:
+    async def handler(event: Any) -> None: ...
+
+    async with bus.subscribe("orders.*", handler, group="g") as subscription:
+        assert (await bus.status())[0].ready
+        subscription._worker.failure = Unavailable("no consumer")
+        status, _ = await bus.status()
+        assert (status.ready, "no consumer" in status.problem) == (False, True)
+        await driver.inner.native.write(lambda tx: tx.execute("DELETE FROM bus_consumers"))
+        await bus.publish("orders", "x", 1)
+        async with asyncio.timeout(20):
+            while not (await bus.status())[0].ready:
+                await asyncio.sleep(0.01)
+    assert bus.statistics().retries == 0
+
+
+def test_the_consumer_of_a_service_has_a_name_of_its_own_however_long_that_of_the_service() -> None:
+    names = {consumer_name(f"{'s' * 62}{n}") for n in range(3)} | {consumer_name("s" * 60), consumer_name("s")}
+    assert len(names) == 5
+    assert max(map(len, names)) == 64
+
+
+@pytest.mark.anyio
 async def test_a_full_store_is_told_at_once(bus: Bus, driver: Flaky) -> None:
     driver.before = [ResourceExhausted("full", reason="queue_full")]
     with pytest.raises(ResourceExhausted):

@@ -88,5 +88,10 @@ class Pool:
         if any(not link.closed for link in self._links):
             waiting = sum(one.requests for one in states)
             yield PoolState(
-                backend="nats", in_use=busy, idle=len(states) - busy, waiting=waiting, size_max=len(self._links)
+                backend="nats",
+                in_use=busy,
+                idle=len(states) - busy,
+                waiting=waiting,
+                size_max=len(self._links),
+                reconnects=sum(one.reconnects for one in self.statistics()),
             )

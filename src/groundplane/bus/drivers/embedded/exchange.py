@@ -18,6 +18,7 @@ from groundplane.bus.drivers.embedded.sessions import Session
 from groundplane.bus.drivers.embedded.switch import Local, Route, Switch
 from groundplane.bus.port import Message
 from groundplane.core.errors import Closed, DeadlineExceeded, ResourceExhausted, Unavailable
+from groundplane.core.pools import PoolState, announce
 
 _INBOX = "_inbox."
 _TELL = "_tell"
@@ -48,8 +49,9 @@ class Exchange:
         self._waiting: dict[str, _Waiting] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
-        self._linked = self._relinked = self._dropped = 0
+        self._relinked = self._dropped = 0
         self._closed = False
+        announce(self)
 
     async def open(self) -> None:
         """Be reachable."""
@@ -62,6 +64,10 @@ class Exchange:
     def counts(self) -> tuple[int, int, int]:
         """Links that are open, links made again, messages dropped."""
         return sum(one.alive for one in self._links.values()), self._relinked, self._dropped
+
+    def pools(self) -> list[PoolState]:
+        """The links to other processes."""
+        return [PoolState(backend="bus", in_use=self.counts()[0], idle=0, waiting=0, reconnects=self._relinked)]
 
     async def add(self, local: Local) -> None:
         """Subscribe; in effect everywhere when it returns."""

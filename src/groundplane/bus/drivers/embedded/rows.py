@@ -66,8 +66,8 @@ def store_id(tx: Transaction, namespace: str, name: str) -> int:
 
 
 _NEW_KEYS = (
-    "INSERT INTO bus_dedup SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS "
-    "(SELECT 1 FROM bus_dedup WHERE bucket = ?1 - 1 AND store = ?2 AND key = ?3 AND sent_at > ?5) "
+    "INSERT INTO bus_dedup SELECT ?1, ?2, value, ?3 FROM json_each(?4) AS new WHERE NOT EXISTS "
+    "(SELECT 1 FROM bus_dedup WHERE bucket = ?1 - 1 AND store = ?2 AND key = new.value AND sent_at > ?5) "
     "ON CONFLICT DO NOTHING RETURNING key"
 )
 _APPEND = "INSERT INTO bus_log VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
@@ -127,10 +127,11 @@ def _append_to(tx: Transaction, store: int, messages: list[Message], now_ms: int
 def _unknown(tx: Transaction, store: int, messages: list[Message], now_ms: int) -> list[Message]:
     """Those whose id was not appended within the window; the first of each id."""
     bucket = now_ms // _WINDOW_MS
-    keys = [(bucket, store, m.id, now_ms, now_ms - _WINDOW_MS) for m in messages if m.id]
+    keys = [m.id for m in messages if m.id]
     if not keys:
         return messages
-    new = {row[0] for row in tx.executemany(_NEW_KEYS, keys)}
+    values = (bucket, store, now_ms, msgspec.json.encode(keys).decode(), now_ms - _WINDOW_MS)
+    new = {row[0] for row in tx.execute(_NEW_KEYS, values)}
     found = []
     for message in messages:
         if not message.id or message.id in new:
