@@ -108,6 +108,8 @@ class KV:
         async with AsyncExitStack() as stack:
             kv = cls(await stack.enter_async_context(open_driver(url, options)))
             stack.push_async_callback(kv.aclose)
+            if history > 1 and Capability.HISTORY not in kv.capabilities:
+                raise Unsupported("history: this store keeps the last value alone; open the bucket with history=1")
             yield kv
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from groundplane.core.errors import Unsupported
 from groundplane.kv.port import Capability, Change, ChangeKind
 from groundplane.kv.store import KV
 from groundplane.kv.watching import Watch
@@ -59,9 +60,13 @@ class Kit:
     @pytest.fixture
     async def deep(self, open_kv: OpenKV) -> Any:
         """A bucket with a history of 3."""
+        async with open_kv(bucket="deep") as flat:
+            if Capability.HISTORY not in flat.capabilities:
+                with pytest.raises(Unsupported, match="history: "):
+                    async with open_kv(bucket="deep", history=3):
+                        pass
+                pytest.skip(f"{flat!r} has no Capability.HISTORY, and says so")
         async with open_kv(bucket="deep", history=3) as opened:
-            if Capability.HISTORY not in opened.capabilities:
-                pytest.skip(f"{opened!r} has no Capability.HISTORY")
             yield opened
 
 
