@@ -8,7 +8,7 @@ import pytest
 
 from groundplane.core.errors import AlreadyExists, Conflict, InvalidArgument, Unsupported
 from groundplane.core.fencing import Fence
-from groundplane.kv.conformance.kit import Kit, OpenKV
+from groundplane.kv.conformance.kit import PATIENCE_S, Kit, OpenKV
 from groundplane.kv.port import Capability
 from groundplane.kv.store import KV
 
@@ -111,7 +111,7 @@ class FenceConformance(Kit):
                 writers = [asyncio.create_task(lead()) for _ in range(3)]
                 await begun.wait()
                 revision = await two.put("plan", b"new", fence=Fence("leader", term + 1))
-                assert sum(await asyncio.gather(*writers)) > 0
+                assert sum(await asyncio.wait_for(asyncio.gather(*writers), PATIENCE_S)) > 0
                 entry = await two.get("plan")
                 assert entry is not None
                 assert (entry.value, entry.revision) == (b"new", revision)
