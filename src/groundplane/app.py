@@ -384,6 +384,11 @@ class App:
         return declare
 
     @property
+    def serves(self) -> bool:
+        """Whether anything is declared for the bus, or an election: the role `services` runs that."""
+        return bool(self._endpoints) or bool(self.elections)
+
+    @property
     def endpoints(self) -> Endpoints:
         """What is declared for the bus; `bus.start` starts it."""
         if self._endpoints is None:
