@@ -118,7 +118,7 @@ def ready_file(place: Place) -> dict[str, Any]:
     return dict(json.loads((place.state / "run" / "services.ready").read_bytes()))
 
 
-@pytest.mark.req("SVC-01", "SVC-06")
+@pytest.mark.req("SVC-06")
 async def test_endpoints_are_served_registered_measured_and_drained_in_order(place: Place, tmp_path: Path) -> None:
     assert (await run(place, "db", "upgrade"))[0] == 0
     process, ready = await start(place, "run", "app:app", "--role", "services")
