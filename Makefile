@@ -10,10 +10,10 @@ RUN     := .venv/bin
 STAMP   := .venv/.synced
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench soak requirements mutants docs clean
+.PHONY: help setup demo demo-bus test lint bench soak requirements mutants docs clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## the environment of this checkout, from the lock
 
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml uv.lock tools/bootstrap
 
 demo: $(STAMP) ## the standard library made answerable by actors that are killed half-way, at most two minutes
 	@$(RUN)/groundplane demo
+
+demo-bus: $(STAMP) ## a trading desk whose leader is killed, embedded and then on NATS, at most a minute
+	@$(RUN)/python examples/trading_desk/demo.py
 
 test: $(STAMP) ## every test: the fast ones in parallel, then those that kill things one after the other
 	@tools/run-tests $(WORKERS)

@@ -18,6 +18,7 @@ SECTIONS = {
     "gateway_postgres": "gateway_postgres",
     "gateway_tasks": "gateway_tasks",
     "gateway_auth": "gateway_auth",
+    "kv": "kv",
     "weight": "weight",
 }
 

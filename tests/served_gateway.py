@@ -30,6 +30,7 @@ from groundplane.mesh.start import outbox_message
 from groundplane.queues import Queues
 from groundplane.queues.port import Ack, OutgoingMessage, QueueSpec
 from groundplane.security import Security
+from groundplane.services import Directory, RegistrationSettings, Registry
 
 Handler = Callable[[Any, Callable[[float, str], Awaitable[None]]], Awaitable[Any]]
 
@@ -55,6 +56,7 @@ class House:
     queues: Queues
     blobs: Blobs
     security: Security
+    registry: Registry
     served: Served
     stop: asyncio.Event
     serving: asyncio.Task[None]
@@ -86,6 +88,8 @@ async def house(
     table: ToolTable | None = None,
     catalogue: Catalogue | None = None,
     upgrade: bool = True,
+    registration: RegistrationSettings | None = None,
+    directory: Directory | None = None,
     **settings: Any,
 ) -> AsyncIterator[House]:
     """Open the ports in `state`, serve a gateway with these tools."""
@@ -95,11 +99,14 @@ async def house(
         Queues.open(state=state, upgrade=upgrade) as queues,
         Blobs.open("embedded://", state=state) as blobs,
         Security.open(state=state, upgrade=upgrade) as security,
+        Registry.open(state=state, upgrade=upgrade, settings=registration) as registry,
+        Directory.open(registry) as own,
         Gateway.open(
             jobs=jobs,
             queues=queues,
             blobs=blobs,
             security=security,
+            directory=directory or own,
             tools=table or ToolTable(specs),
             catalogue=catalogue,
             settings=chosen,
@@ -118,6 +125,7 @@ async def house(
                 queues=queues,
                 blobs=blobs,
                 security=security,
+                registry=registry,
                 served=ready.result(),
                 stop=stop,
                 serving=serving,

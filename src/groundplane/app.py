@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 import msgspec
 
@@ -34,6 +34,11 @@ from groundplane.mesh.spec import (
 from groundplane.offered import check_texts, completion, prompt_arguments, prompt_spec, resource_spec, template_schema
 from groundplane.signatures import check_annotated, handler_address, input_schema, summary
 
+if TYPE_CHECKING:
+    from groundplane.bus.endpoints import Endpoints
+    from groundplane.services.leadership import Policy, SingleActive
+    from groundplane.services.leadership.policies import PolicyName
+
 H = TypeVar("H", bound=Callable[..., Any])
 Mode = Literal["payload", "message"]
 OnDisconnect = Literal["cancel", "detach"]
@@ -44,8 +49,8 @@ CONCURRENCY_MAX = 1024
 class App:
     """Actors and what clients are offered under one name.
 
-    `actors`, `tools` and `prompts` map names to their specs, `resources` URIs, in the order of declaration. Decorated
-    functions stay plain functions: call them in tests.
+    `actors`, `tools` and `prompts` map names to their specs, `resources` URIs, `elections` what `single_active` gave,
+    in the order of declaration. Decorated functions stay plain functions: call them in tests.
     """
 
     def __init__(self, name: str) -> None:
@@ -54,8 +59,10 @@ class App:
         self.tools: dict[str, ToolSpec] = {}
         self.prompts: dict[str, PromptSpec] = {}
         self.resources: dict[str, ResourceSpec] = {}
+        self.elections: dict[str, SingleActive] = {}
         self._handlers: dict[str, Any] = {}
         self._declared_at: dict[str, str] = {}
+        self._endpoints: Endpoints | None = None
 
     def __repr__(self) -> str:
         return f"<App {self.name} actors={list(self.actors)} tools={list(self.tools)}>"
@@ -207,6 +214,23 @@ class App:
         self.tools[name] = spec
         return spec
 
+    def single_active(self, name: str, *, policy: PolicyName | Policy = "balanced") -> SingleActive:
+        """Declare an election: of all instances that open it (`elections`) one leads. The result decorates the async
+        handlers that the leader alone serves, its `work` what runs while this instance leads.
+        """
+        from groundplane.services.leadership import SingleActive  # whoever elects nobody does not load it
+
+        origin = _caller()
+        if name in self.elections:
+            first = self._declared_at[f"single_active {name}"]
+            raise InvalidArgument(
+                f"name: election {name!r} is declared twice, first at {first}; use what that returned"
+            )
+        election = SingleActive(name, policy)
+        self.elections[name] = election
+        self._declared_at[f"single_active {name}"] = origin
+        return election
+
     def prompt(
         self,
         name: str,
@@ -295,6 +319,89 @@ class App:
         completions = self._completions(owner, complete, spec.variables)
         self.resources[uri] = spec = msgspec.structs.replace(spec, complete=completions)
         return spec
+
+    def rpc(self, name: str, *, concurrency: int = 64, description: str = "") -> Callable[[H], H]:
+        """Declare a handler of requests to `service.method`. Its arguments come by name; a parameter `ctx` gets the
+        call's context. `concurrency` is calls at once. Returns the handler unchanged.
+        """
+        origin = _caller()
+
+        def declare(handler: H) -> H:
+            text = description or summary(handler)
+            self.endpoints.add_rpc(name, handler, concurrency=concurrency, description=text, origin=origin)
+            return handler
+
+        return declare
+
+    def on(
+        self,
+        pattern: str,
+        *,
+        group: str | None = None,
+        mode: Literal["compete", "broadcast"] = "compete",
+        major: int | None = None,
+        concurrency: int = 1,
+        attempts: int = 5,
+        timeout: float | str = 300,
+        lease: float | str = 30,
+        replay: bool = False,
+    ) -> Callable[[H], H]:
+        """Declare a handler of events: `handler(event)` for those whose `domain.type` fits the pattern, as `orders.*`.
+
+        Once for each `group` (default: this App and the handler's name), or for each instance with `mode="broadcast"`.
+        `major` takes events of that version alone; `attempts` in all, with growing delays; what an instance
+        held when it died goes to the others after `lease`, or sooner. `replay` begins a new subscription with the
+        events that are kept. Returns the handler unchanged.
+        """
+        from groundplane.bus.events import BACKOFF, SubscriptionOptions
+
+        origin, timeout_s = _caller(), parse_duration("timeout", timeout)
+        lease_s = parse_duration("lease", lease)
+
+        def declare(handler: H) -> H:
+            own = f"{self.name}-{getattr(handler, '__name__', 'handler')}".replace(".", "-").replace("_", "-")[:48]
+            options = SubscriptionOptions(
+                group=own if group is None else group, mode=mode, major=major, concurrency=concurrency,
+                attempts_max=attempts, backoff=BACKOFF, timeout_s=timeout_s, lease_s=lease_s,
+                replay=replay,
+            )  # fmt: skip
+            self.endpoints.add_events(pattern, handler, options, description=summary(handler), origin=origin)
+            return handler
+
+        return declare
+
+    def command(self, name: str, *, concurrency: int = 8, description: str = "") -> Callable[[H], H]:
+        """Declare the handler of the command `service.command`. Its arguments come by name; a parameter `ctx` gets the
+        command's context, which takes its progress. `concurrency` is commands at once. Returns the handler unchanged.
+        """
+        origin = _caller()
+
+        def declare(handler: H) -> H:
+            text = description or summary(handler)
+            self.endpoints.add_command(name, handler, concurrency=concurrency, description=text, origin=origin)
+            return handler
+
+        return declare
+
+    @property
+    def serves(self) -> bool:
+        """Whether anything is declared for the bus, or an election: the role `services` runs that."""
+        return bool(self._endpoints) or bool(self.elections)
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """What is declared for the bus; `bus.start` starts it."""
+        if self._endpoints is None:
+            from groundplane.bus.endpoints import Endpoints  # whoever declares nothing for the bus does not load it
+
+            self._endpoints = Endpoints()
+        return self._endpoints
+
+    def asyncapi(self, *, version: str = "1.0.0") -> dict[str, Any]:
+        """What is declared for the bus as a document of AsyncAPI 3.0."""
+        from groundplane.bus.asyncapi import document
+
+        return document(self.name, version, self.endpoints)
 
     def _completions(self, owner: str, given: Any, names: Sequence[str]) -> dict[str, Completion]:
         found: dict[str, Completion] = {}

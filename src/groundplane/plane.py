@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from groundplane.core.diagnosis import Diagnosis, load_diagnose
-from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument
+from groundplane.core.errors import Closed, DeadlineExceeded, GroundplaneError, InvalidArgument, Unavailable
 from groundplane.core.names import did_you_mean
 from groundplane.core.settings import Settings, load
 
 if TYPE_CHECKING:
     from groundplane.blobs import Blobs
+    from groundplane.bus import Bus
     from groundplane.jobs import Jobs
+    from groundplane.kv import KV
     from groundplane.mesh.ledger import Ledger
     from groundplane.mesh.spec import ActorSpec
     from groundplane.queues import Queues
     from groundplane.security import Security
 
-PORTS = ("queues", "jobs", "ledger", "blobs", "security")
+PORTS = ("queues", "jobs", "ledger", "blobs", "security", "kv", "bus")
 CHECK_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 10.0
 _DRIVERS = {
@@ -31,11 +33,13 @@ _DRIVERS = {
     "ledger": "groundplane.mesh.ledger.drivers",
     "blobs": "groundplane.blobs.drivers",
     "security": "groundplane.security.drivers",
+    "kv": "groundplane.kv.drivers",
+    "bus": "groundplane.bus.drivers",
 }
 
 
 class Plane:
-    """Queues, jobs, ledger, blobs and security of one plane, opened together and closed together.
+    """Queues, jobs, ledger, blobs, security, keys and bus of one plane, opened together and closed together.
 
     Made by `Plane.open`. Everything may be called concurrently. A port that was not asked for, and every port after
     closing, raises `closed`.
@@ -103,6 +107,24 @@ class Plane:
         """Keys, audit log, sessions, shared secrets."""
         return self._port("security")  # type: ignore[no-any-return]
 
+    @property
+    def kv(self) -> KV:
+        """Small values by key, in the bucket `default`, with TTL."""
+        return self._port("kv")  # type: ignore[no-any-return]
+
+    def bucket(self, bucket: str, *, history: int = 1, ttl: bool = False) -> AbstractAsyncContextManager[KV]:
+        """Open another bucket of the plane's keys; its block is to end before the plane is closed."""
+        from groundplane.kv import KV
+
+        settings = self.settings
+        place: dict[str, Any] = {"namespace": settings.name, "state": settings.state}
+        return KV.open(settings.kv.reveal(), bucket=bucket, history=history, ttl=ttl, **place)
+
+    @property
+    def bus(self) -> Bus:
+        """Requests, events and commands."""
+        return self._port("bus")  # type: ignore[no-any-return]
+
     async def declare(self, actors: Iterable[ActorSpec]) -> None:
         """Make the queue of each actor and of the two end actors. Idempotent, concurrent; messages are kept."""
         from groundplane.mesh.start import queue_specs
@@ -146,6 +168,12 @@ class Plane:
             await self.blobs.list_page("groundplane-check", limit=1)
         elif port == "security":
             await self.security.list_keys(limit=1)
+        elif port == "kv":
+            await self.kv.get("groundplane-check")
+        elif port == "bus":
+            status, _ = await self.bus.status()
+            if not status.ready:
+                raise Unavailable(f"bus: {status.problem}")
         else:
             await self.ledger.join_items(JoinKey("groundplane-check", 0, "none"))
 
@@ -166,6 +194,14 @@ class Plane:
             from groundplane.queues import Queues
 
             return Queues.open(url, **options)
+        if port == "kv":
+            from groundplane.kv import KV
+
+            return KV.open(url, **options, ttl=True)
+        if port == "bus":
+            from groundplane.bus import Bus
+
+            return Bus.open(url, **options, name=bus_name(settings.name))
         if port == "security":
             from groundplane.security import Security
 
@@ -181,6 +217,16 @@ class Plane:
         if name not in self._ports:
             raise Closed(f"{name}: was not opened; Plane.open(ports=…) opened {', '.join(self._ports) or 'none'}")
         return self._ports[name]
+
+
+def has_keys(settings: Settings) -> bool:
+    """Whether the keys are for all processes of the plane: not where they are in a folder, and the jobs on a server."""
+    return settings.kv.scheme != "embedded" or settings.jobs.scheme == "embedded"
+
+
+def bus_name(plane: str) -> str:
+    """Who sends on the bus for a plane: its name, as far as the bus allows."""
+    return plane.replace(".", "-")[:48]
 
 
 async def diagnose(settings: Settings, port: str, *, names: Sequence[str] = ()) -> Diagnosis | None:
@@ -235,4 +281,5 @@ _NEEDS = {
     **dict.fromkeys(("amqp", "amqps"), ("pamqp", "rabbitmq")),
     **dict.fromkeys(("postgresql", "postgres"), ("psycopg", "postgres")),
     "s3": ("obstore", "s3"),
+    **dict.fromkeys(("nats", "tls"), ("nats", "nats")),
 }

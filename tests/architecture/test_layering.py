@@ -16,12 +16,15 @@ FEATURES = {
 SYSTEMS = {
     "mesh": {"queues", "jobs", "blobs"},
     "gateway": {"jobs", "mesh", "services", "queues", "blobs", "security"},
+    "services": {"bus", "kv"},
 }
 SDK_OF_BACKEND = {
     "sqlite": {"apsw"},
     "postgres": {"psycopg", "psycopg_pool"},
     "amqp": {"pamqp"},
+    "nats": {"cryptography"},
     "s3": {"obstore", "boto3", "botocore"},
+    "kubernetes": {"lightkube", "httpx2"},  # lightkube's own HTTP client
 }
 
 

@@ -56,7 +56,7 @@ def test_apps_in_the_documentation_can_be_declared(code: str, tmp_path: Path) ->
     assert run.returncode == 0, run.stderr
 
 
-GROUPS = {"jobs", "dead", "config", "db", "deploy"}
+GROUPS = {"jobs", "dead", "config", "db", "deploy", "services"}
 
 
 def _commands() -> list[str]:

@@ -28,6 +28,7 @@ from groundplane.core.envelope import Envelope
 from groundplane.core.errors import ErrorRecord
 from groundplane.jobs.port import Finish
 from groundplane.queues.port import OutgoingMessage, QueueSpec
+from groundplane.services import Definition
 from served_gateway import VALUE, House, actors, double, eventually, fail, house, tool
 
 pytestmark = [
@@ -40,7 +41,7 @@ pytestmark = [
 EXAMPLES = int(os.environ.get("GROUNDPLANE_TEST_FUZZ_EXAMPLES", "10"))
 SEED = int(os.environ.get("GROUNDPLANE_TEST_FUZZ_SEED", "20261122"))
 ANSWER_S = 30.0
-HANDLED = ("200", "202", "401", "403", "404", "409", "410")
+HANDLED = ("200", "201", "202", "401", "403", "404", "409", "410")
 """Statuses that only handlers give on a known route; what is refused before them has others."""
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
@@ -48,8 +49,11 @@ CHECKS = (
 )  # fmt: skip
 
 
+SERVICES = ("quotes", "orders", "nobody")
+
+
 class Subjects:
-    """What there is to be found: jobs in every state, their tokens, dead letters."""
+    """What there is to be found: jobs in every state, their tokens, dead letters, services."""
 
     def __init__(self) -> None:
         self.live: list[str] = []
@@ -80,6 +84,8 @@ async def subjects(one: House) -> Subjects:
             for delivery in await consumer.receive(12, 10.0):
                 await consumer.reject(delivery, "processing_error")
                 taken += 1
+    for service in SERVICES[:2]:
+        await one.registry.definitions.create(Definition(service_name=service))
     found.dead = [letter.id for letter in (await one.queues.list_dead("work", cursor=None, limit=100)).items]
     return found
 
@@ -99,6 +105,10 @@ def aimed(case: Any, found: Subjects, rng: random.Random) -> None:
         name = "tool" if path == "/v1/jobs" else "name"
         if isinstance(case.body.get(name), str):
             case.body[name] = rng.choice(("stuck", "stuck", "double", "fail"))
+    if "service" in (case.path_parameters or {}) and rng.random() < 0.75:
+        case.path_parameters["service"] = rng.choice(SERVICES)
+    if "instance" in (case.path_parameters or {}) and rng.random() < 0.75:
+        case.path_parameters["instance"] = "a"
     if isinstance(wait := (case.query or {}).get("wait"), int | float) and wait > 0.01:
         case.query["wait"] = 0.01
 
@@ -146,7 +156,11 @@ def _operations(schema: Any) -> Iterator[tuple[Any, GenerationMode]]:
 @pytest.mark.req("GATE-15.1", "GATE-04.3")
 async def test_the_gateway_keeps_what_its_openapi_document_promises_whatever_comes(tmp_path: Path) -> None:
     tools = (tool("double", schema=VALUE), tool("fail"), tool("stuck", timeout_s=3600.0))
-    async with house(tmp_path, *tools) as one, actors(one, {"double": double, "fail": fail}):
+    async with (
+        house(tmp_path, *tools) as one,
+        actors(one, {"double": double, "fail": fail}),
+        one.registry.register("quotes", instance_id="a", metadata={"zone": "eu"}),
+    ):
         await one.gateway.loaded()
         found = await subjects(one)
         before = held()

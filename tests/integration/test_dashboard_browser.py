@@ -17,6 +17,8 @@ from playwright.sync_api import Browser, Page, expect
 from dashboard_plane import WAIT_MS, Plane, chromium, plane, tab
 from groundplane.core.errors import ErrorRecord
 from groundplane.core.ids import new_id
+from groundplane.services import Definition, Instance, Status, records
+from groundplane.services.leadership.election import Record, encoded
 from groundplane.testing.toolchains import Toolchain
 from pace import at_most
 from served_gateway import VALUE, Gate, House, double, fail, tool
@@ -29,6 +31,7 @@ pytestmark = [
 expect.set_options(timeout=WAIT_MS)
 
 ATTACK = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+ATTACK_ID = "d" * 64
 HUGE = 100_000
 
 
@@ -72,7 +75,28 @@ def busy(shown: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         one.ended(one.start("broken", text=ATTACK))
         error = ErrorRecord(code="internal", message=ATTACK, type="ValueError", traceback=f"Traceback\n{ATTACK}")
         one.bury("letters", {"text": ATTACK}, "max_retries_exhausted", error)
+        one.run(_register)
         yield stage
+
+
+async def _register(one: House) -> None:
+    """Instances of every status, a service without any, and two elections: one led, one left."""
+    statuses = zip(Status, ("a", "b", "c", ATTACK_ID), strict=True)
+    for status, name in statuses:
+        instance = Instance(
+            service_name="quotes",
+            instance_id=name,
+            version="1.4.0",
+            status=status,
+            last_heartbeat="2026-01-02T03:04:05Z",
+            sticky_active_group="feed",
+            sticky_active_status="ACTIVE" if name == "a" else "STANDBY",
+        )
+        await one.registry.kv.put(records.instance_key("quotes", name), records.encode(instance))
+    await one.registry.definitions.create(Definition(service_name="orders", owner="team-b"))
+    led = Record(member="host-7", incarnation="x", attempt=1, lease_ms=3_600_000, since_ms=1_700_000_000_000)
+    await one.registry.kv.put("leader/feed", encoded(led))
+    await one.registry.kv.put("leader/left", encoded(msgspec.structs.replace(led, released=True)))
 
 
 async def _same(payload: Any, report: Any) -> Any:
@@ -306,8 +330,8 @@ def test_charts_are_drawn_and_grow(busy: Stage, shown: Browser) -> None:
 
 AXE_PAGES = ("/", "/?state=paused", "/dashboard/tools", "/dashboard/tools/sum", "/dashboard/actors",
              "/dashboard/actors/double", "/dashboard/dead",
-             "/dashboard/dead?queue=letters", "/dashboard/dead/purge?queue=letters", "/dashboard/health",
-             "/dashboard/jobs/none")  # fmt: skip
+             "/dashboard/dead?queue=letters", "/dashboard/dead/purge?queue=letters", "/dashboard/services",
+             "/dashboard/health", "/dashboard/jobs/none")  # fmt: skip
 
 
 @pytest.mark.req("GATE-14.2", "GATE-14.3")
@@ -433,6 +457,7 @@ def test_an_empty_plane_says_what_to_do(shown: Browser, tmp_path: Path) -> None:
             ("/", "No jobs yet"),
             ("/dashboard/tools", "No tools"),
             ("/dashboard/dead", "No dead letters"),
+            ("/dashboard/services", "No services yet"),
             ("/dashboard/health", "checks are fine"),
         ):
             one.page.goto(path)

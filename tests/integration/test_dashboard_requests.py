@@ -23,7 +23,10 @@ from served_gateway import VALUE, Gate, House, actors, double, echo, eventually,
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
-PAGES = ("/", *(f"/dashboard/{name}" for name in ("tools", "tools/sum", "actors", "actors/sum", "dead", "health")))
+PAGES = (
+    "/",
+    *(f"/dashboard/{name}" for name in ("tools", "tools/sum", "actors", "actors/sum", "dead", "services", "health")),
+)
 ATTACKS = (
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",

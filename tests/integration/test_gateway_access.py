@@ -48,6 +48,9 @@ VERDICTS = {
     "listDead": READ, "getDead": READ, "redriveDead": OPERATE,
     "purgeDead": OPERATE, "purgeAllDead": OPERATE,
     "listAudit": ADMIN,
+    "listServices": READ, "getService": READ, "listInstances": READ, "getInstance": READ,
+    "listAllInstances": READ, "summarizeServices": READ, "listLeaders": READ,
+    "createService": OPERATE, "replaceService": OPERATE, "deleteService": OPERATE, "cleanInstances": OPERATE,
     "isLive": OPEN, "hasStarted": OPEN, "isReady": OPEN, "isHealthy": OPEN,
     "describeResource": OPEN, "describeMcpResource": OPEN,
 }  # fmt: skip
@@ -56,6 +59,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "callTool": {"name": "echo", "arguments": {}},
     "answerQuestion": {"action": "cancel"},
     "purgeAllDead": {"queue": "none"},
+    "createService": {"serviceName": "none"},
     "reportHeartbeat": {"status": "processing"},
     "reportProgress": {"progress": 1},
     "reportFinal": {"status": "succeeded"},
@@ -140,8 +144,9 @@ async def test_every_operation_is_decided_about_for_every_caller(one: House, key
         for operation, endpoint in operations.items():
             found = ""
             for name in CALLERS:
-                path = endpoint.path.format(job_id=await job_of_alice(http, keys), dead_id="none", question_id="none")
-                body = {"json": BODIES.get(operation, {})} if endpoint.method == "POST" else {}
+                names = dict.fromkeys(("dead_id", "question_id", "service", "instance"), "none")
+                path = endpoint.path.format(job_id=await job_of_alice(http, keys), **names)
+                body = {"json": BODIES.get(operation, {})} if endpoint.method in ("POST", "PUT") else {}
                 found += await verdict(http, endpoint.method, path, headers=keys[name], **body)
             assert found == VERDICTS[operation], operation
 

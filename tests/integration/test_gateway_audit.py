@@ -23,6 +23,7 @@ from groundplane.gateway.dashboard.mount import PAGES
 from groundplane.gateway.mcp.access import METHODS
 from groundplane.queues.port import OutgoingMessage, QueueSpec
 from groundplane.security import Action, AuditEntry
+from groundplane.services import Definition
 from integration.test_dashboard_requests import post, token_in
 from served_gateway import Gate, House, actors, asking_actor, echo, eventually, house, tool
 from wire.test_mcp_lanes import MODERN, MODERN_META, Legacy
@@ -150,7 +151,30 @@ async def purge_all(do: Doer) -> str:
     return "queue:buried"
 
 
+async def define(do: Doer) -> str:
+    assert (await do.http.post("/v1/services", json={"serviceName": "quotes"})).status_code == 201
+    return "service:quotes"
+
+
+async def redefine(do: Doer) -> str:
+    await do.one.registry.definitions.create(Definition(service_name="orders"))
+    assert (await do.http.put("/v1/services/orders", json={"owner": "team-a"})).status_code == 200
+    return "service:orders"
+
+
+async def undefine(do: Doer) -> str:
+    await do.one.registry.definitions.create(Definition(service_name="old"))
+    assert (await do.http.delete("/v1/services/old")).status_code == 200
+    return "service:old"
+
+
+async def clean(do: Doer) -> str:
+    assert (await do.http.post("/v1/instances/clean")).status_code == 200
+    return "instances"
+
+
 OPERATIONS: dict[str, Deed] = {
+    "createService": define, "replaceService": redefine, "deleteService": undefine, "cleanInstances": clean,
     "purgeDead": purge, "purgeAllDead": purge_all,
     "createJob": create, "callTool": call, "cancelJob": steer("cancel"), "pauseJob": steer("pause"),
     "resumeJob": steer("resume"), "answerQuestion": answer, "redriveDead": redrive,

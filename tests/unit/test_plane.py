@@ -26,7 +26,7 @@ def settings(tmp_path: Path) -> Settings:
 async def test_an_opened_plane_answers_on_every_port(settings: Settings) -> None:
     async with Plane.open(settings) as plane:
         assert await plane.check() == dict.fromkeys(PORTS)
-        assert "open: queues, jobs, ledger, blobs, security" in repr(plane)
+        assert "open: queues, jobs, ledger, blobs, security, kv" in repr(plane)
 
 
 async def test_declaring_makes_the_queues_of_the_actors_and_of_both_ends(settings: Settings) -> None:

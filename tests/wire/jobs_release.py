@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from groundplane.core.errors import ErrorRecord
+from groundplane.core.fencing import Fence
 from groundplane.jobs import Jobs, NewJob
 from groundplane.jobs.drivers.postgres import MIGRATIONS
 from groundplane.jobs.port import Ask, Finish, OutboxMessage, Park, Progress, Question, Split
@@ -53,6 +54,7 @@ async def fill(jobs: Jobs) -> None:
     asked = [Question(question_id=one, message="Sure?", envelope_id="e-asking") for one in ("answered", "open")]
     await jobs.apply(Ask(job_id="asking", questions=asked, message=message("e-asking")))
     await jobs.answer("asking", "answered", {"sure": True}, by="me")
+    await jobs.create(job("fenced", fence=Fence("planner", 41)))
     await jobs.sweep()
 
 

@@ -13,6 +13,7 @@ import pytest
 from groundplane.backends import postgres
 from groundplane.backends.sqlite import Database
 from groundplane.core.errors import Conflict
+from groundplane.core.fencing import Fence
 from groundplane.jobs import Jobs, JobState, Retention
 from groundplane.jobs.conformance.subjects import kinds, succeed
 from groundplane.jobs.drivers.embedded import FILE_NAME, MIGRATIONS
@@ -25,8 +26,8 @@ _FOLDER = Path(__file__).parent / "jobs_schemas"
 _SCHEMAS = sorted(_FOLDER.glob("*.sql"))
 _POSTGRES_SCHEMAS = sorted((_FOLDER / "postgres").glob("*.sql"))
 _FOR_EVER = Retention(jobs_s=1e10, events_s=1e10)
-_CHECKSUMS = {1: "dc66a2533d74a075", 2: "9676c751b1ad283e"}
-_POSTGRES_CHECKSUMS = {1: "30477793b5c4e777", 2: "55e50eba8810eafd"}
+_CHECKSUMS = {1: "dc66a2533d74a075", 2: "9676c751b1ad283e", 3: "037ac7e5e6ded1f3"}
+_POSTGRES_CHECKSUMS = {1: "30477793b5c4e777", 2: "55e50eba8810eafd", 3: "cdd71c4976eb492f"}
 
 
 def _release(schema: Path, state: Path) -> None:
@@ -98,6 +99,7 @@ async def test_jobs_of_a_release_are_read(released: tuple[str, int]) -> None:
             "fan-out": JobState.RUNNING,
             "waiting": JobState.PENDING,
             **({"asking": JobState.PAUSED} if version >= 2 else {}),
+            **({"fenced": JobState.PENDING} if version >= 3 else {}),
         }
         good = await jobs.get("succeeded")
         assert (good.result, good.result_key, good.progress) == ({"answer": [25, None, b"\x00"]}, "r", 100.0)
@@ -127,6 +129,10 @@ async def test_jobs_of_a_release_go_on(released: tuple[str, int]) -> None:
             assert (await jobs.get("asking")).questions == [open_]
             assert (await jobs.answer("asking", "open", {"sure": False})).state is JobState.PENDING
             assert [one.id for _, one in await jobs.driver.outbox.take(10)] == ["e-asking"]
+        if version >= 3:
+            with pytest.raises(Conflict, match="term 41"):
+                await jobs.create(job("late", fence=Fence("planner", 40)))
+        assert (await jobs.create(job("led", fence=Fence("planner", 42)))).created
         assert (await succeed(jobs, "fan-out", "zero", "c0")).state is JobState.SUCCEEDED
         assert (await jobs.get("fan-out")).result == ["zero", "one"]
         assert (await succeed(jobs, "pending", 1)).applied

@@ -25,12 +25,12 @@ from groundplane.plane import diagnose, installed_schemes
 
 URL_VARIABLE = "GROUNDPLANE_CONFORMANCE_URL"
 RESULTS_VARIABLE = "GROUNDPLANE_CONFORMANCE_RESULTS"
-_PORTS = ("queues", "jobs", "ledger", "blobs", "security")
+_PORTS = ("queues", "jobs", "ledger", "blobs", "security", "kv", "bus")
 _HOPELESS = frozenset({"invalid_argument", "permission_denied", "unavailable"})
 
 
 def conformance(
-    port: Annotated[str, Parameter(help="queues, jobs, ledger, blobs or security.")],
+    port: Annotated[str, Parameter(help="queues, jobs, ledger, blobs, security, kv or bus.")],
     url: Annotated[str, Parameter(help="What the driver opens; embedded:// is a folder that is thrown away.")],
     *,
     out: Annotated[Path | None, Parameter(help="Write the report into this folder: JSON, Markdown, JUnit.")] = None,

@@ -16,9 +16,9 @@ from groundplane.core.durations import parse_duration
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, Unavailable
 from groundplane.core.settings import Settings
 from groundplane.mesh.spec import ERROR_END, HAPPY_END
-from groundplane.plane import Plane, diagnose
+from groundplane.plane import Plane, diagnose, has_keys
 
-_STORES = ("queues", "jobs", "ledger", "security")
+_STORES = ("queues", "jobs", "ledger", "security", "kv", "bus")
 _LOOK_EVERY_S = 0.5
 
 
@@ -43,8 +43,9 @@ def upgrade(
         state_folder.make(settings.state)
     queues = asyncio.run(_upgrade(settings, description, wait_s))
     declared = f"; queues: {', '.join(queues)}" if queues else ""
-    text = f"the data has the schema of this version: {', '.join(_STORES)}{declared}"
-    common.output.result({"upgraded": list(_STORES), "queues": queues}, text)
+    stores = _stores(settings)
+    text = f"the data has the schema of this version: {', '.join(stores)}{declared}"
+    common.output.result({"upgraded": list(stores), "queues": queues}, text)
     return EXIT_OK
 
 
@@ -75,7 +76,7 @@ async def _upgrade(settings: Settings, description: Description | None, wait_s: 
     give_up_at = time.monotonic() + wait_s
     while True:
         try:
-            async with Plane.open(settings, ports=_STORES, upgrade=True) as plane:
+            async with Plane.open(settings, ports=_stores(settings), upgrade=True) as plane:
                 if description is None:
                     return []
                 await plane.declare(description.actors.values())
@@ -100,7 +101,7 @@ async def _checked(settings: Settings, wait_s: float) -> dict[str, GroundplaneEr
 
 async def schemas(settings: Settings) -> dict[str, GroundplaneError | None]:
     """Look at each store by itself: None, or why a role could not use it. Nothing is made."""
-    return {store: await _schema(settings, store) for store in _STORES}
+    return {store: await _schema(settings, store) for store in _stores(settings)}
 
 
 async def _schema(settings: Settings, store: str) -> GroundplaneError | None:
@@ -111,7 +112,7 @@ async def _schema(settings: Settings, store: str) -> GroundplaneError | None:
                 return None
     except GroundplaneError as error:
         return error
-    if found.stored or store == "queues":  # a broker has no schema
+    if found.stored or store in ("queues", "kv", "bus"):  # a broker has no schema
         return None
     url = getattr(settings, store).masked()
     return FailedPrecondition(
@@ -120,7 +121,11 @@ async def _schema(settings: Settings, store: str) -> GroundplaneError | None:
 
 
 def _is_embedded(settings: Settings) -> bool:
-    return any(getattr(settings, store).scheme == "embedded" for store in _STORES)
+    return any(getattr(settings, store).scheme == "embedded" for store in _stores(settings))
+
+
+def _stores(settings: Settings) -> tuple[str, ...]:
+    return tuple(store for store in _STORES if store != "kv" or has_keys(settings))
 
 
 def _seconds(wait: str | None) -> float:

@@ -20,12 +20,12 @@ from groundplane.cli.describe import describe_afresh
 from groundplane.cli.loading import Description, describe_apart
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_FAILURE, EXIT_OK, Output
-from groundplane.cli.plane_programs import GATEWAY, PlanePrograms
+from groundplane.cli.plane_programs import GATEWAY, SERVICES, PlanePrograms
 from groundplane.cli.processes import Child, Program, Supervisor
 from groundplane.cli.watch import Watch
 from groundplane.core.errors import GroundplaneError, InvalidArgument
 from groundplane.core.settings import Settings
-from groundplane.plane import Plane
+from groundplane.plane import PORTS, Plane
 
 RELOAD_GRACE_S = 5.0
 
@@ -40,7 +40,8 @@ def dev(
     reload: Annotated[bool, Parameter(help="Restart what changed when the source changes.")] = True,
     common: Common = COMMON,
 ) -> int:
-    """Run an app on this machine: gateway, and for each actor a sidecar and a runtime. No server is needed.
+    """Run an app on this machine: gateway, for each actor a sidecar and a runtime, and what it declares for the bus.
+    No server is needed.
 
     Examples:
 
@@ -102,7 +103,8 @@ class _Dev:
         await self._prepare(description, upgrade=True)
         self._description.set_result(description)
         self._watch.set(self._watched())  # before the ready line: what is changed after it is seen
-        self._supervisor.start([*self._programs.ends(description), *self._programs.sidecars(description)])
+        programs = [*self._programs.ends(description), *self._programs.services(description)]
+        self._supervisor.start([*programs, *self._programs.sidecars(description)])
         from groundplane.cli.monitor import monitored  # here, while the children load theirs
 
         ready = asyncio.create_task(self._supervisor.all_ready())
@@ -123,7 +125,8 @@ class _Dev:
         return EXIT_OK if clean else EXIT_FAILURE
 
     async def _prepare(self, description: Description, *, upgrade: bool) -> None:
-        async with Plane.open(self._settings, upgrade=upgrade) as plane:
+        ports = [one for one in PORTS if one not in ("kv", "bus") or getattr(self._settings, one).scheme == "embedded"]
+        async with Plane.open(self._settings, ports=ports, upgrade=upgrade) as plane:
             await plane.declare(description.actors.values())
 
     async def _gateway_config(self) -> bytes:
@@ -185,8 +188,9 @@ class _Dev:
         self._description.set_result(after)
         gone = [name for name in before.actors if name not in after.actors]
         changed = [name for name, spec in after.actors.items() if before.actors.get(name) != spec]
-        await self._supervisor.remove(self._programs.names_of([*gone, *changed]))
-        await self._supervisor.replace(self._programs.runtimes(after))
+        unserved = [SERVICES] if before.serves and not after.serves else []
+        await self._supervisor.remove([*self._programs.names_of([*gone, *changed]), *unserved])
+        await self._supervisor.replace([*self._programs.runtimes(after), *self._programs.services(after)])
         self._supervisor.start([one for one in self._programs.sidecars(after) if one.name not in self._running()])
         if before.offer != after.offer:
             await self._supervisor.replace([self._programs.gateway()])

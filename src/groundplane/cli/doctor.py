@@ -32,7 +32,7 @@ from groundplane.cli.version import versions
 from groundplane.core.clock import SYSTEM_CLOCK, iso_z
 from groundplane.core.errors import GroundplaneError, NotFound
 from groundplane.core.settings import Settings
-from groundplane.plane import PORTS, Plane
+from groundplane.plane import PORTS, Plane, has_keys
 
 DISK_FREE_BYTES_MIN = 64 * 1024 * 1024
 CLOCK_TOLERANCE_MS = 1000
@@ -159,7 +159,8 @@ async def _data(settings: Settings) -> list[Finding]:
 
 def _embedded(settings: Settings) -> list[str]:
     """The stores in the state folder."""
-    return [port for port in PORTS if getattr(settings, port).scheme == "embedded"]
+    ports = [port for port in PORTS if port != "kv" or has_keys(settings)]
+    return [port for port in ports if getattr(settings, port).scheme == "embedded"]
 
 
 async def _clock(settings: Settings) -> list[Finding]:

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from groundplane.mesh.spec import Offer
 
 if TYPE_CHECKING:
     from groundplane.gateway import Gateway
+    from groundplane.services import Directory
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,12 +58,14 @@ async def serve(settings: Settings, offer: Offer, *, name: str, on_ready: Callab
     async with (
         tracing("groundplane-gateway", "gateway", namespace=settings.name, queues=settings.queues.reveal()),
         Plane.open(settings, ports=("queues", "jobs", "blobs", "security"), inline=True) as plane,
+        directory_of(settings) as directory,
     ):
         async with Gateway.open(
             jobs=plane.jobs,
             queues=plane.queues,
             blobs=plane.blobs,
             security=plane.security,
+            directory=directory,
             tools=table,
             catalogue=catalogue,
             settings=GatewaySettings.of(settings),
@@ -74,6 +79,23 @@ async def serve(settings: Settings, offer: Offer, *, name: str, on_ready: Callab
             finally:
                 easing.cancel()
                 await asyncio.wait([easing])
+
+
+@asynccontextmanager
+async def directory_of(settings: Settings) -> AsyncIterator[Directory | None]:
+    """The services of the plane, also while their store is away; None where the plane's keys are not for all of its
+    processes.
+    """
+    from groundplane.plane import has_keys
+    from groundplane.services import Directory, Registry
+
+    if not has_keys(settings):
+        yield None
+        return
+    url, state = settings.kv.reveal(), settings.state
+    opening = partial(Registry.open, url, namespace=settings.name, state=state, inline=True)
+    async with Directory.open(opening) as directory:
+        yield directory
 
 
 async def _ease_when_loaded(gateway: Gateway) -> None:

@@ -19,7 +19,9 @@ from groundplane.mesh.spec import ActorSpec, Offer, ToolSpec
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """An App as a value: what processes need to know of it. `folder` is where its modules are imported from."""
+    """An App as a value: what processes need to know of it. `folder` is where its modules are imported from, `serves`
+    says whether it has something for the role services.
+    """
 
     name: str
     target: str
@@ -27,6 +29,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     actors: dict[str, ActorSpec]
     offer: Offer
     files: list[Path]
+    serves: bool = False
 
     @property
     def tools(self) -> dict[str, ToolSpec]:
@@ -71,6 +74,7 @@ def describe(target: str, folder: Path | None = None) -> Description:
         folder=where,
         actors=app.actors,
         offer=app.offer,
+        serves=app.serves,
         files=sorted(file for file in files if file is not None),
     )
 

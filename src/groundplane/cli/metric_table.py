@@ -10,9 +10,11 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from groundplane.bus.observing import BusObserver
 from groundplane.cli.monitor import RestartCollector
 from groundplane.gateway.metrics import GatewayMetrics
 from groundplane.gateway.observer import Observer
+from groundplane.gateway.services_observer import ServicesObserver
 from groundplane.telemetry.alerts import Alerts
 from groundplane.telemetry.delivery import Courier
 from groundplane.telemetry.health import Health
@@ -54,11 +56,13 @@ def metric_rows() -> list[MetricRow]:
 
 def _registries() -> dict[str, CollectorRegistry]:
     """What each role registers. Nothing is opened: the collectors are asked for names alone."""
-    roles = {role: process_registry(role, folder=Path()) for role in ("gateway", "sidecar", "ends", "dev")}
+    roles = {role: process_registry(role, folder=Path()) for role in ("gateway", "sidecar", "ends", "services", "dev")}
     for role, registry in roles.items():
         registry.register(HealthCollector(Health(role)))
     GatewayMetrics(roles["gateway"])
     Observer(cast("Any", None), cast("Any", None), cast("Any", None), roles["gateway"])
+    ServicesObserver(cast("Any", None), roles["gateway"])
+    BusObserver(cast("Any", None), roles["services"])
     for role in ("sidecar", "ends"):
         ActorMetrics(roles[role], "actor")
     roles["dev"].register(RestartCollector({}))

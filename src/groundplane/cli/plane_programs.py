@@ -15,11 +15,12 @@ import msgspec
 
 from groundplane.cli.loading import Description
 from groundplane.cli.processes import Program
+from groundplane.cli.services_process import EndpointsConfig
 from groundplane.core.settings import Settings
 from groundplane.mesh import launch
 from groundplane.mesh.spec import ActorSpec
 
-GATEWAY, ENDS = "gateway", "ends"
+GATEWAY, ENDS, SERVICES = "gateway", "ends", "services"
 _FIRST, _SECOND, _THIRD = 0, 1, 2
 _BEHIND_THE_GATEWAY = 5
 """Who waits for an answer comes before a backlog."""
@@ -57,6 +58,26 @@ class PlanePrograms:
         """The process of both end actors."""
         joins = [name for name, spec in description.actors.items() if spec.join]
         return [_program(ENDS, launch.ends(self._place, joins=joins), _SECOND)]
+
+    def services(self, description: Description) -> list[Program]:
+        """The process of what the App declares for the bus, where it declares anything. It imports the user's code."""
+        if not description.serves:
+            return []
+        ready = self.ready_file(SERVICES)
+
+        async def feed() -> bytes:
+            return EndpointsConfig.of(self._settings, description.target, ready)
+
+        return [
+            Program(
+                name=SERVICES,
+                argv=[sys.executable, "-m", "groundplane.cli.services_process"],
+                environment={"PYTHONUNBUFFERED": "1", "GROUNDPLANE_LOG_LEVEL": self._settings.log_level.upper()},
+                ready_file=ready,
+                stage=_FIRST,
+                feed=feed,
+            )
+        ]
 
     def sidecars(self, description: Description, only: Iterable[str] | None = None) -> list[Program]:
         """The sidecars, which drain before their runtimes stop."""

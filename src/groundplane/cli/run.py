@@ -20,7 +20,7 @@ from groundplane.core.names import did_you_mean
 from groundplane.core.settings import Settings
 from groundplane.plane import Plane
 
-Role = Literal["gateway", "actors", "ends"]
+Role = Literal["gateway", "actors", "ends", "services"]
 
 
 def run(
@@ -28,7 +28,12 @@ def run(
     /,
     *,
     role: Annotated[
-        list[Role], Parameter(negative="", help="What to run here; may be repeated. actors brings the ends along.")
+        list[Role],
+        Parameter(
+            negative="",
+            help="What to run here; may be repeated. actors brings the ends along; services "
+            "is what @app.rpc, @app.on, @app.command and app.single_active declare.",
+        ),
     ],
     actor: Annotated[
         list[str] | None, Parameter(negative="", help="With --role actors: only this actor, without the ends.")
@@ -44,6 +49,8 @@ def run(
       groundplane run app:app --role gateway --port 8080
 
       groundplane run app:app --role actors --actor double
+
+      groundplane run app:app --role services
     """
     if actor and "actors" not in role:
         raise InvalidArgument(f"actor: {actor!r} needs --role actors")
@@ -53,6 +60,8 @@ def run(
     for name in actor or []:
         if name not in description.actors:
             raise NotFound(f"actor: {name!r} is not in {app!r}{did_you_mean(name, description.actors)}")
+    if "services" in role and not description.serves:
+        raise InvalidArgument(f"role: {app!r} declares nothing for services; use @app.rpc, @app.on or @app.command")
     if role == ["gateway"]:
         return _gateway(settings, description, common.output)
     return asyncio.run(_Role(settings, description, common.output, set(role), actor).run())
@@ -105,13 +114,16 @@ class _Role:
                 state_folder.forget_running(self._settings.state, os.getpid())
 
     async def _serve(self) -> int:
-        async with Plane.open(self._settings) as plane:
-            await plane.declare(self._description.actors.values())
+        if self._roles != {"services"}:  # whoever only serves needs no queues, and whoever only works no keys
+            async with Plane.open(self._settings, ports=("queues", "jobs", "ledger", "blobs", "security")) as plane:
+                await plane.declare(self._description.actors.values())
         if "gateway" in self._roles:
             self._supervisor.start([self._programs.gateway()])
         if "actors" in self._roles:
             self._supervisor.start(self._programs.runtimes(self._description, self._only))
             self._supervisor.start(self._programs.sidecars(self._description, self._only))
+        if "services" in self._roles:
+            self._supervisor.start(self._programs.services(self._description))
         if "ends" in self._roles or ("actors" in self._roles and self._only is None):
             self._supervisor.start(self._programs.ends(self._description))
         ready = asyncio.create_task(self._supervisor.all_ready())

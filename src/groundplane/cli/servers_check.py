@@ -51,7 +51,7 @@ async def _look(settings: Settings, port: str, queues: Sequence[str]) -> Diagnos
 def _told(port: str, found: Diagnosis | None, url: str) -> str:
     if found is None:
         return f"{url} answers"
-    hint = "" if port == "blobs" else " (`groundplane db upgrade`)"  # a bucket has no schema
+    hint = "" if port in ("blobs", "kv") else " (`groundplane db upgrade`)"  # a bucket has no schema
     stored = "" if found.stored else f"; nothing of this plane is there yet{hint}"
     return f"{found.server} at {url}{stored}"
 

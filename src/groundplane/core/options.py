@@ -199,6 +199,8 @@ OPTIONS: tuple[Option, ...] = (
         "keys, audit log, sessions (default: where the jobs are)",
         secret=True,
     ),
+    Option("kv", "plane.kv", "GROUNDPLANE_KV_URL", url, "small shared state, the registry of services", secret=True),
+    Option("bus", "plane.bus", "GROUNDPLANE_BUS_URL", url, "requests, events and commands of services", secret=True),
     Option("host", "gateway.host", "GROUNDPLANE_HOST", host, "address that the gateway listens on"),
     Option("port", "gateway.port", "GROUNDPLANE_PORT", whole(0, 65535), "port of the gateway; 0 takes a free one"),
     Option(

@@ -17,7 +17,8 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     """One pool now. `in_use` and `idle` count what it holds: connections, workers, or channels, as `backend` has them.
 
     `waiting` counts calls that wait for one; of RabbitMQ, which has no such calls, what it has not confirmed yet.
-    `size_max` is None where it is not bounded by a number.
+    `size_max` is None where it is not bounded by a number. `reconnects` counts connections that were lost and made
+    again.
     """
 
     backend: str
@@ -25,6 +26,7 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     idle: int
     waiting: int
     size_max: int | None = None
+    reconnects: int = 0
 
 
 class Pooled(Protocol):
@@ -60,4 +62,5 @@ def _sum(one: PoolState, other: PoolState) -> PoolState:
         idle=one.idle + other.idle,
         waiting=one.waiting + other.waiting,
         size_max=(one.size_max or 0) + (other.size_max or 0) if bounded else None,
+        reconnects=one.reconnects + other.reconnects,
     )

@@ -5,19 +5,10 @@ This table is the source of the page `reference/errors` of the documentation.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Reason(NamedTuple):
-    """One row: the code that the reason comes with, whether trying again can help, what it means, what to do."""
-
-    code: str
-    retryable: bool
-    meaning: str
-    remedy: str
-
+from groundplane.core.backend_reasons import BACKEND_REASONS, Reason
 
 REASONS: dict[str, Reason] = {
+    **BACKEND_REASONS,
     # the mesh
     "processing_error": Reason(
         "internal",
@@ -161,7 +152,7 @@ REASONS: dict[str, Reason] = {
     "malformed_frame": Reason(
         "unavailable",
         True,
-        "The peer sent bytes that are no valid AMQP 0-9-1.",
+        "The peer sent bytes that are no valid AMQP 0-9-1, or no NATS.",
         "Look at what stands between here and the broker.",
     ),
     "broker_error": Reason(
@@ -321,104 +312,71 @@ REASONS: dict[str, Reason] = {
         "Send it faster; look for what holds it up on the way.",
     ),
     "tool_not_found": Reason("not_found", False, "No tool has this name.", "List the tools; mind the spelling."),
-    # the embedded engine
-    "foreign_database": Reason(
-        "failed_precondition",
-        False,
-        "The file is not a Groundplane database.",
-        "Choose another state folder, or move the file away.",
-    ),
-    "schema_newer": Reason(
-        "failed_precondition",
-        False,
-        "The data was written by a newer Groundplane.",
-        "Upgrade Groundplane, or use the data's own version.",
-    ),
-    "schema_old": Reason(
-        "failed_precondition", False, "The data has an older schema.", "Run `groundplane db upgrade`."
-    ),
-    "schema_changed": Reason(
-        "failed_precondition",
-        False,
-        "An applied migration differs from the one that is shipped.",
-        "Restore the released files; never edit a released migration.",
-    ),
-    "server_too_old": Reason(
-        "failed_precondition", False, "The server or library is older than the least version.", "Upgrade it."
-    ),
-    "database_busy": Reason(
+    # leadership
+    "not_active": Reason(
         "unavailable",
         True,
-        "Another process holds the write lock for too long.",
-        "Look for a stopped process of this plane (`groundplane doctor`).",
+        "This instance is a standby; the details name the leader where it is known.",
+        "Ask the leader: `ask_leader` does so, with backoff, while the leadership changes.",
     ),
-    "disk_full": Reason(
-        "resource_exhausted", True, "The disk is full.", "Free space; nothing that was acknowledged is lost."
+    "leadership_lost": Reason(
+        "conflict",
+        False,
+        "The term of this member has ended, and what ran in it was cancelled.",
+        "Nothing to do here: whoever leads now goes on. Look for pauses and an unreachable store if it is frequent.",
     ),
-    "server_exhausted": Reason(
+    "execution_error": Reason(
+        "internal",
+        False,
+        "The leader's handler raised an exception; its type, code and reason are in the details.",
+        "Read them; mend the handler or the request. Not asked again by itself.",
+    ),
+    # key-value storage
+    "term_old": Reason(
+        "conflict",
+        False,
+        "The write shows a term that is older than one seen before: somebody else leads by now.",
+        "Stop acting; campaign again for a new term.",
+    ),
+    "outcome_unknown": Reason(
+        "deadline_exceeded",
+        False,
+        "The answer to a write was lost, and what it wrote cannot be told from what was written since.",
+        "Read the present state and decide anew.",
+    ),
+    # the bus
+    "no_responder": Reason(
+        "unavailable",
+        False,
+        "Nobody serves this method, or this instance of the service is gone.",
+        "Start the service, or mend the names of service, method and instance.",
+    ),
+    "bad_subject": Reason(
+        "invalid_argument",
+        False,
+        "A name, subject or pattern of the bus has parts that it may not have.",
+        "Use names of ASCII letters, digits, '_' and '-' joined by dots; '*' and a trailing '>' in patterns alone.",
+    ),
+    "subscription_differs": Reason(
+        "failed_precondition",
+        False,
+        "A durable subscription of this name exists for another pattern.",
+        "Choose another name, or delete the subscription that is there.",
+    ),
+    "too_many_calls": Reason(
         "resource_exhausted",
         True,
-        "The database server has no connection, memory or other resource left.",
-        "Raise its limit (`max_connections`), or lower `pool_max` in the URL.",
+        "The instance handles as many calls as it may, and its queue of waiting calls is full.",
+        "Try again later, start more instances, or raise concurrency.",
     ),
-    "io_error": Reason(
-        "unavailable", False, "The operating system refused to read or write the file.", "Look at the disk and its log."
-    ),
-    "database_corrupt": Reason(
-        "failed_precondition",
+    "command_timeout": Reason(
+        "deadline_exceeded",
         False,
-        "The database file is damaged.",
-        "Restore it from a backup; keep the damaged file.",
+        "The command was not done within its timeout.",
+        "Allow more time, or find what its handlers wait for.",
     ),
-    "database_replaced": Reason(
-        "failed_precondition",
-        False,
-        "The database file was moved or replaced while it was open.",
-        "Stop the plane before files are moved; start it again.",
-    ),
-    "read_only": Reason("permission_denied", False, "The state folder cannot be written.", "Mend its permissions."),
-    "forked": Reason(
-        "failed_precondition",
-        False,
-        "The database was opened before a fork.",
-        "Open it in the child process.",
-    ),
-    # the object store
-    "bucket_not_found": Reason(
-        "not_found",
-        False,
-        "The bucket does not exist.",
-        "Create it (`aws s3 mb s3://BUCKET`, or `create=true` in the URL), or mend the URL.",
-    ),
-    "store_unreachable": Reason(
-        "unavailable",
-        True,
-        "The object store takes no connection, broke one, or does not answer.",
-        "Start it; mend `endpoint` in the URL.",
-    ),
-    "store_error": Reason(
-        "unavailable", True, "The object store failed inside (HTTP 5xx).", "Read the store's log; try again later."
-    ),
-    "store_busy": Reason(
-        "resource_exhausted", True, "The object store asks for fewer requests.", "Try again later, with fewer at once."
-    ),
-    "store_keys_refused": Reason(
-        "permission_denied",
-        False,
-        "The object store does not know the access key, or the secret is wrong or expired.",
-        "Mend them in the URL, or in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
-    ),
-    "store_access_refused": Reason(
-        "permission_denied",
-        False,
-        "The credentials may not do this in the bucket.",
-        "Allow it in the bucket's or the user's policy.",
-    ),
-    "clock_skew": Reason(
-        "failed_precondition",
-        False,
-        "This machine's clock and the server's are too far apart.",
-        "Set the clock (NTP) of the machine that is wrong.",
+    "command_cancelled": Reason(
+        "failed_precondition", False, "The command was cancelled.", "Send it again if it was a mistake."
     ),
     # gateway and configuration
     "unknown_setting": Reason("invalid_argument", False, "No setting has this name.", "See the suggestion."),
@@ -471,6 +429,34 @@ REASONS: dict[str, Reason] = {
         False,
         "A metric would have more than 1,000 series.",
         "Use labels with few values; ids and paths belong into logs.",
+    ),
+    # services
+    "no_instance": Reason(
+        "unavailable",
+        True,
+        "No instance of the service is healthy.",
+        "Start one; look with `groundplane services show NAME` at why those that are there are not.",
+    ),
+    "superseded": Reason(
+        "failed_precondition",
+        False,
+        "A later registration of the same instance id has taken the entry.",
+        "Give every instance an id of its own.",
+    ),
+    "lifecycle": Reason(
+        "failed_precondition",
+        False,
+        "The service is in a state of its life that does not allow the step.",
+        "Start it once, stop it once; make a new one to start again.",
+    ),
+    "service_defined": Reason(
+        "already_exists", False, "The service is defined already.", "Change the definition instead (PUT)."
+    ),
+    "service_not_found": Reason(
+        "not_found", False, "No definition of the service is there.", "List the services; mind the spelling."
+    ),
+    "instance_not_found": Reason(
+        "not_found", False, "The service has no such instance, or not any more.", "List its instances."
     ),
     "queue_full": Reason("resource_exhausted", True, "A bounded buffer is full.", "Try again later, or send less."),
     "path_escape": Reason(

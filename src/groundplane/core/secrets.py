@@ -12,6 +12,7 @@ _SECRET_WORDS = re.compile(r"pass|secret|token|(?:^|[_-])key$|credential|signatu
 _OAUTH_WORDS = frozenset({"code", "state", "nonce", "code_verifier", "assertion"})
 _PLAIN_WORD = re.compile(r"[a-z]{1,20}")
 _USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s:/@'\"]*):(?P<password>[^\s/'\"]*)@")
+_LONE_TOKEN = re.compile(r"(?P<scheme>\b(?:nats|tls)://)[^\s:/@'\"]+@", re.IGNORECASE)  # NATS: user alone is a token
 
 
 class Secret:
@@ -101,6 +102,7 @@ def hides(name: str, value: object = "") -> bool:
 
 def mask_urls(text: str) -> str:
     """`text` with the passwords of all URLs in it replaced: for messages of others that quote one."""
+    text = _LONE_TOKEN.sub(lambda found: f"{found['scheme']}{MASK}@", text)
     return _USER_INFO.sub(lambda found: f"{found['scheme']}{found['user']}:{MASK}@", text)
 
 

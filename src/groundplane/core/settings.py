@@ -62,6 +62,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ledger: Url = Url("embedded://")
     blobs: Url = Url("embedded://")
     security: Url = Url("")
+    kv: Url = Url("embedded://")
+    bus: Url = Url("embedded://")
     host: str = "127.0.0.1"
     port: int = 8080
     allowed_hosts: tuple[str, ...] = ()

@@ -84,8 +84,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def secrets(self) -> dict[str, str]:
         """The variables that hold URLs, each with the port that it is for."""
-        apart = ("security",) if self.settings.security != self.settings.jobs else ()
-        return {option.variable: option.field for option in OPTIONS if option.field in (*_PORTS, *apart)}
+        security = ("security",) if self.settings.security != self.settings.jobs else ()
+        keys = ("kv",) if self.settings.kv.scheme != "embedded" else ()
+        return {option.variable: option.field for option in OPTIONS if option.field in (*_PORTS, *security, *keys)}
 
     def environment(self) -> dict[str, str]:
         """The settings that are no secrets, where they differ from the defaults; the same for every role."""

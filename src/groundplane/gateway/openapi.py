@@ -14,6 +14,8 @@ from groundplane.gateway.settings import GatewaySettings
 from groundplane.gateway.sse import MEDIA_TYPE as EVENT_STREAM
 from groundplane.jobs.port import AnswerAction, JobState, QuestionKind, QuestionState
 from groundplane.security.access import RULES
+from groundplane.services.port import Status
+from groundplane.services.summary import Word
 
 EVERYWHERE = (400, 401, 403, 408, 413, 414, 415, 421, 422, 429, 431, 500, 503)
 """Statuses with a problem document that any operation may answer with."""
@@ -164,6 +166,7 @@ def schemas() -> dict[str, Any]:
         "DeadLetter": _object(whole),
         "DeadPage": _object({"dead": {"type": "array", "items": _object(dead)}, "cursor": _MAYBE_TEXT}),
         **_security_schemas(),
+        **_services_schemas(),
         "Redriven": _object({"id": _TEXT, "queue": _TEXT, "message_id": _TEXT, "redriven": {"const": True}}),
         "Purged": _object({"queue": _TEXT, "purged": _COUNT}),
         "Health": {
@@ -193,6 +196,54 @@ def _security_schemas() -> dict[str, Any]:
         ),
         "AuditEntry": _object(_audit_members()),
         "AuditPage": _object({"entries": _list("AuditEntry"), "before": {"type": ["integer", "null"]}}),
+    }
+
+
+def _services_schemas() -> dict[str, Any]:
+    status = {"enum": [one.value for one in Status]}
+    counts = {"type": "object", "additionalProperties": _COUNT}
+    metadata = {"type": "object"}
+    revision = {"type": "integer", "minimum": 1}
+    definition = dict.fromkeys(("serviceName", "owner", "description", "version"), _TEXT)
+    instance = {
+        **dict.fromkeys(("serviceName", "instanceId", "version"), _TEXT),
+        "status": status,
+        "lastHeartbeat": _MAYBE_TEXT,
+        "stickyActiveGroup": _MAYBE_TEXT,
+        "stickyActiveStatus": {"enum": ["ACTIVE", "STANDBY", None]},
+        "metadata": metadata,
+        "registrationId": _TEXT,
+        "schemaVersion": _COUNT,
+    }
+    health = {
+        "serviceName": _TEXT,
+        "health": {"enum": list(get_args(Word))},
+        **dict.fromkeys(("instances", "healthy"), _COUNT),
+        "byStatus": counts,
+        "versions": {"type": "array", "items": _TEXT},
+    }
+    whole = {**dict.fromkeys(("services", "instances", "healthy"), _COUNT), "byHealth": counts, "byStatus": counts}
+    removed = _object({"serviceName": _TEXT, "instanceId": _TEXT, "idleS": {"type": "number"}})
+    leader = {
+        "name": _TEXT,
+        **dict.fromkeys(("leader", "since"), _MAYBE_TEXT),
+        "term": {"type": ["integer", "null"]},
+        "leaseS": {"type": ["number", "null"]},
+    }
+    times = {"createdAt": _TEXT, "updatedAt": _TEXT}
+    return {
+        "Service": _object({**definition, "metadata": metadata, **times, "revision": revision}),
+        "ServicePage": _object({"services": _list("Service"), "cursor": _MAYBE_TEXT}),
+        "ServiceDeleted": _object({"serviceName": _TEXT, "deleted": {"const": True}}),
+        "Instance": _object(instance),
+        "ServiceHealth": _object(health),
+        "InstanceList": _object(
+            {"health": {"$ref": "#/components/schemas/ServiceHealth"}, "instances": _list("Instance")}
+        ),
+        "AllInstances": _object({"instances": _list("Instance")}),
+        "ServicesSummary": _object({**whole, "details": _list("ServiceHealth")}),
+        "LeaderList": _object({"leaders": {"type": "array", "items": _object(leader)}}),
+        "InstancesCleaned": _object({"removed": {"type": "array", "items": removed}, "staleS": {"type": "number"}}),
     }
 
 

@@ -53,12 +53,15 @@ from groundplane.gateway.relay import Relay, declare_missing
 from groundplane.gateway.rest import DeadApi, JobsApi, reply
 from groundplane.gateway.security_api import SecurityApi, security_endpoints
 from groundplane.gateway.services import Services, own_secrets
+from groundplane.gateway.services_api import ServicesApi, services_endpoints
+from groundplane.gateway.services_observer import ServicesObserver
 from groundplane.gateway.settings import GatewaySettings, local_url
 from groundplane.gateway.tools import Reloaded, ToolTable
 from groundplane.gateway.tracing import Traced
 from groundplane.jobs import Jobs
 from groundplane.queues import Queues
 from groundplane.security.store import Security
+from groundplane.services.directory import Directory
 from groundplane.telemetry.admin import serve_admin
 from groundplane.telemetry.health import Health
 from groundplane.telemetry.logs import get_logger
@@ -91,6 +94,7 @@ class Gateway:
         name: str,
         authenticator: Authenticator,
         security: Security | None,
+        directory: Directory | None = None,
     ) -> None:
         self._services = services
         self._lane = lane
@@ -101,6 +105,7 @@ class Gateway:
         self.endpoints: list[Endpoint] = [
             *table.endpoints(JobsApi(services), DeadApi(services), ActorApi(services), HealthApi(health)),
             *security_endpoints(SecurityApi(authenticator, security, name)),
+            *services_endpoints(ServicesApi(services.access, directory)),
         ]
         self._logins = Logins(security if services.settings.takes_keys else None)
         self._dashboard = Dashboard(services, self.endpoints, lifecycle, name, self._logins)
@@ -126,9 +131,11 @@ class Gateway:
         relay: bool = True,
         jobs_backend: str = "sqlite",
         security: Security | None = None,
+        directory: Directory | None = None,
     ) -> AsyncIterator[Gateway]:
         """A gateway over ports that stay the caller's. `relay=False` leaves outbox and deadlines to another process.
         `security` keeps keys, the audit log and what replicas share; without it nothing is told and no key is taken.
+        `directory` is what `/v1/services`, its page and its metrics show; without it that is refused.
         `jobs_backend` says how long the store of jobs usually may take to answer (`telemetry.health.SLOW_S`).
         """
         settings = settings or GatewaySettings()
@@ -167,6 +174,8 @@ class Gateway:
             if relay:
                 lifecycle.spawn(jobs.run_relay(Relay(queues, metrics).send), name="relay")
                 lifecycle.spawn(jobs.run_sweeper(SWEEP_INTERVAL_S), name="sweeper")
+            if directory is not None:
+                lifecycle.spawn(ServicesObserver(directory, metrics.registry).run(), name="services_observer")
             lane = LoadingLane(services, lifecycle, name)
             health = gateway_health(services, lifecycle, lane, backend=jobs_backend)
             gateway = cls(
@@ -178,6 +187,7 @@ class Gateway:
                 name=name,
                 authenticator=authenticator,
                 security=security,
+                directory=directory,
             )
             try:
                 yield gateway

@@ -9,6 +9,7 @@ from typing import get_args
 import msgspec
 
 from groundplane.core.errors import InvalidArgument, NotFound
+from groundplane.core.fencing import check_fence
 from groundplane.jobs.port import (
     Answer,
     AnswerAction,
@@ -77,6 +78,8 @@ def check_new_job(job: NewJob, messages: Sequence[OutboxMessage]) -> None:
         raise InvalidArgument(f"deadline_at: {job.deadline_at!r} must be a time in Unix milliseconds")
     if job.live_max is not None and job.live_max < 1:
         raise InvalidArgument(f"live_max: {job.live_max!r} must be at least 1; None is no limit")
+    if job.fence is not None:
+        check_fence(job.fence)
     for message in messages:
         _check_message("messages", message)
 

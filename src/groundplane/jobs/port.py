@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import msgspec
 
 from groundplane.core.errors import ErrorRecord
+from groundplane.core.fencing import Fence
 
 
 class JobState(enum.StrEnum):
@@ -53,7 +54,8 @@ class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """What a job is created from. `arguments_hash` guards the idempotency key, which is scoped to `owner`.
 
-    `live_max` is how many jobs of the owner may not have ended, this one included; None: any number.
+    `live_max` is how many jobs of the owner may not have ended, this one included; None: any number. `fence` shows
+    under which term of which leadership it is made: the store refuses a term that is older than one it has seen.
     """
 
     job_id: str
@@ -67,6 +69,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     token_hash: str = ""
     trace: str = ""
     live_max: int | None = None
+    fence: Fence | None = None
 
 
 QuestionKind: TypeAlias = Literal["elicit", "sample", "roots"]
@@ -411,6 +414,9 @@ class JobStore(Protocol):
         `already_exists` for a known `job_id`, `resource_exhausted` (reason `live_jobs`) where the owner has `live_max`
         jobs that have not ended. That is decided in the transaction: callers in several processes together never
         exceed it, and a repeat by key or id is told of the job that is there, not refused.
+
+        Raises `conflict` (reason `term_old`) where a higher term than the job's `fence` was seen for its name, a repeat
+        by key too; in the same transaction, in which the store also remembers the term, unless the call is refused.
         """
         ...
 

@@ -148,7 +148,7 @@ class Jobs:
         A repeated idempotency key (of the same owner) returns the job that is there, as long as it is retained.
         Raises `conflict` (`idempotency_mismatch`) for the key with another tool or arguments, `already_exists` for
         a known id, `resource_exhausted` (`live_jobs`) where the owner has `live_max` jobs that have not ended,
-        `invalid_argument`.
+        `conflict` (`term_old`) where a newer term than that of `fence` was seen, `invalid_argument`.
         """
         check_new_job(job, messages)
         self._lifecycle.check_open()

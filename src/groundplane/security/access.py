@@ -3,8 +3,8 @@
     decide(caller, Action.CONTROL_JOB, owner=job.owner)
 
 A caller has scopes. `tools:<glob>` lets it call the tools whose names match, and do everything with its own jobs.
-`read` shows everybody's jobs, actors and dead letters; `operate` includes `read` and steers them; `admin` includes
-`operate`, keys and the audit log. A job of somebody else is hidden from those who may not see it.
+`read` shows everybody's jobs, actors, services and dead letters; `operate` includes `read` and steers them; `admin`
+includes `operate`, keys and the audit log. A job of somebody else is hidden from those who may not see it.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Action(Enum):
     READ_AUDIT = "audit.read"
     READ_KEYS = "keys.read"
     CHANGE_KEYS = "keys.change"
+    READ_SERVICES = "services.read"
+    CHANGE_SERVICES = "services.change"
 
     @property
     def changes(self) -> bool:
@@ -121,6 +123,8 @@ RULES: dict[Action, Rule] = {
     Action.READ_AUDIT: Rule(scope="admin"),
     Action.READ_KEYS: Rule(scope="admin"),
     Action.CHANGE_KEYS: Rule(scope="admin"),
+    Action.READ_SERVICES: Rule(scope="read"),
+    Action.CHANGE_SERVICES: Rule(scope="operate"),
 }
 GRANTED_BY: dict[str, frozenset[str]] = {
     "read": frozenset({"read", "operate", "admin"}),
@@ -133,7 +137,7 @@ LOCAL = Caller(principal="", name="local", kind="local", scopes=("admin", "opera
 
 _CHANGES = frozenset({
     Action.CALL_TOOL, Action.CONTROL_JOB, Action.ANSWER_QUESTION, Action.REPORT_JOB, Action.REDRIVE_DEAD,
-    Action.PURGE_DEAD, Action.CHANGE_KEYS,
+    Action.PURGE_DEAD, Action.CHANGE_KEYS, Action.CHANGE_SERVICES,
 })  # fmt: skip
 _ALLOWED, _UNKNOWN = Decision(Verdict.ALLOWED), Decision(Verdict.UNAUTHENTICATED)
 

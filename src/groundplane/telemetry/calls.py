@@ -55,6 +55,11 @@ def methods() -> list[Calls]:
     return list(_methods.values())
 
 
+def calls_of(port: str, operation: str) -> Calls:
+    """Where to count something that is no method: what a façade does for others, such as running their handlers."""
+    return _methods.setdefault((port, operation), Calls(port, operation))
+
+
 def measured(port: str) -> Callable[[Method[P, T]], Method[P, T]]:
     """Count and time a method of a façade. The outcome is `ok`, the code of a `GroundplaneError`, `cancelled`, or
     `broken` for any other exception.
@@ -62,7 +67,7 @@ def measured(port: str) -> Callable[[Method[P, T]], Method[P, T]]:
 
     def decorate(method: Method[P, T]) -> Method[P, T]:
         name = method.__name__
-        calls = _methods.setdefault((port, name), Calls(port, name))
+        calls = calls_of(port, name)
 
         @functools.wraps(method)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -89,4 +94,4 @@ def _outcome(error: BaseException) -> str:
     return "broken" if isinstance(error, Exception) else "cancelled"
 
 
-__all__ = ["SECONDS", "Calls", "measured", "methods"]
+__all__ = ["SECONDS", "Calls", "calls_of", "measured", "methods"]

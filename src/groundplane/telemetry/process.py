@@ -76,14 +76,15 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What is scraped."""
-        held, waiting, most = _pools()
+        held, waiting, most, again = _pools()
         for one in pools.states():
             held.add_metric([one.backend, "in_use"], one.in_use)
             held.add_metric([one.backend, "idle"], one.idle)
             waiting.add_metric([one.backend], one.waiting)
             if one.size_max is not None:
                 most.add_metric([one.backend], one.size_max)
-        yield from (held, waiting, most)
+            again.add_metric([one.backend], one.reconnects)
+        yield from (held, waiting, most, again)
 
 
 class CallCollector(Collector):
@@ -139,13 +140,14 @@ def _build() -> GaugeMetricFamily:
     return GaugeMetricFamily("groundplane_build_info", "Always 1.", labels=["version", "python", "role"])
 
 
-def _pools() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+def _pools() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, CounterMetricFamily]:
     return (
         GaugeMetricFamily(
             "groundplane_pool_connections", "What the pool of a backend holds.", labels=["backend", "state"]
         ),
         GaugeMetricFamily("groundplane_pool_waiting", "Calls that wait for a connection.", labels=["backend"]),
         GaugeMetricFamily("groundplane_pool_connections_max", "Most that the pool may hold.", labels=["backend"]),
+        CounterMetricFamily("groundplane_pool_reconnects", "Connections made again.", labels=["backend"]),
     )
 
 

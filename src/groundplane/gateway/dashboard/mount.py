@@ -63,6 +63,8 @@ PAGES = (
     Page("GET", f"{ROOT}/dead/{{dead_id}}/purge", "purge_pages.show", Action.PURGE_DEAD),
     Page("POST", f"{ROOT}/dead/{{dead_id}}/purge", "purge_pages.purge", Action.PURGE_DEAD),
     Page("POST", f"{ROOT}/dead/{{dead_id}}/redrive", "dead_pages.redrive", Action.REDRIVE_DEAD),
+    Page("GET", f"{ROOT}/services", "services_pages.listing", Action.READ_SERVICES),
+    Page("GET", f"{ROOT}/services/live", "services_pages.listing_live", Action.READ_SERVICES),
     Page("GET", f"{ROOT}/health", "health_page.show", Action.PROBE_DETAILS),
     Page("GET", f"{ROOT}/health/live", "health_page.live", Action.PROBE_DETAILS),
     Page("GET", f"{ROOT}/tools", "tools_pages.listing", Action.LIST_TOOLS),

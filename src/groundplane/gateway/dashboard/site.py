@@ -37,6 +37,7 @@ SECTIONS = (
     ("tools", f"{ROOT}/tools", "Tools", Action.LIST_TOOLS),
     ("actors", f"{ROOT}/actors", "Actors", Action.READ_ACTORS),
     ("dead", f"{ROOT}/dead", "Dead letters", Action.READ_DEAD),
+    ("services", f"{ROOT}/services", "Services", Action.READ_SERVICES),
     ("health", f"{ROOT}/health", "Health", Action.PROBE_DETAILS),
 )
 _log = get_logger("dashboard")

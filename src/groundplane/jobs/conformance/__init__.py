@@ -17,6 +17,7 @@ import pytest
 
 from groundplane.jobs.conformance.control import ControlConformance
 from groundplane.jobs.conformance.fan_out import FanOutConformance
+from groundplane.jobs.conformance.fences import FenceConformance
 from groundplane.jobs.conformance.live import LiveConformance
 from groundplane.jobs.conformance.log import LogConformance
 from groundplane.jobs.conformance.outbox import OutboxConformance
@@ -31,6 +32,7 @@ __all__ = ["JobConformance", "OpenJobs"]
 
 class JobConformance(
     RecordConformance,
+    FenceConformance,
     ControlConformance,
     QuestionConformance,
     FanOutConformance,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from groundplane.backends.sqlite import Transaction
+from groundplane.core.fencing import Fence, term_old
 from groundplane.jobs.drivers.file_unit import FileUnit
 from groundplane.jobs.drivers.outbox import FileQueues, insert
 from groundplane.jobs.drivers.rows import (
@@ -32,6 +33,7 @@ def create(
     """The job, its first event, its first messages (in the outbox, or in their queues); or the job that has the
     idempotency key.
     """
+    _check_term(unit, new.fence)
     known = _known(unit, new)
     if known is not None:
         return Created(known, False)
@@ -95,6 +97,21 @@ def list_jobs(tx: Transaction, scope: Scope, query: JobQuery) -> JobPage:
     rows = tx.execute(sql, values)
     items = rows[: query.limit]
     return JobPage(items=[record(row) for row in items], cursor=str(items[-1][0]) if len(rows) > query.limit else None)
+
+
+def _check_term(unit: FileUnit, fence: Fence | None) -> None:
+    """The file has one writer at a time: what is compared and written here is one step with the job."""
+    if fence is None:
+        return
+    seen = unit.one("SELECT term FROM job_fences WHERE namespace = ? AND name = ?", unit.scope.number, fence.name)
+    if seen is not None and seen[0] > fence.term:
+        raise term_old(fence, seen[0])
+    if seen is None or seen[0] < fence.term:
+        unit.tx.execute(
+            """INSERT INTO job_fences (namespace, name, term) VALUES (?, ?, ?)
+               ON CONFLICT (namespace, name) DO UPDATE SET term = excluded.term""",
+            (unit.scope.number, fence.name, fence.term),
+        )
 
 
 def _check_room(unit: FileUnit, new: NewJob) -> None:

@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote
 
 from groundplane.core.errors import Unavailable
@@ -116,6 +117,7 @@ class Kubernetes(Server):
     ports = ("client", "etcd", "etcd_peer")
     needs = ("etcd",)
     customary = ("KUBECONFIG",)
+    options: ClassVar[Mapping[str, str]] = {"arguments": "More words for the API server's command line, as a list."}
 
     def sources(self) -> Sequence[Source]:
         return [GeneratedMain()]
@@ -173,7 +175,8 @@ def _api_server(place: Place) -> Program:
         "shutdown-delay-duration": "0s",
         "v": "0",
     }
-    return Program(argv=[place.program("kube-apiserver"), *(f"--{name}={value}" for name, value in flags.items())])
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    return Program(argv=[place.program("kube-apiserver"), *words, *map(str, place.options.get("arguments", ()))])
 
 
 def _kubeconfig(place: Place) -> str:

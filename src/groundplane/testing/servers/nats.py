@@ -10,7 +10,7 @@ from groundplane.testing.servers import wire
 from groundplane.testing.servers.contract import Place, Program, Server, Source
 from groundplane.testing.servers.sources import Go, OnPath
 
-ACCOUNTS = 256
+ACCOUNTS = 2048
 """So many namespaces one server has: users `t0` … with the password of the same name, each in an account of its own."""
 
 
@@ -43,7 +43,7 @@ class NatsServer(Server):
             "accounts": accounts, "no_auth_user": "kit", **place.options.get("config", {}),
         }  # fmt: skip
         path = place.folder / "nats.conf"
-        path.write_text(json.dumps(settings))
+        path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
         return [Program(argv=[place.program("nats-server"), "-c", str(path)])]
 
     def check(self, place: Place) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from groundplane.backends.postgres import Database, Statement
 from groundplane.core.errors import GroundplaneError, Unavailable
+from groundplane.core.fencing import Fence, term_old
 from groundplane.jobs.drivers.postgres import sequence
 from groundplane.jobs.drivers.postgres.applying import CLOCK
 from groundplane.jobs.drivers.postgres.dialect import text, translated
@@ -66,12 +67,16 @@ class Creation(msgspec.Struct, frozen=True):
 
 
 def pick(calls: Sequence[Creation]) -> int:
-    """How many calls go together: no id twice, not too many bytes."""
+    """How many calls go together: no id twice, not too many bytes, no two terms of one leadership."""
     ids: set[str] = set()
+    terms: dict[str, int] = {}
     weight = 0
     for one in calls[:GROUP_MAX]:
         weight += one.weight
         if one.job.job_id in ids or weight > BYTES_MAX:
+            break
+        fence = one.job.fence
+        if fence is not None and terms.setdefault(fence.name, fence.term) != fence.term:
             break
         ids.add(one.job.job_id)
     return len(ids)
@@ -83,12 +88,15 @@ async def create_together(
     """What became of each: made, known by its key, refused; None where it must be tried once more."""
     messages = [(call, at, one) for call in calls for at, one in enumerate(call.messages)]
     limits = [call.job.live_max for call in calls]
+    fences = {call.job.fence.name: call.job.fence for call in calls if call.job.fence is not None}
+    create = _create(database.schema, any(limits), bool(fences))
     try:
-        _, _, made = await database.query_all(
+        *_, highest, made = await database.query_all(
             [
                 sequence.lock(database.schema, scope.number),
                 _IMPATIENT,
-                (_create(database.schema, any(limits)), {**_bindings(scope, now, calls, messages), "limits": limits}),
+                *([_show(database.schema, scope, fences)] if fences else []),
+                (create, {**_bindings(scope, now, calls, messages), "limits": limits}),
             ]
         )
     except Unavailable as error:
@@ -97,6 +105,7 @@ async def create_together(
         return [None for _ in calls]
     database.ring(scope.topic("events"))
     rows = {row[0]: row for row in made}
+    terms: dict[str, int] = dict(highest) if fences else {}
     numbers = iter(made[0][4] or [] if made else [])
     sent: dict[str, list[int]] = {}
     for call, _, _ in messages:
@@ -111,9 +120,23 @@ async def create_together(
             sent.get(call.job.job_id, []) if call.lease_ms else [],
         )
         if call.job.job_id in rows
-        else await _known(database, scope, call.job)
+        else _refused(call.job, terms) or await _known(database, scope, call.job)
         for call in calls
     ]
+
+
+def _show(schema: str, scope: Scope, fences: Mapping[str, Fence]) -> Statement:
+    """Remember higher terms; the highest of each name. The namespace's lock is held: this and what follows are one."""
+    return _show_terms(schema), {
+        "namespace": scope.number,
+        "names": list(fences),
+        "terms": [one.term for one in fences.values()],
+    }
+
+
+def _refused(new: NewJob, highest: Mapping[str, int]) -> GroundplaneError | None:
+    fence = new.fence
+    return term_old(fence, highest[fence.name]) if fence is not None and highest[fence.name] > fence.term else None
 
 
 async def _known(database: Database, scope: Scope, new: NewJob) -> Created | GroundplaneError | None:
@@ -164,6 +187,8 @@ def _bindings(
         "tokens": [text(one.token_hash) for one in jobs],
         "traces": [text(one.trace) for one in jobs],
         "datas": [call.data for call in calls],
+        "fences": [one.fence.name if one.fence is not None else None for one in jobs],
+        "terms": [one.fence.term if one.fence is not None else None for one in jobs],
         "of": [call.job.job_id for call, _, _ in messages],
         "leases": [call.lease_ms for call, _, _ in messages],
         "queues": [text(one.queue) for _, _, one in messages],
@@ -187,8 +212,30 @@ place too; who is left out for that alone comes again.
 """
 
 
+_OF_THE_NEWEST_TERM = """
+          WHERE job.fence IS NULL OR job.term >= (
+            SELECT seen.term FROM {schema}.job_fences AS seen
+            WHERE seen.namespace = %(namespace)s AND seen.name = job.fence)"""
+
+
 @functools.cache
-def _create(schema: str, limited: bool) -> str:
+def _show_terms(schema: str) -> str:
+    return f"""
+        WITH shown AS (SELECT * FROM unnest(%(names)s::text[], %(terms)s::bigint[]) AS one (name, term)),
+        raised AS (
+          INSERT INTO {schema}.job_fences (namespace, name, term) SELECT %(namespace)s, name, term FROM shown
+          ON CONFLICT (namespace, name) DO UPDATE SET term = excluded.term WHERE job_fences.term < excluded.term
+          RETURNING name, term)
+        SELECT name, max(term) FROM (
+          SELECT name, term FROM raised UNION ALL
+          SELECT name, fence.term FROM {schema}.job_fences AS fence JOIN shown USING (name)
+          WHERE fence.namespace = %(namespace)s) AS known
+        GROUP BY name"""
+
+
+@functools.cache
+def _create(schema: str, limited: bool, fenced: bool) -> str:
+    newest = _OF_THE_NEWEST_TERM.format(schema=schema) if fenced else ""
     count = "(SELECT count(*) FROM made)"
     admitted = _ADMITTED.format(schema=schema) if limited else "given"
     return f"""
@@ -196,9 +243,10 @@ def _create(schema: str, limited: bool) -> str:
         given AS (
           SELECT * FROM unnest(%(ids)s::text[], %(tools)s::text[], %(owners)s::text[], %(keys)s::text[],
             %(hashes)s::text[], %(steps)s::bigint[], %(routes)s::bytea[], %(arguments)s::bytea[],
-            %(deadlines)s::bigint[], %(tokens)s::text[], %(traces)s::text[], %(datas)s::text[], %(limits)s::bigint[])
+            %(deadlines)s::bigint[], %(tokens)s::text[], %(traces)s::text[], %(datas)s::text[], %(limits)s::bigint[],
+            %(fences)s::text[], %(terms)s::bigint[])
             WITH ORDINALITY AS job (job_id, tool, owner, key, hash, steps, route, arguments, deadline_at, token, trace,
-              data, live_max, n)),
+              data, live_max, fence, term, n){newest}),
         made AS (
           INSERT INTO {schema}.jobs (namespace, job_id, tool, owner, idempotency_key, arguments_hash, total_steps,
             route, arguments, created_at, updated_at, deadline_at, token_hash, trace)

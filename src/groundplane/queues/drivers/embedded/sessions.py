@@ -8,17 +8,14 @@ itself, so that a pause of the whole machine makes nobody dead.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import secrets
-import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from groundplane.backends.sqlite import Database, Transaction
+from groundplane.backends.sqlite.alive import AliveFile, owner_has_ended
 from groundplane.core.clock import Clock
 from groundplane.core.errors import GroundplaneError
 from groundplane.queues.drivers.embedded import rows
@@ -26,55 +23,6 @@ from groundplane.queues.drivers.embedded import rows
 SWEEP_S = 0.4
 _BEATS_PER_LIFE = 6
 _LEASES_AT_ONCE = 1000
-
-
-class AliveFile:
-    """A locked file: proof that this process lives, readable by others."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder = folder
-        while True:
-            self.name = f"{secrets.token_hex(8)}.alive"
-            self._fd = os.open(folder / self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            if self._lock():
-                break
-            os.close(self._fd)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
-        _FILES.add(self)
-
-    def _lock(self) -> bool:
-        """False where somebody who tidies up took the file between its creation and its lock."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return os.fstat(self._fd).st_nlink == 1
-
-    def close(self) -> None:
-        _FILES.discard(self)
-        with suppress(FileNotFoundError):
-            os.unlink(self._folder / self.name)
-        os.close(self._fd)
-
-    def forget(self) -> None:
-        """In a forked child: the lock is shared with it and must end with the parent."""
-        os.close(self._fd)
-
-
-def owner_has_ended(path: Path) -> bool:
-    """Whether the lock of an alive file is free. A file that is not there tells nothing: False."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True
 
 
 class _Seen(NamedTuple):
@@ -234,15 +182,3 @@ def _end_leases(tx: Transaction, due: int, now_ms: int) -> None:
     for held in expired:
         rows.give_back(tx, held, held, now_ms, counts=True)
     rows.end_leases(tx, expired)
-
-
-_FILES: weakref.WeakSet[AliveFile] = weakref.WeakSet()
-
-
-def _forget_files() -> None:
-    for file in list(_FILES):
-        with suppress(OSError):
-            file.forget()
-
-
-os.register_at_fork(after_in_child=_forget_files)

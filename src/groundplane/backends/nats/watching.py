@@ -1,0 +1,277 @@
+"""Following the last message of each subject of a stream, without a gap and never deaf.
+
+An ephemeral push consumer with flow control and a heartbeat. It is taken for deaf after a reconnect, when no frame came
+for 1.2 s, when its sequence has a gap, or when a heartbeat knows of deliveries that did not arrive. Then it is built
+anew from the last message of each subject and compared with the subjects that were known: one that is absent is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from groundplane.backends.nats.config import ConsumerConfig
+from groundplane.backends.nats.jetstream import JetStream, Stored
+from groundplane.backends.nats.message import Message, place_of
+from groundplane.backends.nats.subscription import Subscription
+from groundplane.core.errors import GroundplaneError
+from groundplane.core.lifecycle import Lifecycle
+
+HEARTBEAT_S = 0.5
+DEAF_S = 1.2
+_INACTIVE_S = 5.0
+_BACKOFF_S = (0.05, 1.0)
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A message was stored; it may be one that says that its subject is gone."""
+
+    message: Stored
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """A subject has no message any more; which one removed it is not known. `seq`: the last one seen."""
+
+    subject: str
+    seq: int
+
+
+class Synced(msgspec.Struct, frozen=True):
+    """What was there at the beginning has been told. Once."""
+
+
+Event = Changed | Gone | Synced
+
+
+class Watcher:
+    """`async with Watcher(jetstream, stream, ["a.>"], is_gone=…) as watcher: async for event in watcher: …`
+
+    First the last message of each subject, then `Synced`, then each that is stored. After an interruption changes of
+    one subject may have become one. Messages up to the sequence `after` are not told. `is_gone(message)` says
+    which ones remove their subject. A slow reader slows the server down, not memory.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        stream: str,
+        subjects: Sequence[str],
+        *,
+        is_gone: Callable[[Stored], bool] = lambda _: False,
+        after: int = 0,
+        headers_only: bool = False,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        self._jetstream, self._link = jetstream, jetstream.link
+        self._stream = stream
+        self._subjects = tuple(subjects)
+        self._is_gone = is_gone
+        self._headers_only = headers_only
+        self._heartbeat_s = heartbeat_s
+        self._deaf_s = max(DEAF_S, 2.4 * heartbeat_s)
+        self._loop = asyncio.get_running_loop()
+        self._life = Lifecycle(f"watch {stream}")
+        self._events: deque[Event | str] = deque()
+        self._arrived = asyncio.Event()
+        self._deaf = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._consumer = ""
+        self._consumer_seq = 0
+        self._created = ""
+        self._seq = after
+        self._known: set[str] = set()
+        self._seen: set[str] | None = None
+        self._heard_at = self._loop.time()
+        self._forget_listener: Callable[[], None] = lambda: None
+        self.synced = False
+        self.rebuilt = 0
+        self.error: GroundplaneError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Watcher {self._stream} {' '.join(self._subjects)} at {self._seq}, rebuilt {self.rebuilt} times>"
+
+    async def __aenter__(self) -> Self:
+        """Begin. Raises what the first building raises (`not_found`, `unavailable`); later ones are tried for ever."""
+        self._forget_listener = self._link.on_state(self._on_state)
+        try:
+            await self._build()
+        except BaseException:
+            await self.aclose()
+            raise
+        self._life.spawn(self._supervise(), name="hearing")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event; the iteration ends when the watcher is closed. For one reader."""
+        while True:
+            while self._events:
+                event = self._events.popleft()
+                if not isinstance(event, str):
+                    return event
+                self._answer(event)
+            if self._life.closed:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    @property
+    def hearing(self) -> bool:
+        """Whether the server was heard of lately: what is stored is told."""
+        return self._subscription is not None and self._loop.time() - self._heard_at < self._deaf_s
+
+    async def aclose(self) -> None:
+        """End it; a blocked reader is told. Idempotent."""
+        self._forget_listener()
+        await self._life.aclose()
+        self._drop()
+        self._arrived.set()
+
+    # -- what arrives
+
+    def _on_frame(self, message: Message) -> None:
+        self._heard_at = self._loop.time()
+        if not message.reply.startswith("$JS.ACK."):
+            self._on_control(message)
+            return
+        place = place_of(message.reply)
+        if place.consumer_seq != self._consumer_seq + 1:
+            self._go_deaf()
+            return
+        self._consumer_seq = place.consumer_seq
+        headers = message.headers
+        self._take(Stored(message.subject, place.stream_seq, place.time_ns, message.payload, headers))
+        if place.pending == 0:
+            self._complete()
+
+    def _on_control(self, message: Message) -> None:
+        if message.status != 100:
+            self._go_deaf()
+            return
+        asked = message.reply or message.headers.get("Nats-Consumer-Stalled", "")
+        if asked:
+            if self._events:
+                self._tell(asked)  # answered when the reader has come so far
+            else:
+                self._answer(asked)
+        last = message.headers.get("Nats-Last-Consumer")
+        if last is not None and int(last) != self._consumer_seq:
+            self._go_deaf()
+
+    def _take(self, message: Stored) -> None:
+        if self._is_gone(message):
+            self._known.discard(message.subject)
+        else:
+            self._known.add(message.subject)
+            if self._seen is not None:
+                self._seen.add(message.subject)
+        if message.seq > self._seq:
+            self._seq = message.seq
+            self._tell(Changed(message))
+
+    def _complete(self) -> None:
+        """All that was there when the consumer was built has come: what is known and was not among it is gone."""
+        if self._seen is not None:
+            for subject in sorted(self._known - self._seen):
+                self._tell(Gone(subject, self._seq))
+            self._known, self._seen = self._seen & self._known, None
+        if not self.synced:
+            self.synced = True
+            self._tell(Synced())
+
+    def _tell(self, event: Event | str) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    def _answer(self, subject: str) -> None:
+        with contextlib.suppress(GroundplaneError):  # without a connection there is no consumer to answer either
+            self._link.publish_raw(subject, b"")
+
+    # -- hearing
+
+    def _on_state(self, connected: bool) -> None:
+        if connected:
+            self._go_deaf()
+
+    def _go_deaf(self) -> None:
+        self._drop()
+        self._deaf.set()
+
+    def _drop(self) -> None:
+        if self._subscription is not None:
+            self._subscription.unsubscribe()
+            self._subscription = None
+            with contextlib.suppress(GroundplaneError):  # it goes by itself without interest
+                what = f"CONSUMER.DELETE.{self._stream}.{self._consumer}"
+                self._link.publish_raw(self._jetstream.api_subject(what), b"", b"", self._link.new_inbox())
+
+    async def _supervise(self) -> None:
+        wait_s = 0.0
+        while True:
+            try:
+                async with asyncio.timeout(self._heartbeat_s / 2):
+                    await self._deaf.wait()
+            except TimeoutError:
+                if self._link.is_connected and not self.hearing:
+                    self._go_deaf()
+                elif self.hearing:
+                    wait_s = 0.0
+                continue
+            self._deaf.clear()
+            if not self._link.is_connected:
+                continue
+            try:
+                await asyncio.sleep(wait_s * (0.5 + random.random() / 2))
+                wait_s = min(max(wait_s * 2, _BACKOFF_S[0]), _BACKOFF_S[1])
+                await self._build()
+                self.rebuilt += 1
+            except GroundplaneError as error:
+                self.error = error
+                self._go_deaf()
+
+    async def _build(self) -> None:
+        self._drop()
+        info = await self._jetstream.stream_info(self._stream)
+        if info.state.last_seq < self._seq or (self._created and info.created != self._created):
+            self._seq = 0  # the stream was made anew, and counts from the beginning
+        self._created = info.created
+        self._seen, self._consumer_seq, self._consumer = set(), 0, f"w{secrets.token_hex(10)}"
+        inbox = self._link.new_inbox()
+        self._subscription = subscription = self._link.subscribe(inbox, self._on_frame)
+        self._heard_at = self._loop.time()
+        made = await self._jetstream.create_consumer(self._stream, self._config(inbox), action="create")
+        if self._subscription is subscription:
+            self._heard_at = self._loop.time()
+            self.error = None
+            if made.num_pending == 0 and made.delivered.get("consumer_seq", 0) == 0 and self._seen is not None:
+                self._complete()
+
+    def _config(self, inbox: str) -> ConsumerConfig:
+        return ConsumerConfig(
+            name=self._consumer,
+            deliver_subject=inbox,
+            deliver_policy="last_per_subject",
+            ack_policy="none",
+            filter_subjects=self._subjects,
+            idle_heartbeat_s=self._heartbeat_s,
+            flow_control=True,
+            headers_only=self._headers_only,
+            mem_storage=True,
+            num_replicas=1,
+            inactive_threshold_s=_INACTIVE_S,
+        )

@@ -1,0 +1,402 @@
+"""What is done in one transaction: appending, handing out, settling, taking back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from groundplane.backends.sqlite import Transaction
+from groundplane.bus.port import (
+    DEDUP_WINDOW_S,
+    STARVED_S,
+    ConsumerSpec,
+    Delivery,
+    Message,
+    Nack,
+    Priority,
+    Reject,
+    Settlement,
+)
+from groundplane.bus.subjects import matches, overlap, store_of
+from groundplane.core.errors import FailedPrecondition, NotFound, ResourceExhausted
+
+KEPT_MAX = 1_000_000
+"""Messages that one store keeps at most."""
+_WINDOW_MS = int(DEDUP_WINDOW_S * 1000)
+_STARVED_MS = int(STARVED_S * 1000)
+INTEREST = "bus/interest"
+
+
+class Entry(NamedTuple):
+    """A message in a batch. `attempt` counts this handing-over; with `ends` it is deleted once it is done."""
+
+    message: int
+    urgency: int
+    attempt: int
+    ends: bool = False
+
+
+class Claimed(NamedTuple):
+    """What one claim took; `next_due` is when (Unix ms) the earliest delayed message comes back, if there is one."""
+
+    batch: int
+    deliveries: list[Delivery]
+    next_due: int | None
+
+
+def topic(consumer: int) -> str:
+    """The bell of a consumer."""
+    return f"bus/{consumer}"
+
+
+def urgency(priority: int) -> int:
+    """0 for the most urgent."""
+    return Priority.CRITICAL - priority
+
+
+def store_id(tx: Transaction, namespace: str, name: str) -> int:
+    """The number of a store, which is made when it is first asked for."""
+    found = tx.execute("SELECT id FROM bus_stores WHERE namespace = ? AND name = ?", (namespace, name))
+    if found:
+        return int(found[0][0])
+    made = tx.execute("INSERT INTO bus_stores (namespace, name) VALUES (?, ?) RETURNING id", (namespace, name))
+    return int(made[0][0])
+
+
+_NEW_KEYS = (
+    "INSERT INTO bus_dedup SELECT ?1, ?2, value, ?3 FROM json_each(?4) AS new WHERE NOT EXISTS "
+    "(SELECT 1 FROM bus_dedup WHERE bucket = ?1 - 1 AND store = ?2 AND key = new.value AND sent_at > ?5) "
+    "ON CONFLICT DO NOTHING RETURNING key"
+)
+_APPEND = "INSERT INTO bus_log VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
+_READY = "INSERT INTO bus_ready VALUES (?, ?, ?, ?, ?)"
+
+
+def append(tx: Transaction, namespace: str, messages: Sequence[Message], now_ms: int) -> list[Message]:
+    """Append what is new; returns it."""
+    by_store: dict[str, list[Message]] = {}
+    for message in messages:
+        by_store.setdefault(store_of(message.subject), []).append(message)
+    new: list[Message] = []
+    for name, group in by_store.items():
+        if name == "results":
+            _keep(tx, namespace, group, now_ms)
+            new += group
+        else:
+            new += _append_to(tx, store_id(tx, namespace, name), group, now_ms)
+    return new
+
+
+def _keep(tx: Transaction, namespace: str, messages: list[Message], now_ms: int) -> None:
+    kept = [(namespace, m.subject, m.id, headers_at_rest(m.headers), now_ms, m.payload) for m in messages]
+    tx.executemany("INSERT OR REPLACE INTO bus_results VALUES (?, ?, ?, ?, ?, ?)", kept)
+
+
+def _append_to(tx: Transaction, store: int, messages: list[Message], now_ms: int) -> list[Message]:
+    messages = _unknown(tx, store, messages, now_ms)
+    if not messages:
+        return []
+    count = len(messages)
+    kept = tx.execute("UPDATE bus_stores SET kept = kept + ? WHERE id = ? RETURNING kept, name", (count, store))
+    if kept[0][0] > KEPT_MAX:
+        raise ResourceExhausted(
+            f"bus: the store of {kept[0][1]} would keep more than {KEPT_MAX} messages; wait until consumers caught up "
+            "or old events are gone",
+            reason="queue_full",
+            details={"store": kept[0][1], "kept_max": KEPT_MAX},
+        )
+    first = 1 + (tx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'bus_log'") or [(0,)])[0][0]
+    tx.executemany(
+        _APPEND,
+        [
+            (first + n, store, m.subject, m.id, headers_at_rest(m.headers), int(m.priority), now_ms, m.payload)
+            for n, m in enumerate(messages)
+        ],
+    )
+    for consumer, pattern in tx.execute("SELECT id, pattern FROM bus_consumers WHERE store = ?", (store,)):
+        fits = {subject: matches(pattern, subject) for subject in {m.subject for m in messages}}
+        due = [(consumer, urgency(m.priority), first + n, 0, now_ms) for n, m in enumerate(messages) if fits[m.subject]]
+        if due:
+            tx.executemany(_READY, due)
+            tx.wake(topic(consumer), early=True)
+    return messages
+
+
+def _unknown(tx: Transaction, store: int, messages: list[Message], now_ms: int) -> list[Message]:
+    """Those whose id was not appended within the window; the first of each id."""
+    bucket = now_ms // _WINDOW_MS
+    keys = [m.id for m in messages if m.id]
+    if not keys:
+        return messages
+    values = (bucket, store, now_ms, msgspec.json.encode(keys).decode(), now_ms - _WINDOW_MS)
+    new = {row[0] for row in tx.execute(_NEW_KEYS, values)}
+    found = []
+    for message in messages:
+        if not message.id or message.id in new:
+            new.discard(message.id)
+            found.append(message)
+    return found
+
+
+def forget_keys(tx: Transaction, now_ms: int) -> None:
+    """Delete the keys of windows that are over."""
+    tx.execute("DELETE FROM bus_dedup WHERE bucket < ?", (now_ms // _WINDOW_MS - 1,))
+
+
+_DECLARE = (
+    "INSERT INTO bus_consumers (namespace, name, store, pattern, expires_s, touched_at) VALUES (?, ?, ?, ?, ?, ?)"
+)
+
+
+def declare(tx: Transaction, namespace: str, spec: ConsumerSpec, now_ms: int) -> int:
+    """The number of the consumer, which is made unless it is there."""
+    name = store_of(spec.pattern)
+    store = store_id(tx, namespace, name)
+    found = tx.execute(
+        "UPDATE bus_consumers SET touched_at = ?, expires_s = ? WHERE namespace = ? AND name = ? RETURNING id, pattern",
+        (now_ms, spec.expires_s, namespace, spec.name),
+    )
+    if found:
+        if found[0][1] != spec.pattern:
+            raise _differs(spec, spec.name, found[0][1])
+        return int(found[0][0])
+    if name == "commands":
+        others = tx.execute("SELECT name, pattern FROM bus_consumers WHERE store = ?", (store,))
+        for other, pattern in others:
+            if overlap(pattern, spec.pattern):
+                raise _differs(spec, other, pattern)
+    values = (namespace, spec.name, store, spec.pattern, spec.expires_s, now_ms)
+    consumer = int(tx.execute(f"{_DECLARE} RETURNING id", values)[0][0])
+    if name == "commands" or spec.replay:
+        kept = tx.execute(
+            "SELECT id, subject, priority, stored_at FROM bus_log WHERE store = ? AND hidden = 0", (store,)
+        )
+        rows = [(consumer, urgency(p), i, 0, since) for i, subject, p, since in kept if matches(spec.pattern, subject)]
+        tx.executemany(_READY, rows)
+    return consumer
+
+
+def _differs(spec: ConsumerSpec, name: str, pattern: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"pattern: {spec.pattern!r} of {spec.name!r} cannot be consumed: {name!r} consumes {pattern!r}; give the same "
+        "pattern under the same name, and commands to one consumer alone",
+        reason="subscription_differs",
+        details={"name": name, "pattern": pattern},
+    )
+
+
+_HEAD = (
+    "SELECT message, urgency, attempt, since FROM bus_ready WHERE consumer = ? AND urgency = ? ORDER BY message LIMIT ?"
+)
+_LOADED = (
+    "SELECT id, subject, message_id, headers, priority, stored_at, redrives, payload, hidden FROM bus_log "
+    "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+)
+
+
+def claim(
+    tx: Transaction, consumer: int, session: int, limit: int, now_ms: int, lease_due: int, *, by_urgency: bool
+) -> Claimed | None:
+    """Hand out up to `limit` messages as one batch; None where the consumer or the session is no more."""
+    alive = tx.execute(
+        "SELECT 1 FROM bus_consumers WHERE id = ? AND EXISTS (SELECT 1 FROM bus_sessions WHERE id = ?)",
+        (consumer, session),
+    )
+    if not alive:
+        return None
+    _come_due(tx, consumer, now_ms)
+    entries = _pick(tx, consumer, limit, now_ms, by_urgency=by_urgency)
+    rows = _load(tx, entries) if entries else {}
+    entries = [one._replace(ends=by_urgency or bool(rows[one.message][-1])) for one in entries if one.message in rows]
+    batch = 0
+    if entries:
+        values = (consumer, session, lease_due, msgspec.msgpack.encode(entries))
+        sql = "INSERT INTO bus_batches (consumer, session, due, entries) VALUES (?, ?, ?, ?) RETURNING id"
+        batch = int(tx.execute(sql, values)[0][0])
+    found = [_delivery(batch, one, rows[one.message]) for one in entries]
+    next_due: int | None = tx.execute("SELECT min(due_at) FROM bus_delayed WHERE consumer = ?", (consumer,))[0][0]
+    return Claimed(batch, found, next_due)
+
+
+def _come_due(tx: Transaction, consumer: int, now_ms: int) -> None:
+    due = tx.execute(
+        "DELETE FROM bus_delayed WHERE consumer = ? AND due_at <= ? RETURNING urgency, message, attempt, due_at",
+        (consumer, now_ms),
+    )
+    if due:
+        tx.executemany(_READY, [(consumer, *row) for row in due])
+
+
+def _pick(tx: Transaction, consumer: int, limit: int, now_ms: int, *, by_urgency: bool) -> list[Entry]:
+    """Take messages from the ready ones: starved ones first, then by urgency, then in order."""
+    classes = range(4) if by_urgency else (urgency(Priority.NORMAL),)
+    heads = [tx.execute(_HEAD, (consumer, level, limit)) for level in classes]
+    rows = [row for head in heads for row in head]
+    if by_urgency and sum(map(bool, heads)) > 1:
+        rows.sort(key=lambda row: (row[3] > now_ms - _STARVED_MS, row[1], row[0]))
+    rows = rows[:limit]
+    if not rows:
+        return []
+    if by_urgency:
+        gone = [(consumer, level, message) for message, level, _, _ in rows]
+        tx.executemany("DELETE FROM bus_ready WHERE consumer = ? AND urgency = ? AND message = ?", gone)
+    else:
+        span = (consumer, rows[0][1], rows[0][0], rows[-1][0])
+        tx.execute("DELETE FROM bus_ready WHERE consumer = ? AND urgency = ? AND message BETWEEN ? AND ?", span)
+    return [Entry(message, level, attempt + 1) for message, level, attempt, _ in rows]
+
+
+def _load(tx: Transaction, entries: list[Entry]) -> dict[int, tuple[Any, ...]]:
+    numbers = msgspec.json.encode([one.message for one in entries]).decode()
+    return {row[0]: row for row in tx.execute(_LOADED, (numbers,))}
+
+
+def _delivery(batch: int, entry: Entry, row: tuple[Any, ...]) -> Delivery:
+    _, subject, message_id, headers, priority, stored_at, redrives, payload, _ = row
+    message = Message(
+        subject=subject,
+        payload=payload,
+        id=message_id,
+        headers=headers_in_use(headers),
+        priority=_PRIORITIES[priority],
+    )
+    tag = (batch, entry)
+    return Delivery(tag=tag, message=message, attempt=entry.attempt, stored_at=stored_at, redrives=redrives)
+
+
+_PRIORITIES = {int(one): one for one in Priority}
+_DONE = "DELETE FROM bus_log WHERE id = ? RETURNING store"
+
+
+def settle(tx: Transaction, consumer: int, settlements: Sequence[Settlement], now_ms: int) -> None:
+    """Settle what is still held of it; the rest is somebody else's by now."""
+    by_batch: dict[int, dict[int, Settlement]] = {}
+    for one in settlements:
+        batch, entry = one.delivery.tag
+        by_batch.setdefault(batch, {})[entry.message] = one
+    for batch, chosen in by_batch.items():
+        found = tx.execute("SELECT entries FROM bus_batches WHERE id = ?", (batch,))
+        if not found:
+            continue
+        held = decode_entries(found[0][0])
+        _write_batch(tx, batch, [one for one in held if one.message not in chosen])
+        for entry in held:
+            if entry.message in chosen:
+                _settle_one(tx, consumer, entry, chosen[entry.message], now_ms)
+        _finish(
+            tx, [e.message for e in held if e.ends and e.message in chosen and not isinstance(chosen[e.message], Nack)]
+        )
+
+
+def _settle_one(tx: Transaction, consumer: int, entry: Entry, settlement: Settlement, now_ms: int) -> None:
+    if isinstance(settlement, Nack):
+        attempt = entry.attempt if settlement.counts else entry.attempt - 1
+        put_back(tx, consumer, entry._replace(attempt=attempt), now_ms, round(settlement.delay_s * 1000))
+    elif isinstance(settlement, Reject):
+        error = None if settlement.error is None else msgspec.json.encode(settlement.error)
+        tx.execute(_BURY, (consumer, settlement.reason, error, entry.attempt, now_ms, entry.message))
+
+
+_BURY = (
+    "INSERT INTO bus_dead (namespace, queue, store, subject, message_id, headers, priority, reason, error, attempts, "
+    "redrives, stored_at, died_at, payload) SELECT c.namespace, c.name, m.store, m.subject, m.message_id, m.headers, "
+    "m.priority, ?2, ?3, ?4, m.redrives, m.stored_at, ?5, m.payload FROM bus_log m, bus_consumers c "
+    "WHERE m.id = ?6 AND c.id = ?1"
+)
+
+
+def put_back(tx: Transaction, consumer: int, entry: Entry, now_ms: int, delay_ms: int = 0) -> None:
+    """Let it be handed out again, after `delay_ms`. Rings whoever waits, also to set its timer."""
+    if delay_ms > 0:
+        values = (consumer, now_ms + delay_ms, entry.message, entry.urgency, entry.attempt)
+        tx.execute("INSERT OR REPLACE INTO bus_delayed VALUES (?, ?, ?, ?, ?)", values)
+    else:
+        ready = (consumer, entry.urgency, entry.message, entry.attempt, now_ms)
+        tx.execute("INSERT OR REPLACE INTO bus_ready VALUES (?, ?, ?, ?, ?)", ready)
+    tx.wake(topic(consumer), early=True)
+
+
+def _finish(tx: Transaction, messages: Sequence[int]) -> None:
+    """Delete what nobody else is to get: commands, and what came back from the dead."""
+    stores = tx.executemany(_DONE, [(one,) for one in messages]) if messages else []
+    for store in {row[0] for row in stores}:
+        gone = sum(row[0] == store for row in stores)
+        tx.execute("UPDATE bus_stores SET kept = kept - ? WHERE id = ?", (gone, store))
+
+
+def _write_batch(tx: Transaction, batch: int, entries: list[Entry]) -> None:
+    if entries:
+        tx.execute("UPDATE bus_batches SET entries = ? WHERE id = ?", (msgspec.msgpack.encode(entries), batch))
+    else:
+        tx.execute("DELETE FROM bus_batches WHERE id = ?", (batch,))
+
+
+def extend(tx: Transaction, batches: Iterable[int], due: int) -> list[int]:
+    """Hold these batches until `due`; those that are no more."""
+    lost = []
+    for batch in batches:
+        tx.execute("UPDATE bus_batches SET due = ? WHERE id = ?", (due, batch))
+        if not tx.changes():
+            lost.append(batch)
+    return lost
+
+
+def take_back(tx: Transaction, batches: Sequence[int], now_ms: int, *, counts: bool) -> None:
+    """Let what these batches still hold be handed out again."""
+    for batch in batches:
+        found = tx.execute("DELETE FROM bus_batches WHERE id = ? RETURNING consumer, entries", (batch,))
+        for consumer, entries in found:
+            for entry in decode_entries(entries):
+                attempt = entry.attempt if counts else entry.attempt - 1
+                put_back(tx, consumer, entry._replace(attempt=attempt), now_ms)
+
+
+def decode_entries(data: bytes) -> list[Entry]:
+    """The entries of a batch."""
+    return [Entry(*one) for one in msgspec.msgpack.decode(data)]
+
+
+def forget_consumer(tx: Transaction, consumer: int) -> None:
+    """Delete a durable consumer with what it has not got yet."""
+    for table in ("bus_ready", "bus_delayed", "bus_batches"):
+        tx.execute(f"DELETE FROM {table} WHERE consumer = ?", (consumer,))
+    tx.execute("DELETE FROM bus_consumers WHERE id = ?", (consumer,))
+    tx.wake(topic(consumer), early=True)
+
+
+_OLD = (
+    "SELECT id FROM bus_log WHERE store = ?1 AND stored_at < ?2 "
+    "AND id < coalesce((SELECT id FROM bus_log WHERE stored_at >= ?2 ORDER BY id LIMIT 1), 1 << 62) "
+    "ORDER BY id LIMIT ?3"
+)
+_OLD_RESULTS = (
+    "DELETE FROM bus_results WHERE (namespace, subject) IN "
+    "(SELECT namespace, subject FROM bus_results WHERE stored_at < ? LIMIT ?)"
+)
+
+
+def trim(tx: Transaction, events_before: int, results_before: int, limit: int = 1000) -> None:
+    """Delete events and results that were stored before these times (Unix ms), up to `limit` of each store."""
+    for (store,) in tx.execute("SELECT id FROM bus_stores WHERE name = 'events'"):
+        old = tx.execute(_OLD, (store, events_before, limit))
+        if old:
+            tx.executemany("DELETE FROM bus_log WHERE id = ?", old)
+            tx.execute("UPDATE bus_stores SET kept = kept - ? WHERE id = ?", (len(old), store))
+    tx.execute(_OLD_RESULTS, (results_before, limit))
+
+
+def no_dead_letter(dead_id: str) -> NotFound:
+    """The error of a dead letter that is not there."""
+    return NotFound(f"dead_id: {dead_id!r} is no dead letter of the bus; it was redriven or purged, or never was")
+
+
+def headers_at_rest(headers: dict[str, str]) -> bytes | None:
+    """Headers as they are stored."""
+    return msgspec.msgpack.encode(headers) if headers else None
+
+
+def headers_in_use(stored: bytes | None) -> dict[str, str]:
+    """Stored headers."""
+    return msgspec.msgpack.decode(stored, type=dict[str, str]) if stored else {}

@@ -1,0 +1,126 @@
+"""What a consumer has been handed and has not settled: settled with the server's word for it, extended, handed back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from groundplane.backends.nats import JetStream, place_of
+from groundplane.backends.nats import Message as Arrived
+from groundplane.backends.nats.errors import too_late
+from groundplane.bus.drivers.nats.dead_letters import NatsDeadLetters
+from groundplane.bus.drivers.nats.naming import REDRIVES, STORED_AT, Naming
+from groundplane.bus.port import Ack, ConsumerSpec, Delivery, Nack, Reject, Settlement
+from groundplane.core.errors import FailedPrecondition
+
+_ACK, _IN_PROGRESS = b"+ACK", b"+WPI"
+
+
+class Holding:
+    """The deliveries of one consumer. `tag` of a delivery is the subject on which it is settled."""
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        naming: Naming,
+        spec: ConsumerSpec,
+        dead_letters: NatsDeadLetters,
+        let_go: Callable[[int], None],
+    ) -> None:
+        self._jetstream, self._link = jetstream, jetstream.link
+        self._naming = naming
+        self._spec = spec
+        self._dead_letters = dead_letters
+        self._let_go = let_go
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def hold(self, message: Arrived) -> None:
+        """One more is held, from now on for a lease."""
+        self._due[message.reply] = self._loop.time() + self._spec.lease_s
+
+    def delivery(self, message: Arrived) -> Delivery:
+        """What the port calls it."""
+        place = place_of(message.reply)
+        headers = message.headers
+        return Delivery(
+            tag=message.reply,
+            message=self._naming.delivered(message),
+            attempt=place.deliveries,
+            stored_at=int(headers.get(STORED_AT) or place.time_ns // 1_000_000),
+            redrives=int(headers.get(REDRIVES) or 0),
+        )
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Dead letters first, then all at once; returns when the server has taken each, or does not know it."""
+        for one in settlements:
+            if isinstance(one, Reject) and one.delivery.tag in self._due:
+                await self._dead_letters.bury(self._spec, one)
+        await self._tell([(one.delivery.tag, _words(one)) for one in settlements])
+        self._forget([one.delivery.tag for one in settlements])
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Their leases begin anew. `failed_precondition` (`delivery_lost`) where one had ended by our own clock."""
+        now = self._loop.time()
+        lost = [one.tag for one in deliveries if self._due.get(one.tag, 0.0) <= now]
+        kept = [one.tag for one in deliveries if one.tag not in lost]
+        await self._tell([(tag, _IN_PROGRESS) for tag in kept])
+        for tag in kept:
+            if tag in self._due:
+                self._due[tag] = now + self._spec.lease_s
+        if lost:
+            self._forget(lost)
+            raise FailedPrecondition(
+                f"extend: {self._spec.name!r} no longer holds a delivery; stop its work, others have it",
+                reason="delivery_lost",
+            )
+
+    def extend_unread(self, messages: Sequence[Arrived]) -> None:
+        """The same for what nobody has received yet, without an answer."""
+        now = self._loop.time()
+        for message in messages:
+            if self._due.get(message.reply, 0.0) - now < self._spec.lease_s / 2 and self._link.is_connected:
+                self._link.publish_raw(message.reply, _IN_PROGRESS)
+                self._due[message.reply] = now + self._spec.lease_s
+
+    async def hand_back(self) -> None:
+        """All that is held goes to the others."""
+        tags = list(self._due)
+        self._forget(tags)
+        if tags and self._link.is_connected:
+            await self._tell([(tag, b"-NAK") for tag in tags])
+
+    async def _tell(self, words: Sequence[tuple[str, bytes]]) -> None:
+        if not words:
+            return
+        allowed_s = self._link.address.request_timeout_s
+        calls = []
+        try:
+            for tag, word in words:
+                calls.append(self._link.call(tag, word))
+            _, late = await asyncio.wait([answer for _, answer in calls], timeout=allowed_s)
+            if late:
+                raise too_late("settle", allowed_s)
+            for _, answer in calls:
+                answer.result()
+        finally:
+            for token, answer in calls:
+                self._link.give_up(token)
+                if answer.done() and not answer.cancelled():
+                    answer.exception()
+
+    def _forget(self, tags: Sequence[str]) -> None:
+        count = sum(self._due.pop(tag, None) is not None for tag in tags)
+        if count:
+            self._let_go(count)
+
+
+def _words(settlement: Settlement) -> bytes:
+    match settlement:
+        case Nack(delay_s=delay_s):
+            return b'-NAK {"delay": %d}' % round(delay_s * 1e9) if delay_s > 0 else b"-NAK"
+        case Ack() | Reject():
+            return _ACK

@@ -1,0 +1,176 @@
+"""Handlers: how a function of the user's gets its arguments, checked against its annotations, and a context.
+
+    async def quote(symbol: str, ctx: CallContext) -> dict: ...
+
+Arguments come by name from `params` of a request or `payload` of a command; a parameter `ctx`, or one annotated with a
+context, gets the context. A function that is not asynchronous runs in a thread, where it cannot be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from groundplane.bus import wire
+from groundplane.core.errors import InvalidArgument
+
+Handler = Callable[..., Any]
+
+
+class CallContext:
+    """What a handler of a request may want to know."""
+
+    def __init__(self, request: wire.RpcRequest, service: str, method: str, until: float) -> None:
+        self.request_id = request.message_id
+        self.service = service
+        self.method = method
+        self.source = request.source
+        self.headers = request.headers
+        self.trace_id = request.trace_id
+        self._until = until
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until nobody waits for the answer any more."""
+        return max(0.0, self._until - asyncio.get_running_loop().time())
+
+
+class CommandContext:
+    """What a handler of a command may want to know, and how it tells how far it is."""
+
+    def __init__(
+        self,
+        command: wire.Command,
+        service: str,
+        attempt: int,
+        until: float,
+        report: Callable[[float, str], Awaitable[None]],
+    ) -> None:
+        self.command_id = command.message_id
+        self.service = service
+        self.command = command.command
+        self.priority = command.priority
+        self.attempt = attempt
+        self.source = command.source
+        self.headers = command.headers
+        self.trace_id = command.trace_id
+        self._until = until
+        self._report = report
+        self._percent = 0.0
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the command's timeout."""
+        return max(0.0, self._until - asyncio.get_running_loop().time())
+
+    async def progress(self, percent: float, message: str = "") -> None:
+        """Tell how far it is: 0 to 100. Less than was told before is told as that; 100 is told at the end alone."""
+        if not 0 <= percent <= 100:
+            raise InvalidArgument(f"percent: {percent!r} must be a number from 0 to 100")
+        self._percent = max(self._percent, min(float(percent), 99.0))
+        await self._report(self._percent, message)
+
+
+_CONTEXTS = (CallContext, CommandContext)
+
+
+class Bound:
+    """A handler and the shape of its arguments. `invalid_argument` for one that cannot be called by name."""
+
+    def __init__(self, field: str, handler: Handler) -> None:
+        if not callable(handler):
+            raise InvalidArgument(f"{field}: {handler!r} is no function")
+        self.handler = handler
+        self.name = getattr(handler, "__qualname__", repr(handler))
+        self._asynchronous = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+            getattr(handler, "__call__", None)  # noqa: B004  its own, whether it is asynchronous
+        )
+        self._context: str | None = None
+        self._others = False
+        self._fields: list[str] = []
+        self._shape = self._read(field, handler)
+
+    async def call(self, arguments: Mapping[str, Any], context: CallContext | CommandContext) -> Any:
+        """Check, then call. What does not fit is `invalid_argument` (`msg_parsing_error`)."""
+        keywords = self._convert(arguments)
+        if self._context is not None:
+            keywords[self._context] = context
+        return await run(self.handler, asynchronous=self._asynchronous, keywords=keywords)
+
+    def schemas(self, ref_template: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """JSON Schemas of the arguments, of the result, and of what both refer to."""
+        returned = _hints(self.handler).get("return", Any)
+        result: Any = Any if returned is None or not _is_known(returned) else returned
+        (params, found), components = msgspec.json.schema_components([self._shape, result], ref_template=ref_template)
+        name = params["$ref"].rpartition("/")[2]
+        return components.pop(name), found, components
+
+    def _read(self, field: str, handler: Handler) -> type[msgspec.Struct]:
+        hints = _hints(handler)
+        fields: list[tuple[Any, ...]] = []
+        for parameter in inspect.signature(handler).parameters.values():
+            annotation = hints.get(parameter.name, Any)
+            if parameter.name == "ctx" or annotation in _CONTEXTS:
+                self._context = parameter.name
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                self._others = True
+            elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+                raise InvalidArgument(
+                    f"{field}: {self.name!r} takes {parameter.name!r} by position; arguments come by name, so give it "
+                    "parameters with names"
+                )
+            else:
+                fields.append(_field(parameter, annotation))
+                self._fields.append(parameter.name)
+        return msgspec.defstruct("params", fields, forbid_unknown_fields=not self._others, kw_only=True)
+
+    def _convert(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            shaped = msgspec.convert(arguments, self._shape)
+        except msgspec.ValidationError as error:
+            raise InvalidArgument(f"params: {error}", reason="msg_parsing_error") from error
+        keywords = {name: getattr(shaped, name) for name in self._fields}
+        keywords = {name: value for name, value in keywords.items() if value is not msgspec.UNSET}
+        if self._others:
+            keywords.update({name: value for name, value in arguments.items() if name not in keywords})
+        return keywords
+
+
+async def run(handler: Handler, *args: Any, asynchronous: bool, keywords: Mapping[str, Any] | None = None) -> Any:
+    """Call a handler: here where it is asynchronous, else in a thread."""
+    if asynchronous:
+        return await handler(*args, **(keywords or {}))
+    result = await asyncio.to_thread(handler, *args, **(keywords or {}))
+    return await result if inspect.isawaitable(result) else result
+
+
+def _hints(handler: Handler) -> dict[str, Any]:
+    function = handler if inspect.isroutine(handler) else getattr(handler, "__call__", handler)  # noqa: B004
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):
+        return {}
+
+
+def _field(parameter: inspect.Parameter, annotation: Any) -> tuple[Any, ...]:
+    """A field of the shape. What has a default is left to the handler where it is not given; what msgspec cannot
+    check is taken as it comes."""
+    if not _is_known(annotation):
+        annotation = Any
+    if parameter.default is parameter.empty:
+        return (parameter.name, annotation)
+    return (parameter.name, annotation | msgspec.UnsetType if annotation is not Any else Any, msgspec.UNSET)
+
+
+def _is_known(annotation: Any) -> bool:
+    """Whether msgspec can check and describe it."""
+    try:
+        msgspec.json.schema(annotation)
+    except (TypeError, RuntimeError, NameError):
+        return False
+    return True

@@ -1,0 +1,163 @@
+"""Which instances of a service there are: servers tell, callers listen and choose."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Literal, get_args
+
+from groundplane.bus import wire
+from groundplane.bus.port import BusSubscription, Message
+from groundplane.bus.sending import Sender
+from groundplane.core.errors import DeadlineExceeded, GroundplaneError, InvalidArgument, Unavailable
+
+Select = Literal["round_robin", "random", "sticky"]
+INTERVAL_S = 2.0
+GONE_AFTER = 3
+"""Intervals without a word after which an instance is taken for gone."""
+_ASK_S = 0.3
+_GATHER_S = 0.02
+_ASK_AGAIN_S = 1.0
+
+
+def check_select(select: object, key: object) -> None:
+    """`invalid_argument` for no way to choose, or a key without use."""
+    if select not in get_args(Select):
+        raise InvalidArgument(f"select: {select!r} is not one of {', '.join(get_args(Select))}")
+    if (select == "sticky") != isinstance(key, str):
+        raise InvalidArgument(f"key: {key!r} goes with select='sticky', and must be a text")
+
+
+class Announcer:
+    """Tells that an instance is here, when asked and by itself."""
+
+    def __init__(self, sender: Sender, service: str, instance: str, methods: Sequence[str]) -> None:
+        self._sender = sender
+        self._service = service
+        self._instance = instance
+        self._methods = list(methods)
+        self._subscription: BusSubscription | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._answers: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin."""
+        self._subscription = await self._sender.driver.subscribe(f"control.who.{self._service}", self._asked)
+        await self._tell()
+        self._task = asyncio.create_task(self._run(), name="groundplane-bus-presence")
+
+    async def aclose(self) -> None:
+        """Say that it leaves."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task, *self._answers])
+            self._task = None
+        if self._subscription is not None:
+            await self._subscription.aclose()
+            with suppress(GroundplaneError):
+                await self._tell(leaving=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            with suppress(GroundplaneError):  # disconnected: it tells again at the next turn
+                await self._tell()
+
+    def _asked(self, message: Message) -> None:
+        task = asyncio.create_task(self._answer(message.reply_to), name="groundplane-bus-here")
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, reply_to: str) -> None:
+        with suppress(GroundplaneError):
+            await self._tell()
+            if reply_to:
+                await self._sender.driver.publish(self._message(reply_to, leaving=False))
+
+    async def _tell(self, *, leaving: bool = False) -> None:
+        await self._sender.driver.publish(self._message(f"control.presence.{self._service}", leaving=leaving))
+
+    def _message(self, subject: str, *, leaving: bool) -> Message:
+        presence = wire.Presence(
+            **wire.head(self._sender.source),
+            service=self._service,
+            instance=self._instance,
+            methods=self._methods,
+            interval=INTERVAL_S,
+            leaving=leaving,
+        )
+        return self._sender.message(subject, presence)
+
+
+class Directory:
+    """The instances of one service, as a caller knows them."""
+
+    def __init__(self, sender: Sender, service: str) -> None:
+        self._sender = sender
+        self._service = service
+        self._known: dict[str, tuple[frozenset[str], float]] = {}
+        self._turn = 0
+        self._lock = asyncio.Lock()
+        self._subscription: BusSubscription | None = None
+        self._asked_at = float("-inf")
+
+    async def choose(self, method: str, select: Select, key: str | None) -> str | None:
+        """An instance that has `method`; None where nobody told of one."""
+        found = self._with(method)
+        if not found and asyncio.get_running_loop().time() - self._asked_at > _ASK_AGAIN_S:
+            await self._ask()
+            found = self._with(method)
+        if not found:
+            return None
+        if select == "random":
+            return random.choice(found)
+        if select == "sticky":
+            return max(found, key=lambda one: hashlib.blake2b(f"{key}\0{one}".encode(), digest_size=8).digest())
+        self._turn += 1
+        return found[self._turn % len(found)]
+
+    def forget(self, instance: str) -> None:
+        """It did not answer where it should be."""
+        self._known.pop(instance, None)
+
+    async def aclose(self) -> None:
+        """Listen no more."""
+        if self._subscription is not None:
+            await self._subscription.aclose()
+
+    def _with(self, method: str) -> list[str]:
+        now = asyncio.get_running_loop().time()
+        gone = [name for name, (_, until) in self._known.items() if until < now]
+        for name in gone:
+            del self._known[name]
+        return [name for name, (methods, _) in self._known.items() if method in methods]
+
+    async def _ask(self) -> None:
+        """Ask who is there; the first answer is waited for, and a moment more for those of the others."""
+        async with self._lock:
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._asked_at <= _ASK_AGAIN_S:
+                return
+            if self._subscription is None:
+                subject = f"control.presence.{self._service}"
+                self._subscription = await self._sender.driver.subscribe(subject, self._told)
+            who = wire.Who(**wire.head(self._sender.source), service=self._service)
+            with suppress(Unavailable, DeadlineExceeded):
+                asked = self._sender.message(f"control.who.{self._service}", who)
+                self._told(await self._sender.driver.request(asked, _ASK_S))
+                await asyncio.sleep(_GATHER_S)
+            self._asked_at = loop.time()
+
+    def _told(self, message: Message) -> None:
+        try:
+            presence, _ = wire.read(message.payload, wire.Presence)
+        except InvalidArgument:
+            return  # of a foreign peer that is none of ours: nobody waits for it, and nothing is lost
+        if presence.leaving or not presence.instance:
+            self._known.pop(presence.instance, None)
+            return
+        until = asyncio.get_running_loop().time() + GONE_AFTER * min(max(presence.interval, 0.1), 60.0)
+        self._known[presence.instance] = (frozenset(presence.methods), until)

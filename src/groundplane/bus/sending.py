@@ -1,0 +1,154 @@
+"""What every part of the façade sends with: the driver, who we are, the codec, bounds, traces, and retries."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from groundplane.bus import wire
+from groundplane.bus.port import BusDriver, Message, Priority
+from groundplane.bus.statistics import Counters
+from groundplane.core.codec import Codec
+from groundplane.core.errors import Closed, ErrorRecord, GroundplaneError, InvalidArgument
+from groundplane.core.retry import RetryPolicy
+from groundplane.core.trace_context import TraceContext
+from groundplane.telemetry import traces
+
+T = TypeVar("T")
+
+RETRY = RetryPolicy(attempts=4, base_s=0.05, factor=3.0, cap_s=1.0)
+HEADERS_MAX = 64
+_NOT_WORTH_WAITING = frozenset({"queue_full"})
+deadline: ContextVar[float | None] = ContextVar("groundplane_bus_deadline", default=None)
+"""When the handler of this task must have answered, by the loop's clock: requests that it makes wait no longer."""
+
+
+class Sender:
+    """Sends messages of one bus. Everything may be called concurrently."""
+
+    def __init__(self, driver: BusDriver, *, source: str, instance: str, codec: Codec, retry: RetryPolicy) -> None:
+        self.driver = driver
+        self.source = source
+        self.instance = instance
+        self.codec = codec
+        self.counters = Counters()
+        self.stopping = asyncio.Event()
+        self._retry = retry
+
+    def check_open(self) -> None:
+        """Raise `closed` once closing has begun."""
+        if self.stopping.is_set():
+            raise Closed("bus: is closed; open it again")
+
+    def head(self, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The head of a new message, in the trace of this task; without one it begins a trace."""
+        context = traces.outgoing() or _new_trace()
+        carried = {**(headers or {}), **context.headers()}
+        return {**wire.head(self.source), "trace_id": context.trace_id, "headers": carried}
+
+    def message(
+        self,
+        subject: str,
+        content: wire.Head,
+        codec: Codec | None = None,
+        *,
+        priority: Priority = Priority.NORMAL,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """The bytes of `content`. `invalid_argument` where it is too large (`payload_too_large`)."""
+        payload = wire.write(content, codec or self.codec)
+        return self.raw(subject, payload, content.message_id, priority=priority, headers=headers)
+
+    def raw(
+        self,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        *,
+        priority: Priority = Priority.NORMAL,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """A message of bytes. `invalid_argument` where they are too many."""
+        size = len(payload) + sum(len(key) + len(value) for key, value in (headers or {}).items())
+        most = self.driver.limits.payload_bytes_max
+        if size > most:
+            raise InvalidArgument(
+                f"payload: the message on {subject!r} has {size} bytes, the limit is {most}; send less, or put the "
+                "data into blobs and send its key",
+                reason="payload_too_large",
+                details={"bytes": size, "bytes_max": most},
+            )
+        return Message(subject=subject, payload=payload, id=message_id, priority=priority, headers=dict(headers or {}))
+
+    async def publish(self, message: Message) -> None:
+        """Send it at most once."""
+        self.check_open()
+        await self.driver.publish(message)
+
+    async def append(self, messages: Sequence[Message]) -> None:
+        """Append them, again after a while where that may help: their ids keep them from being doubled."""
+        await self.call(lambda: self.driver.append(messages))
+
+    async def call(self, call: Callable[[], Awaitable[T]], *, even_closing: bool = False) -> T:
+        """Make a call of the driver that is safe to repeat; up to three more times where its error may pass."""
+        attempt = 1
+        while True:
+            if not even_closing:
+                self.check_open()
+            try:
+                return await call()
+            except GroundplaneError as error:
+                hopeless = not error.retryable or error.reason in _NOT_WORTH_WAITING
+                if hopeless or attempt >= self._retry.attempts:
+                    raise
+            self.counters.add("retries")
+            await self.pause(self._retry.delay_s(attempt))
+            attempt += 1
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until closing."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+
+
+def error_record(error: BaseException) -> ErrorRecord:
+    """What a handler's exception is to others."""
+    if isinstance(error, GroundplaneError):
+        return error.to_record()
+    name = type(error).__qualname__
+    module = type(error).__module__
+    text = str(error) or name
+    kind = name if module == "builtins" else f"{module}.{name}"
+    return ErrorRecord("internal", text[:2000], "processing_error", {}, retryable=False, type=kind)
+
+
+def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Headers of a caller: texts by name."""
+    found = dict(headers or {})
+    texts = all(isinstance(one, str) for one in (*found, *found.values()))
+    if len(found) > HEADERS_MAX or not texts:
+        raise InvalidArgument(f"headers: {headers!r} must be at most {HEADERS_MAX} texts by name")
+    return found
+
+
+def check_timeout(field: str, value: object, most: float = 86_400.0) -> float:
+    """Seconds that may pass."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise InvalidArgument(f"{field}: {value!r} must be more than 0 and at most {most:g} seconds")
+    return float(value)
+
+
+def check_count(field: str, value: object, least: int, most: int) -> int:
+    """A whole number within bounds."""
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidArgument(f"{field}: {value!r} must be a whole number from {least} to {most}")
+    return value
+
+
+def _new_trace() -> TraceContext:
+    digits = os.urandom(24).hex()
+    return TraceContext(f"00-{digits[:32]}-{digits[32:]}-00")

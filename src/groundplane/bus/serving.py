@@ -1,0 +1,208 @@
+"""Serving: one instance of a service, its methods, and how many calls it handles at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from groundplane.bus import wire
+from groundplane.bus.handlers import Bound, CallContext
+from groundplane.bus.port import BusSubscription, Message
+from groundplane.bus.presence import Announcer
+from groundplane.bus.sending import Sender, deadline, error_record
+from groundplane.core.clock import SYSTEM_CLOCK
+from groundplane.core.codec import Codec, codec_of
+from groundplane.core.errors import (
+    DeadlineExceeded,
+    ErrorRecord,
+    GroundplaneError,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from groundplane.core.trace_context import carried
+from groundplane.telemetry import trace_names as names
+from groundplane.telemetry import traces
+
+CONCURRENCY = 64
+WAITING_MAX = 1024
+GRACE_S = 5.0
+SKEW_S = 2.0
+"""How far the clocks of two hosts may be apart before a request is taken for stale that is not."""
+GROUP = "service"
+
+
+class Server:
+    """One instance of a service. Make it with `Bus.serve`."""
+
+    def __init__(
+        self, sender: Sender, service: str, handlers: Mapping[str, Bound], instance: str, concurrency: int
+    ) -> None:
+        self.service = service
+        self.instance = instance
+        self._sender = sender
+        self._handlers = dict(handlers)
+        self._concurrency = concurrency
+        self._turn = asyncio.Semaphore(concurrency)
+        self._calls: dict[asyncio.Task[None], str] = {}
+        self._by_id: dict[str, asyncio.Task[None]] = {}
+        self._given_up: set[str] = set()
+        self._leaving = False
+        self._subscriptions: list[BusSubscription] = []
+        self._announcer = Announcer(sender, service, instance, list(self._handlers))
+
+    def __repr__(self) -> str:
+        return f"<Server {self.service!r} {self.instance!r}, {len(self._calls)} calls>"
+
+    async def start(self) -> None:
+        """Take calls; every method is in effect when it returns."""
+        subscribe = self._sender.driver.subscribe
+        self._subscriptions.append(await subscribe(f"control.cancel.{self.service}", self._cancel))
+        for method in self._handlers:
+            subject, take = f"rpc.{self.service}.{method}", partial(self._take, method)
+            self._subscriptions.append(await subscribe(subject, take, group=GROUP))
+            self._subscriptions.append(await subscribe(f"{subject}.{self.instance}", take))
+        await self._announcer.start()
+
+    async def aclose(self) -> None:
+        """Leave, take no more, let calls end for 5 s, then cancel them. Idempotent."""
+        await self._announcer.aclose()
+        for subscription in self._subscriptions:
+            with suppress(GroundplaneError):  # gone with its connection
+                await subscription.aclose()
+        self._subscriptions.clear()
+        if self._calls:
+            await asyncio.wait(list(self._calls), timeout=GRACE_S)
+        self._leaving = True
+        for task in list(self._calls):
+            task.cancel()
+        if self._calls:
+            await asyncio.wait(list(self._calls), timeout=GRACE_S)
+
+    def _take(self, method: str, message: Message) -> None:
+        full = len(self._calls) >= self._concurrency + WAITING_MAX
+        work = self._refuse(message) if full else self._handle(method, message)
+        task = asyncio.create_task(work, name=f"groundplane-bus-{self.service}.{method}")
+        self._calls[task] = ""
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        request_id = self._calls.pop(task, "")
+        if self._by_id.get(request_id) is task:
+            del self._by_id[request_id]
+        self._given_up.discard(request_id)
+
+    def _cancel(self, message: Message) -> None:
+        with suppress(InvalidArgument):  # it cancels nothing that anybody could name
+            cancel, _ = wire.read(message.payload, wire.RpcCancel)
+            task = self._by_id.get(cancel.correlation_id)
+            if task is not None:
+                self._given_up.add(cancel.correlation_id)
+                task.cancel()
+
+    async def _refuse(self, message: Message) -> None:
+        error = ResourceExhausted(
+            f"{self.service}: {self.instance!r} has {self._concurrency} calls under way and {WAITING_MAX} that wait",
+            reason="too_many_calls",
+        )
+        await self._answer(message, "", codec_of(message.payload), error=error.to_record())
+        self._sender.counters.ended("served", error.code, 0.0)
+
+    async def _handle(self, method: str, message: Message) -> None:
+        loop = asyncio.get_running_loop()
+        began, codec, request_id = loop.time(), codec_of(message.payload), ""
+        try:
+            request, codec = wire.read(message.payload, wire.RpcRequest)
+            request_id = request.message_id
+            self._register(request_id)
+            result = await self._run(method, request, message)
+        except asyncio.CancelledError:
+            if self._leaving and request_id not in self._given_up:
+                gone = Unavailable(f"{self.service}: {self.instance!r} stopped during the call; its outcome is unknown")
+                await self._answer(message, request_id, codec, error=gone.to_record())
+            self._sender.counters.ended("served", "cancelled", loop.time() - began)
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a handler raises is the caller's answer
+            record = error_record(error)
+            self._sender.counters.ended("served", record.code, loop.time() - began)
+            await self._answer(message, request_id, codec, error=record)
+        else:
+            self._sender.counters.ended("served", "ok", loop.time() - began)
+            await self._answer(message, request_id, codec, result=result)
+
+    def _register(self, request_id: str) -> None:
+        task = asyncio.current_task()
+        if request_id and task is not None:
+            self._calls[task] = request_id
+            self._by_id[request_id] = task
+
+    async def _run(self, method: str, request: wire.RpcRequest, message: Message) -> Any:
+        loop = asyncio.get_running_loop()
+        allowed = _allowed_s(request)
+        until = loop.time() + allowed
+        deadline.set(until)  # of this task alone
+        context = CallContext(request, self.service, method, until)
+        parent = carried(request.headers) or carried(message.headers)
+        with traces.start_under(parent, f"{self.service}.{method}", names.SERVER):
+            timeout = asyncio.timeout(allowed)
+            try:
+                async with timeout, self._turn:
+                    return await self._handlers[method].call(request.params, context)
+            except TimeoutError as error:
+                if not timeout.expired():
+                    raise
+                raise DeadlineExceeded(
+                    f"{self.service}.{method}: did not end within the {allowed:g} s that its caller waits",
+                    reason="deadline_exceeded",
+                ) from error
+
+    async def _answer(
+        self,
+        message: Message,
+        request_id: str,
+        codec: Codec,
+        *,
+        result: Any = None,
+        error: ErrorRecord | None = None,
+    ) -> None:
+        if not message.reply_to:
+            return
+        try:
+            await self._reply(message.reply_to, request_id, codec, result, error)
+        except InvalidArgument as refused:  # the result cannot be written, or is too large
+            await self._reply(message.reply_to, request_id, codec, None, refused.to_record())
+        except GroundplaneError as failure:
+            self._sender.counters.add("answers_lost")
+            if not failure.retryable and failure.code != "closed":
+                raise
+
+    async def _reply(
+        self, reply_to: str, request_id: str, codec: Codec, result: Any, error: ErrorRecord | None
+    ) -> None:
+        response = wire.RpcResponse(
+            **wire.head(self.service),
+            correlation_id=request_id,
+            success=error is None,
+            result=result,
+            error=error,
+        )
+        await self._sender.driver.publish(self._sender.message(reply_to, response, codec))
+
+
+def _allowed_s(request: wire.RpcRequest) -> float:
+    """Seconds that the handler has. `deadline_exceeded` where nobody waits any more."""
+    allowed = request.timeout
+    if not 0 < allowed <= 86_400:
+        raise InvalidArgument(f"timeout: {allowed!r} must be more than 0 and at most 86400 seconds")
+    if request.deadline_at:
+        left = (request.deadline_at - SYSTEM_CLOCK.now_ms()) / 1000 + SKEW_S
+        if left <= 0:
+            raise DeadlineExceeded(
+                "deadline_at: the request arrived after its caller had stopped waiting; it was not run",
+                reason="deadline_exceeded",
+            )
+        allowed = min(allowed, left)
+    return allowed

@@ -1,0 +1,1 @@
+"""The tables of the bus, a folder for each dialect."""

@@ -1,0 +1,1 @@
+"""The tables of the bus in the plane's SQLite file."""

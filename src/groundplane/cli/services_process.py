@@ -1,0 +1,227 @@
+"""The endpoints of an App as a process: what `dev` starts and `run --role services` is.
+
+It imports the user's code, serves it on the plane's bus, and registers its services for as long as it serves. A stop
+has an order: the registry says SHUTDOWN, so that nobody chooses this instance any more; what runs ends within its
+grace; the entries go, leaders hand over; the bus is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from groundplane.core.errors import FailedPrecondition, GroundplaneError
+from groundplane.core.settings import Settings, from_bytes, to_bytes
+from groundplane.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from groundplane.app import App
+    from groundplane.bus import Bus
+    from groundplane.kv import KV
+    from groundplane.services import Registration, Registry
+    from groundplane.services.leadership import Leadership
+    from groundplane.telemetry.health import Health
+
+_log = get_logger("endpoints")
+
+
+class EndpointsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process is told: the encoded settings, which App, and where to say that it is ready."""
+
+    settings: bytes
+    target: str
+    ready_file: str
+
+    @classmethod
+    def of(cls, settings: Settings, target: str, ready_file: Path) -> bytes:
+        """The configuration as bytes for the child's standard input."""
+        return msgspec.json.encode(cls(settings=to_bytes(settings), target=target, ready_file=str(ready_file)))
+
+
+async def serve(app: App, settings: Settings, *, on_ready: Callable[[int], None], stop: asyncio.Event) -> None:
+    """Serve the endpoints until `stop` is set. `on_ready` gets the port of metrics and health, once calls are taken and
+    the services are registered. Raises what the plane's bus and keys raise where they are away at the start.
+    """
+    from groundplane.bus.endpoints import start
+    from groundplane.bus.observing import BusObserver
+    from groundplane.plane import Plane
+    from groundplane.services.leadership import registered
+    from groundplane.services.registration import made_instance_id
+    from groundplane.telemetry.admin import serve_admin
+    from groundplane.telemetry.health import Health, backend_of
+    from groundplane.telemetry.process import process_registry
+    from groundplane.telemetry.traces import tracing
+
+    instance = made_instance_id()
+    health = Health("services")
+    health.starting("the bus")
+    metrics = process_registry("services", folder=settings.state)
+    async with (
+        tracing(f"groundplane-services-{app.name}", "services", namespace=settings.name),
+        serve_admin("127.0.0.1", 0, metrics, health) as admin_port,
+        Plane.open(settings, ports=("bus",)) as plane,
+        _registry_of(settings) as registry,
+    ):
+        observer = BusObserver(plane.bus, metrics)
+        watching = asyncio.create_task(observer.run(), name="bus_observer")
+        try:
+            async with AsyncExitStack() as entries:
+                leaderships = [
+                    await entries.enter_async_context(one.open(_keys(registry), member=instance))
+                    for one in app.elections.values()
+                ]
+                async with start(plane.bus, app.endpoints, instance=instance):
+                    health.add("bus", partial(_bus_check, plane.bus), backend=backend_of(settings.bus.scheme))
+                    for one in leaderships:
+                        health.add(f"election {one.name}", partial(_complaint, one))
+                    health.started()
+                    known = await _register(entries, registry, app, settings, instance, health)
+                    for leadership, registration in _pairs(leaderships, known):
+                        await entries.enter_async_context(registered(leadership, registration))
+                    on_ready(admin_port)
+                    await stop.wait()
+                    health.add("drain", _draining)
+                    await asyncio.gather(*(_tell(one) for one in known))
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+
+def served_by(app: App, settings: Settings) -> list[str]:
+    """Under which names an instance of the App is registered: its services, or for one that only hears its own."""
+    from groundplane.plane import bus_name
+
+    known = [*(one.service for one in app.endpoints.rpc), *(one.service for one in app.endpoints.commands)]
+    return list(dict.fromkeys(known)) or [bus_name(app.name or settings.name)]
+
+
+async def _register(
+    entries: AsyncExitStack,
+    registry: Registry | None,
+    app: App,
+    settings: Settings,
+    instance: str,
+    health: Health,
+) -> list[Registration]:
+    if registry is None:
+        _log.warning("not_registered", why="kv is embedded and the jobs are on a server: nobody else would see it")
+        return []
+    readiness = partial(_readiness, health)
+    found = []
+    for service in served_by(app, settings):
+        opening = registry.register(service, instance_id=instance, metadata={"app": app.name}, readiness=readiness)
+        found.append(await entries.enter_async_context(opening))
+        health.add(f"registry {service}", found[-1].check)
+    return found
+
+
+def _pairs(leaderships: list[Leadership], known: list[Registration]) -> list[tuple[Leadership, Registration]]:
+    """Whose record tells of which election: the service of its name; of an App with one election all of them."""
+    if len(leaderships) == 1:
+        return [(leaderships[0], one) for one in known]
+    return [(one, each) for one in leaderships for each in known if each.service_name == one.name]
+
+
+def _keys(registry: Registry | None) -> KV:
+    if registry is None:
+        raise FailedPrecondition(
+            "kv: the app elects a leader, and the plane's keys are in a folder of this machine; set kv to a server"
+        )
+    return registry.kv
+
+
+async def _complaint(leadership: Leadership) -> str | None:
+    return leadership.complaint()
+
+
+async def _readiness(health: Health) -> str | None:
+    """What the registry tells of this instance: red checks but those of the registry itself."""
+    failures = (await health.ready()).failures
+    red = [f"{name}: {reason}" for name, reason in failures.items() if not name.startswith("registry ")]
+    return "; ".join(red) or None
+
+
+async def _bus_check(bus: Bus) -> str | None:
+    status, _ = await bus.status()
+    return None if status.ready else status.problem or "the bus is not ready"
+
+
+async def _draining() -> str | None:
+    return "draining"
+
+
+async def _tell(registration: Registration) -> None:
+    try:
+        await registration.drain()
+    except GroundplaneError as error:  # the store is away: the instance stops all the same
+        _log.warning("drain_not_told", service=registration.service_name, error=error.message)
+
+
+@asynccontextmanager
+async def _registry_of(settings: Settings) -> AsyncIterator[Registry | None]:
+    from groundplane.plane import has_keys
+    from groundplane.services import Registry
+
+    if not has_keys(settings):
+        yield None
+        return
+    async with Registry.open(settings.kv.reveal(), namespace=settings.name, state=settings.state) as registry:
+        yield registry
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _run(app: App, settings: Settings, on_ready: Callable[[int], None]) -> None:
+    stop = asyncio.Event()
+    with _signals(stop):
+        await serve(app, settings, on_ready=on_ready, stop=stop)
+
+
+def main() -> int:
+    """Run as a child: read the configuration, load the App, serve."""
+    from groundplane.cli.loading import load_app
+    from groundplane.cli.output import show_error
+    from groundplane.mesh.ready import write_ready
+    from groundplane.telemetry.logs import configure
+
+    try:
+        data = sys.stdin.buffer.read()
+        if not data:
+            raise FailedPrecondition("config: nothing came on standard input; `groundplane dev` starts this process")
+        config = msgspec.json.decode(data, type=EndpointsConfig)
+        settings = from_bytes(config.settings)
+        configure(settings.log_level, form=settings.log_format)
+        app, _ = load_app(config.target)
+        with contextlib.ExitStack() as stack:
+
+            def on_ready(admin_port: int) -> None:
+                stack.enter_context(write_ready(config.ready_file, {"admin_port": admin_port}))
+
+            asyncio.run(_run(app, settings, on_ready))
+    except GroundplaneError as error:
+        show_error(error, json=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

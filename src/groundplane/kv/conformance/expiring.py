@@ -1,0 +1,140 @@
+"""Values that expire (KV-15)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from groundplane.core.errors import InvalidArgument, Unsupported
+from groundplane.kv.conformance.kit import Kit, OpenKV, eventually, take, tick_of
+from groundplane.kv.port import ChangeKind
+from groundplane.kv.store import KV
+
+
+class ExpiryConformance(Kit):
+    """What every store with `Capability.TTL` promises, and what a bucket without refuses."""
+
+    @pytest.mark.req("KV-15.1")
+    async def test_each_key_goes_at_its_own_time_and_never_before(self, brief: KV) -> None:
+        lives = {"short": 2.0, "long": 5.0, "kept": None}
+        began, written = {}, {}
+        for key, ttl_s in lives.items():
+            began[key] = time.monotonic()
+            await brief.put(key, b"v", ttl_s=ttl_s)
+            written[key] = time.monotonic()
+
+        async def gone_after(key: str) -> float:
+            async def gone() -> bool:
+                return await brief.get(key) is None
+
+            await eventually(gone)
+            return time.monotonic()
+
+        short, long = await asyncio.gather(gone_after("short"), gone_after("long"))
+        assert short - began["short"] >= 2.0
+        assert long - began["long"] >= 5.0
+        assert short - written["short"] < 3.0
+        assert long - written["long"] < 6.0
+        assert await brief.exists("kept")
+        assert (await brief.keys()).items == ["kept"]
+        assert list(await brief.get_many(lives)) == ["kept"]
+        assert (await brief.status()).keys == 1
+
+    @pytest.mark.req("KV-15.1")
+    async def test_overwriting_renews_or_ends_the_ttl(self, brief: KV) -> None:
+        tick = tick_of(brief)
+        await brief.put_many({"renewed": b"1", "ended": b"1", "updated": b"1"}, ttl_s=tick)
+        began = time.monotonic()
+        revision = (await brief.get_many(["updated"]))["updated"].revision
+        await brief.put("renewed", b"2", ttl_s=tick * 2)
+        await brief.update("updated", b"2", revision=revision, ttl_s=tick * 2)
+        await brief.put("ended", b"2")
+        await asyncio.sleep(tick + 0.4)
+        entries = await brief.get_many(["renewed", "updated", "ended"])
+        if time.monotonic() - began < tick * 2:
+            assert list(entries) == ["renewed", "updated", "ended"]
+
+        async def gone() -> bool:
+            return not await brief.get_many(["renewed", "updated"])
+
+        await eventually(gone)
+        assert await brief.exists("ended")
+
+    @pytest.mark.req("KV-15.1")
+    async def test_watches_of_every_handle_see_the_expiry_with_its_key(self, open_kv: OpenKV, brief: KV) -> None:
+        async with open_kv(bucket="brief") as other, brief.watch("a") as one, other.watch(prefix="a") as two:
+            seen = asyncio.gather(take(one, 2), take(two, 2))
+            revision = await brief.put("a", b"1", ttl_s=tick_of(brief))
+            for put, expired in await seen:
+                assert (put.kind, put.key, put.revision) == (ChangeKind.PUT, "a", revision)
+                assert (expired.kind, expired.key, expired.value) == (ChangeKind.EXPIRED, "a", b"")
+                assert expired.revision > revision
+        assert await brief.get("a") is None
+        assert await brief.history("a") == []
+
+    @pytest.mark.req("KV-15.1")
+    async def test_what_expired_can_be_created_anew_and_is_deleted_without_error(self, brief: KV) -> None:
+        tick = tick_of(brief)
+        await brief.put_many({"a": b"1", "b": b"1"}, ttl_s=tick)
+
+        async def gone() -> bool:
+            return not await brief.get_many(["a", "b"])
+
+        await eventually(gone)
+        await brief.delete("b")
+        await brief.create("a", b"2")
+        await asyncio.sleep(tick + 0.2)
+        entry = await brief.get("a")
+        assert entry is not None
+        assert entry.value == b"2"
+
+    @pytest.mark.req("KV-15.1", "KV-07.1")
+    async def test_an_older_value_never_returns_when_a_newer_one_expires(self, open_kv: OpenKV, brief: KV) -> None:
+        tick = tick_of(brief)
+        async with open_kv(bucket="both", history=4, ttl=True) as kv:
+            await kv.put("a", b"1")
+            await kv.put("a", b"2")
+            await kv.put("a", b"3", ttl_s=tick)
+            assert [entry.value for entry in await kv.history("a")] == [b"3"]
+
+            async def gone() -> bool:
+                return await kv.get("a") is None
+
+            await eventually(gone)
+            await asyncio.sleep(0.3)
+            assert await kv.get("a") is None
+            assert await kv.history("a") == []
+            await kv.create("a", b"4")
+            assert [entry.value for entry in await kv.history("a")] == [b"4"]
+
+    @pytest.mark.req("KV-15.2")
+    async def test_a_ttl_finer_than_the_resolution_is_unsupported_and_never_rounded(self, brief: KV) -> None:
+        resolution = brief.limits.ttl_resolution_s
+        assert resolution is not None
+        for ttl_s in (resolution / 2, resolution * 1.5, resolution * 10.25):
+            with pytest.raises(Unsupported, match="ttl_s: "):
+                await brief.put("a", b"1", ttl_s=ttl_s)
+        assert not await brief.exists("a")
+
+    @pytest.mark.req("KV-15.2")
+    @pytest.mark.parametrize("ttl_s", [0, -1, 0.0, float("nan"), float("inf"), True, "1", 1e12])
+    async def test_what_is_no_ttl_is_refused(self, brief: KV, ttl_s: float) -> None:
+        with pytest.raises(InvalidArgument, match="ttl_s: "):
+            await brief.put("a", b"1", ttl_s=ttl_s)
+
+    @pytest.mark.req("KV-15.3")
+    async def test_a_bucket_opened_without_ttl_refuses_it(self, open_kv: OpenKV, kv: KV) -> None:
+        for write in (kv.put("a", b"", ttl_s=1), kv.create("a", b"", ttl_s=1), kv.put_many({"a": b""}, ttl_s=1)):
+            with pytest.raises(Unsupported, match="ttl_s: "):
+                await write
+        revision = await kv.put("a", b"1")
+        with pytest.raises(Unsupported, match="ttl_s: "):
+            await kv.update("a", b"2", revision=revision, ttl_s=1)
+        async with open_kv(bucket="later") as without:
+            await without.put("a", b"1")
+            async with open_kv(bucket="later", ttl=True) as with_ttl:
+                await with_ttl.put("a", b"2", ttl_s=60)
+                with pytest.raises(Unsupported):
+                    await without.put("a", b"3", ttl_s=60)

@@ -1,0 +1,202 @@
+"""The suite of key-value storage on NATS, and what is that driver's own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from urllib.parse import urlsplit
+
+import pytest
+
+from groundplane.backends.nats import Address, JetStream, Link, StreamConfig
+from groundplane.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from groundplane.kv import KV
+from groundplane.kv.conformance import KVConformance
+from groundplane.kv.conformance.kit import OpenKV, take
+from groundplane.kv.drivers.nats.names import bucket_token, decoded, encoded, filters
+from groundplane.kv.port import Change, ChangeKind
+from groundplane.testing.faults import Proxy
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+
+class TestNatsKV(KVConformance):
+    @pytest.fixture
+    def open_kv(self, nats_url: str) -> OpenKV:
+        return partial(KV.open, nats_url)
+
+
+@pytest.fixture
+async def kv(nats_url: str) -> AsyncIterator[KV]:
+    async with KV.open(nats_url, namespace="plane", bucket="things", ttl=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def jetstream(nats_url: str) -> AsyncIterator[JetStream]:
+    async with await Link.open(Address.parse(nats_url), name="foreign") as link:
+        yield JetStream(link)
+
+
+@pytest.mark.req("KV-05.4")
+async def test_many_keys_take_the_time_of_one_round_trip(nats_url: str) -> None:
+    parts = urlsplit(nats_url)
+    keys = [f"k{n}" for n in range(200)]
+    async with Proxy.to(parts.hostname or "", parts.port or 0) as proxy:
+        proxy.latency(0.02)
+        async with KV.open(proxy.through(nats_url)) as far:
+            times = []
+            for _ in range(3):
+                began = time.monotonic()
+                await far.put_many(dict.fromkeys(keys, b"v"))
+                assert len(await far.get_many(keys)) == 200
+                await far.delete_many(keys)
+                times.append(time.monotonic() - began)
+    assert min(times) < 200 * 0.04 / 4  # a round trip is 40 ms, and there are 4 of them; one by one were 600
+
+
+@pytest.mark.req("KV-12.2")
+async def test_the_limit_of_values_follows_the_servers_with_room_for_headers(own_server: object) -> None:
+    server = own_server("nats", config={"max_payload": 65536})  # type: ignore[operator]
+    async with KV.open(server.url, ttl=True) as kv:
+        assert 60_000 < kv.limits.value_bytes_max < 65536
+        value = b"x" * kv.limits.value_bytes_max
+        revision = await kv.create("日" * 255, value, ttl_s=60)
+        await kv.put_many({"a": value, "b": value}, ttl_s=60)
+        entry = await kv.get("日" * 255)
+        assert entry is not None
+        assert (entry.value, entry.revision) == (value, revision)
+        with pytest.raises(InvalidArgument, match="value: "):
+            await kv.put("a", value + b"x")
+
+
+@pytest.mark.req("KV-01.2", "KV-13.1")
+async def test_other_clients_read_and_write_a_bucket_by_its_documented_layout(kv: KV, jetstream: JetStream) -> None:
+    revision = await kv.put("a.b/c d", b"1")
+    stored = await jetstream.get_last("KV_plane__things", "$KV.plane__things.a.b/.c=20d")
+    assert stored is not None
+    assert (stored.payload, stored.seq) == (b"1", revision)
+    ack = await jetstream.publish("$KV.plane__things.theirs", b"2")
+    entry = await kv.get("theirs")
+    assert entry is not None
+    assert (entry.value, entry.revision) == (b"2", ack.seq)
+    await jetstream.publish("$KV.plane__things.theirs", b"", headers={"KV-Operation": "DEL"})
+    assert await kv.get("theirs") is None
+    await jetstream.publish("$KV.plane__things.not=ours", b"3")
+    assert (await kv.keys()).items == ["a.b/c d"]
+    async with kv.watch() as watch:
+        assert [change.key for change in await watch.snapshot()] == ["a.b/c d"]
+
+
+@pytest.mark.req("KV-04", "KV-14")
+async def test_the_revision_of_a_removal_is_never_taken_for_that_of_a_value(kv: KV) -> None:
+    async with kv.watch("a") as watch:
+        await kv.put("a", b"1")
+        await kv.delete("a")
+        removed = (await take(watch, 2))[1]
+    assert removed.kind is ChangeKind.DELETE
+    with pytest.raises(NotFound):
+        await kv.update("a", b"2", revision=removed.revision)
+    with pytest.raises(NotFound):
+        await kv.delete("a", revision=removed.revision)
+    assert await kv.get("a") is None
+
+
+@pytest.mark.req("KV-16")
+async def test_a_watch_of_a_bucket_that_is_deleted_and_made_anew_goes_on(
+    kv: KV, jetstream: JetStream, nats_url: str
+) -> None:
+    await kv.put("a", b"1")
+    async with kv.watch() as watch:
+        await watch.snapshot()
+        await jetstream.delete_stream("KV_plane__things")
+        with pytest.raises(Unavailable):
+            await kv.status()
+        async with KV.open(nats_url, namespace="plane", bucket="things") as again:
+            revision = await again.put("b", b"2")
+            found = {change.key: change for change in await take(watch, 2)}
+    assert found["b"] == Change(kind=ChangeKind.PUT, key="b", value=b"2", revision=revision)
+    assert found["a"].kind is ChangeKind.DELETE
+
+
+@pytest.mark.req("KV-14")
+async def test_a_stream_that_another_tool_made_is_given_what_a_bucket_needs(
+    nats_url: str, jetstream: JetStream
+) -> None:
+    await jetstream.create_stream(
+        StreamConfig(name="KV_groundplane__old", subjects=("$KV.groundplane__old.>",), max_msgs_per_subject=5)
+    )
+    async with KV.open(nats_url, bucket="old", ttl=True, history=2) as kv:
+        await kv.put_many({"a": b"1", "b": b"1"}, ttl_s=60)
+        assert (await kv.status()).history == 5
+
+
+async def test_two_openers_of_one_new_bucket_both_get_it(nats_url: str) -> None:
+    async def use(n: int) -> int:
+        async with KV.open(nats_url, bucket="new", history=3) as kv:
+            await kv.put(f"k{n}", b"")
+            return (await kv.status()).history
+
+    assert await asyncio.gather(*(use(n) for n in range(6))) == [3] * 6
+
+
+@pytest.mark.parametrize(
+    ("url", "match"),
+    [
+        ("nats://127.0.0.1:4222?replicas=2", "replicas"),
+        ("nats://127.0.0.1:4222?replica=1", "replica"),
+        ("nats://127.0.0.1:4222/path", "path"),
+    ],
+)
+async def test_a_bad_url_is_refused_before_anything_is_sent(url: str, match: str) -> None:
+    with pytest.raises(InvalidArgument, match=match):
+        async with KV.open(url):
+            pass
+
+
+async def test_a_bucket_with_more_replicas_than_servers_is_refused_by_name(nats_url: str) -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        async with KV.open(f"{nats_url}?replicas=3"):
+            pass
+    assert caught.value.reason == "not_a_cluster"
+
+
+def test_names_of_buckets_never_meet_and_are_bounded() -> None:
+    pairs = [
+        ("a", "b"),
+        ("a_", "b"),
+        ("a", "_b"),
+        ("a_u", "b"),
+        ("a.b", "c"),
+        ("a", "b.c"),
+        ("a_d", "c"),
+        ("a__b", "c"),
+    ]
+    assert len({bucket_token(*pair) for pair in pairs}) == len(pairs)
+    with pytest.raises(InvalidArgument, match="too long"):
+        bucket_token("_" * 128, "_" * 128)
+
+
+@pytest.mark.parametrize(
+    ("key", "tokens"),
+    [("a", "a"), ("a.b", "a.b"), ("a/b", "a/.b"), ("a b", "a=20b"), ("a=b", "a=3Db"), (".", "=2E"), ("a.", "a=2E"),
+     ("/", "/"), ("a/", "a/"), ("//", "/./"), ("a..b", "a.=2Eb"), ("*", "=2A"), ("é", "=C3=A9")],
+)  # fmt: skip
+def test_keys_are_encoded_as_the_documentation_says(key: str, tokens: str) -> None:
+    assert encoded(key) == tokens
+    assert decoded(tokens) == key
+
+
+@pytest.mark.parametrize("tokens", ["a=", "a=2", "a=2e", "a=61", "a=FF", "a.", "a..b", "a/b", "=C3", "ü"])
+def test_what_is_not_encoded_as_ours_is_no_key(tokens: str) -> None:
+    assert decoded(tokens) is None
+
+
+def test_a_prefix_that_ends_a_token_is_filtered_by_the_server() -> None:
+    assert filters("") == [">"]
+    assert filters("services/orders/") == ["services/.orders/.>", "services/.orders/"]
+    assert filters("services/ord") == ["services/.>"]
+    assert filters("a.") == ["a.>", "a=2E"]
+    assert filters("a") == [">"]
