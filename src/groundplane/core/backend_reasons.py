@@ -176,6 +176,9 @@ BACKEND_REASONS: dict[str, Reason] = {
     "batch_incomplete": Reason(
         "unavailable", True, "Part of an atomic batch was lost; nothing of it was stored.", "Send it again."
     ),
+    "contended": Reason(
+        "unavailable", True, "Others changed the same keys in each attempt; nothing was written.", "Try again later."
+    ),
     "not_a_cluster": Reason(
         "failed_precondition",
         False,
