@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import time
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
@@ -94,7 +95,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     ever behind it. What hangs even then is ended with its process: xdist names the test and starts another worker.
     """
     _end_process_after(_limit_s(item) + 60, item)
-    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+    if math.isfinite(_limit_s(item)) and isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
         item.obj = _within(_limit_s(item) * 0.75, item.obj)
     yield
 
@@ -112,10 +113,26 @@ def _end_process_after(seconds: float, item: pytest.Item) -> None:
 
 
 def _within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """`test` with a limit in real seconds, whatever the test makes of the clock of its loop."""
+
     @functools.wraps(test)
     async def bounded(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(seconds if math.isfinite(seconds) else None):
-            await test(*args, **kwargs)
+        loop, until = asyncio.get_running_loop(), time.monotonic() + seconds
+        async with asyncio.timeout(None) as limit:
+
+            def look() -> None:
+                nonlocal looking
+                left_s = until - time.monotonic()
+                if left_s > 0:
+                    looking = loop.call_later(left_s, look)
+                else:
+                    limit.reschedule(loop.time())
+
+            looking = loop.call_soon(look)
+            try:
+                await test(*args, **kwargs)
+            finally:
+                looking.cancel()
 
     return bounded
 
