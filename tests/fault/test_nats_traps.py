@@ -401,7 +401,8 @@ async def test_a_pull_behind_a_peer_that_swallows_everything_begins_anew(
     server: Running, proxy: Proxy, stream: str, link: Link
 ) -> None:
     jetstream = JetStream(link)
-    await jetstream.create_consumer(stream, ConsumerConfig(durable_name="worker"))
+    # what went to the swallowed connection, before the server knew that it was gone, comes again after `ack_wait`
+    await jetstream.create_consumer(stream, ConsumerConfig(durable_name="worker", ack_wait_s=2))
     async with await Link.open(Address.parse(proxy.through(server.url))) as through:
         seen: list[bytes] = []
         pull = Pull(JetStream(through), stream, "worker", lambda message: seen.append(message.payload))

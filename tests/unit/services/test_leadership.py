@@ -221,7 +221,7 @@ async def test_work_is_run_anew_in_each_term_until_it_returns(kv: KV) -> None:
         leader = await _opened(stack, kv, "a", Policy(lease_s=0.2))
         leading = asyncio.create_task(leader.lead(work))
         for count in (1, 2):
-            await eventually(lambda count=count: len(terms) == count)  # type: ignore[misc]
+            await eventually(lambda count=count: len(terms) >= count)  # type: ignore[misc]
             await leader.resign()
         await leading
     assert sorted(set(terms)) == terms
@@ -310,15 +310,15 @@ async def test_a_listener_that_raises_does_not_end_the_campaign(kv: KV) -> None:
         leader = await _opened(stack, kv, "a", Policy(lease_s=0.3), on_event=broken)
         await leader.elected()
         await eventually(lambda: leader.statistics().renewals >= 2)
-        assert leader.is_active
+        await eventually(lambda: leader.is_active)
         assert leader.complaint() is None
 
 
 async def test_after_closing_every_call_is_closed_and_closing_twice_is_once(kv: KV) -> None:
     async with AsyncExitStack() as stack:
         leader = await _opened(stack, kv, "a")
-        standby = await _opened(stack, kv, "b")
         await leader.elected()
+        standby = await _opened(stack, kv, "b")
         waiting = asyncio.create_task(standby.elected())
         await asyncio.sleep(0)
         await asyncio.gather(standby.aclose(), standby.aclose())
