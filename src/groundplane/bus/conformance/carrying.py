@@ -30,15 +30,15 @@ class CarryingConformance(Kit):
             group = name if name.startswith("g") else ""
             key = f"{name}-{number}"
             opened.append(await driver.subscribe(subject, lambda _, key=key: got.update([key]), group=group))  # type: ignore[misc]
-        for _ in range(10):
+        for _ in range(30):
             await driver.publish(Message(subject=subject, payload=b"x"))
-        await eventually(lambda: got.total() == 40)
+        await eventually(lambda: got.total() == 120)
         for one in opened:
             await one.aclose()
             await one.aclose()
         await driver.publish(Message(subject=subject, payload=b"x"))
         await asyncio.sleep(QUIET_S)
-        assert (got["plain-0"], got["other-1"], got["g2-4"], got["g1-2"] + got["g1-3"]) == (10, 10, 10, 10)
+        assert (got["plain-0"], got["other-1"], got["g2-4"], got["g1-2"] + got["g1-3"]) == (30, 30, 30, 30)
         assert min(got["g1-2"], got["g1-3"]) > 0
 
     async def test_headers_ids_and_any_bytes_arrive_unchanged(self, bus: Bus) -> None:
@@ -58,12 +58,12 @@ class CarryingConformance(Kit):
 
     async def test_a_delivery_that_is_not_extended_comes_again_and_an_extended_one_does_not(self, bus: Bus) -> None:
         domain = a_name()
-        spec = _spec(f"events.{domain}.*", lease_s=1.0)
+        spec = _spec(f"events.{domain}.*", lease_s=2.0)
         async with bus.driver.consume(spec) as consumer:
             await bus.driver.append([Message(subject=f"events.{domain}.x", payload=b"1", id=a_name())])
             (first,) = await _take(consumer, 1)
-            for _ in range(4):
-                await asyncio.sleep(0.35)
+            for _ in range(6):
+                await asyncio.sleep(0.5)
                 await consumer.extend([first])
             assert await consumer.receive(1, 0.1) == []
             (second,) = await _take(consumer, 1)

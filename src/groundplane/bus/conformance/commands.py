@@ -188,13 +188,13 @@ class CommandConformance(Kit):
             running += 1
             runs += 1
             most = max(most, running)
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(4.2)
             running -= 1
 
         service = a_name()
         async with (
-            bus.handle(service, {"long": long}, lease_s=1.0),
-            bus.handle(service, {"long": long}, lease_s=1.0),
+            bus.handle(service, {"long": long}, lease_s=2.0),
+            bus.handle(service, {"long": long}, lease_s=2.0),
             bus.track(service, "long") as tracked,
         ):
             await tracked.result()

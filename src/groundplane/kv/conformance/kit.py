@@ -102,4 +102,4 @@ async def eventually(condition: Callable[[], Awaitable[bool]], within_s: float =
 
 def tick_of(kv: KV) -> float:
     """A short TTL of this store, in seconds."""
-    return max(0.2, kv.limits.ttl_resolution_s or 0.0)
+    return max(0.6, kv.limits.ttl_resolution_s or 0.0)
