@@ -131,14 +131,14 @@ async def test_a_nack_comes_back_after_its_delay_with_its_attempt_and_a_settled_
 
 
 async def test_a_lease_that_ends_hands_the_delivery_to_another_and_extending_keeps_it(bus: NatsBus) -> None:
-    spec = ConsumerSpec(name="worker", pattern="events.>", lease_s=1.0)
+    spec = ConsumerSpec(name="worker", pattern="events.>", lease_s=2.0)
     async with bus.consume(spec) as first, bus.consume(spec) as second:
         await bus.append([_message("events.a.a", b"x", "1")])
         await eventually(lambda: len(first._holding) + len(second._holding))  # type: ignore[attr-defined]
         holder, other = (first, second) if len(first._holding) else (second, first)  # type: ignore[attr-defined]
         [held] = await holder.receive(1, 5)
         for _ in range(6):
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.5)
             await holder.extend([held])
         assert await other.receive(1, 0.1) == []
         await eventually(lambda: other._ready or holder._ready)  # type: ignore[attr-defined]
