@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 
 from groundplane.backends.nats.errors import again, too_late
@@ -97,11 +98,9 @@ class PublishWindow:
     async def aclose(self) -> None:
         """Finish what is under way, at most 5 s; the rest fails with `closed`. Idempotent."""
         if not self._life.closed:
-            try:
+            with suppress(TimeoutError):  # what is left is told below
                 async with asyncio.timeout(_FLUSH_S):
                     await self.flush()
-            except TimeoutError:
-                pass
         await self._life.aclose()
         for flight in list(self._flights):
             self._link.give_up(flight.token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -95,7 +96,7 @@ class Declaration:
         )
 
 
-class Consumer:
+class Consumer(ABC):
     """What both kinds share. See `BusConsumer`; `_take` is theirs."""
 
     def __init__(self, jetstream: JetStream, naming: Naming, spec: ConsumerSpec, dead: NatsDeadLetters) -> None:
@@ -112,9 +113,9 @@ class Consumer:
         return f"<{type(self).__name__} {self.spec.name!r}, {state}>"
 
     @property
+    @abstractmethod
     def flowing(self) -> bool:
         """Whether what is appended would arrive."""
-        raise NotImplementedError
 
     async def receive(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
         """See `BusConsumer.receive`."""
@@ -155,17 +156,17 @@ class Consumer:
             except GroundplaneError:
                 return  # without a connection their leases end by themselves
 
+    @abstractmethod
     async def _wait(self, limit: int) -> None:
         """Return when something is ready, or it is closed."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _stop(self) -> None:
         """Ask for no more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _let_go(self, count: int) -> None:
         """So many are settled."""
-        raise NotImplementedError
 
     def _put(self, message: Arrived) -> None:
         self._holding.hold(message)
