@@ -494,6 +494,15 @@ async def test_health_says_why_and_other_pages_say_so_while_the_store_is_away(tm
 
 
 @pytest.mark.req("GATE-14.1")
+async def test_pages_that_are_opened_at_the_same_moment_share_one_reader_of_the_log(tmp_path: Path) -> None:
+    async with house(tmp_path, tool("sum")) as one, one.http() as http:
+        await http.post("/v1/jobs", json={"tool": "sum", "arguments": {"value": 1}})
+        answers = await asyncio.gather(*[http.get(f"/dashboard/{page}") for page in ("actors", "dead") * 8])
+        assert {answer.status_code for answer in answers} == {200}
+        assert sum("dashboard:flow" in task.get_name() for task in asyncio.all_tasks()) == 1
+
+
+@pytest.mark.req("GATE-14.1")
 async def test_actors_show_depth_rates_and_failures_of_the_log(tmp_path: Path) -> None:
     async with house(tmp_path, tool("sum")) as one, one.http() as http:
         for n in range(3):

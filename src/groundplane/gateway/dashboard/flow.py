@@ -121,6 +121,7 @@ class Flow:
         self._begun: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._position: int | None = None
         self._task: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()  # of several that look at once, one reads for all
         self._until = 0.0
         self.depths: dict[str, Depth] = {}
         self.troubles: dict[str, str] = {}
@@ -130,10 +131,11 @@ class Flow:
     async def wanted(self) -> None:
         """Somebody looks: read for another ten minutes; what there is now has been read when this returns."""
         self._until = self._clock.monotonic() + IDLE_S
-        if self._task is None or self._task.done():
-            self._position, self.depths = None, {}
-            await self._tick()
-            self._task = self._lifecycle.spawn(self._run(), name="dashboard:flow")
+        async with self._starting:
+            if self._task is None or self._task.done():
+                self._position, self.depths = None, {}
+                await self._tick()
+                self._task = self._lifecycle.spawn(self._run(), name="dashboard:flow")
 
     def track(self, actor: str) -> Track:
         """One actor's; an empty one where nothing is known."""
