@@ -152,13 +152,13 @@ async def test_a_stream_resumes_on_another_replica(one: House) -> None:
 @pytest.mark.req("GATE-05.4")
 async def test_silence_is_broken_by_keep_alive_comments(one: House) -> None:
     job_id = await start(one, "stuck")
+    text, began = "", time.perf_counter()
     async with one.http() as http, http.stream("GET", f"/v1/jobs/{job_id}/events") as response:
-        text, began = "", time.perf_counter()
         async for chunk in response.aiter_text():
             text += chunk
             if text.count(": keep-alive\n\n") == 3:
                 break
-    assert 0.5 < time.perf_counter() - began < 5
+    assert 0.5 < time.perf_counter() - began < 10
 
 
 @pytest.mark.req("GATE-05.4")
