@@ -177,5 +177,5 @@ async def test_a_program_has_the_priority_that_it_asks_for(tmp_path: Path, heard
     await heard.wait("ready", "plain")
     await heard.wait("ready", "modest")
     found = {name: os.getpriority(os.PRIO_PROCESS, child.pid or 0) for name, child in supervisor.children.items()}
-    assert found["modest"] == found["plain"] + 5
     await supervisor.stop()
+    assert found["modest"] == min(found["plain"] + 5, 19)
