@@ -201,7 +201,7 @@ def _write(tx: Transaction, bucket_id: int, write: Write, history: int, revision
 
 
 def _put(tx: Transaction, bucket_id: int, write: Write, revision: int, now: int) -> None:
-    until = None if write.ttl_s is None else now + round(write.ttl_s * 1000)
+    until = None if write.ttl_s is None else now + round(write.ttl_s * 1000) + 1  # `now` was rounded down: never early
     tx.execute(
         "INSERT INTO kv_entries (bucket_id, key, revision, kind, value, created_at, expires_at) "
         "VALUES (?, ?, ?, 0, ?, ?, ?) ON CONFLICT (bucket_id, key) DO UPDATE SET revision = excluded.revision, "
