@@ -18,9 +18,14 @@ from pathlib import Path
 
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
+from hypothesis import HealthCheck, settings
 
 import leaks
 from stacks import Stack, on_servers
+
+# an example of Hypothesis that takes long tells of the machine, not of the product
+settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _LEAKS_ALLOWED = pytest.StashKey[bool]()

@@ -169,7 +169,7 @@ async def test_a_job_of_ten_seconds_has_ended_by_fifteen_although_its_sweeper_wa
         await jobs.create(one, [])
         async with _child("sweep", place) as first:
             await _ready(first)
-            assert await jobs.wait_finished(one.job_id, 8) is None
+            assert await jobs.wait_finished(one.job_id, 8 - (time.time() - start)) is None
         async with _child("sweep", place) as second:
             await _ready(second)
             ended = await jobs.wait_finished(one.job_id, 15 - (time.time() - start))

