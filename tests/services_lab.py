@@ -44,6 +44,8 @@ class Flaky:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
         self.down = False
+        self.deaf = False
+        """Whether writes are done and their answers lost."""
         self.error: Exception = Unavailable("kv: does not answer")
 
     def __getattr__(self, name: str) -> Any:
@@ -55,7 +57,10 @@ class Flaky:
 
     async def write(self, writes: Any, options: Any) -> Any:
         self._check()
-        return await self.driver.write(writes, options)
+        written = await self.driver.write(writes, options)
+        if self.deaf:
+            raise self.error
+        return written
 
     async def keys(self, prefix: str, *, cursor: str | None, limit: int) -> Any:
         self._check()

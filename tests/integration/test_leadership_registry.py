@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from groundplane.kv import KV
-from groundplane.services import Registry
+from groundplane.services import Registry, Status
 from groundplane.services.leadership import Leadership, Policy, registered
 from groundplane.testing import eventually, unique
-from services_lab import STORES, Place, place_of
+from services_lab import STORES, Place, flaky_registry, place_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -47,3 +47,28 @@ async def test_the_registry_tells_who_is_active_and_who_stands_by(place: Place, 
         await leader.resign()
         await eventually(lambda: any(one.is_active for one in members if one is not leader))
         await eventually(as_it_is)
+
+
+@pytest.mark.req("LEAD-05.2")
+async def test_who_was_elected_while_the_registry_was_away_is_active_there_when_it_is_back(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        registry, switch = await stack.enter_async_context(flaky_registry(tmp_path / "registry"))
+        kv = await stack.enter_async_context(KV.open("embedded://", state=tmp_path / "lease"))
+        patient = Policy(lease_s=30.0)
+        leader = await stack.enter_async_context(Leadership.open(kv, "desk", member="a", policy=patient))
+        await leader.elected()
+        registration = await stack.enter_async_context(registry.register("desk", instance_id="b"))
+        standby = await stack.enter_async_context(Leadership.open(kv, "desk", member="b", policy=patient))
+        await stack.enter_async_context(registered(standby, registration))
+
+        async def is_told(status: Status) -> bool:
+            found = await registry.instance("desk", "b")
+            return (found.status, found.sticky_active_status) == (status, status.value)
+
+        await eventually(lambda: is_told(Status.STANDBY))
+        switch.down = True
+        await leader.resign()
+        await standby.elected()
+        await eventually(lambda: registration.instance.sticky_active_status == "ACTIVE")
+        switch.down = False
+        await eventually(lambda: is_told(Status.ACTIVE))

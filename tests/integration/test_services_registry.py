@@ -251,6 +251,27 @@ async def test_three_failed_heartbeats_make_an_instance_unhealthy_and_one_that_s
             assert (await registry.instance("quotes", "a")).status is Status.STANDBY
 
 
+@pytest.mark.req("SVC-01.4")
+async def test_what_was_said_while_the_store_was_away_outlives_an_answer_that_was_lost(tmp_path: Path) -> None:
+    quiet = RegistrationSettings(ttl_s=1000.0, heartbeat_s=500.0)
+    async with flaky_registry(tmp_path, quiet) as (registry, switch):
+        async with registry.register("quotes", instance_id="a") as registration:
+            switch.deaf = True
+            assert not await registration.beat()  # ACTIVE is written, and nobody here knows
+            switch.deaf, switch.down = False, True
+            with pytest.raises(Unavailable):
+                await registration.set_status("STANDBY")
+            with pytest.raises(Unavailable):
+                await registration.set_metadata({"zone": "b"})
+            switch.down = False
+            assert await registration.beat()
+            found = await registry.instance("quotes", "a")
+            assert (found.status, found.metadata) == (Status.STANDBY, {"zone": "b"})
+            await registry.change("quotes", "a", lambda one: msgspec.structs.replace(one, status=Status.ACTIVE))
+            assert await registration.beat()  # said once: what others say later counts
+            assert await status_of(registry, "a") is Status.ACTIVE
+
+
 @pytest.mark.req("SVC-02.1")
 async def test_heartbeats_go_on_however_often_they_fail_and_make_an_expired_entry_again(tmp_path: Path) -> None:
     settings = RegistrationSettings(ttl_s=0.5, heartbeat_s=0.1)

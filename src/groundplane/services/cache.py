@@ -14,10 +14,13 @@ from groundplane.services.port import Instance
 
 
 class Kept(msgspec.Struct, kw_only=True):
-    """What the source said of one service, when (monotonic seconds), and whether it may have changed since."""
+    """What the source said of one service, when (monotonic seconds), to which question, and whether it may have
+    changed since.
+    """
 
     instances: tuple[Instance, ...]
     at: float
+    question: int = 0
     invalidated: bool = False
 
 
@@ -53,9 +56,12 @@ class InstanceCache:
         """Seconds since the source said it."""
         return max(0.0, self._clock.monotonic() - kept.at)
 
-    def put(self, service: str, instances: Iterable[Instance], *, invalidated: bool = False) -> Kept:
-        """Keep what the source has said just now."""
-        kept = Kept(instances=tuple(instances), at=self._clock.monotonic(), invalidated=invalidated)
+    def put(self, service: str, instances: Iterable[Instance], *, question: int = 0, invalidated: bool = False) -> Kept:
+        """Keep what the source has said just now, unless the answer to a later `question` is kept already."""
+        now, before = self._clock.monotonic(), self._kept.get(service)
+        kept = Kept(instances=tuple(instances), at=now, question=question, invalidated=invalidated)
+        if before is not None and before.question > question:
+            return kept
         self._kept[service] = kept
         self._kept.move_to_end(service)
         if len(self._kept) > self._entries_max:

@@ -61,7 +61,8 @@ class DiscoveryStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class _Lookup:
     """One question to the source that everybody who wants to know waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.outdated = False
         self.task: asyncio.Task[Kept]
 
@@ -88,7 +89,7 @@ class Discovery:
         retry = RetryPolicy(base_s=settings.retry_base_s, cap_s=settings.retry_cap_s)
         self._following = Following(source, retry=retry)
         self._synced = asyncio.Event()
-        self._hits = self._misses = self._stale = 0
+        self._hits = self._misses = self._stale = self._asked_in_all = 0
 
     def __repr__(self) -> str:
         state = "closed" if self._lifecycle.closed else "watching" if self._following.flowing else "open"
@@ -128,10 +129,13 @@ class Discovery:
         else:
             self._misses += 1
             lookup = self._ask(service)
+        caller = asyncio.current_task()
+        cancelled = caller.cancelling() if caller is not None else 0
         try:
             kept = await asyncio.shield(lookup.task)
         except asyncio.CancelledError:
-            self._lifecycle.check_open()
+            if caller is None or caller.cancelling() == cancelled:  # the lookup was cancelled, not who asked
+                self._lifecycle.check_open()
             raise
         except GroundplaneError as error:
             return self._found_stale(service, healthy_only, error)
@@ -194,7 +198,11 @@ class Discovery:
         await self._lifecycle.aclose()
 
     def _ask(self, service: str) -> _Lookup:
-        lookup = self._lookups[service] = _Lookup()
+        self._asked_in_all += 1
+        overtaken = self._lookups.get(service)
+        if overtaken is not None:  # no change will find it any more
+            overtaken.outdated = True
+        lookup = self._lookups[service] = _Lookup(self._asked_in_all)
         lookup.task = self._lifecycle.spawn(self._fetch(service, lookup), name=f"find:{service}")
         lookup.task.add_done_callback(lambda task: self._asked(service, lookup))
         return lookup
@@ -214,7 +222,7 @@ class Discovery:
             raise DeadlineExceeded(
                 f"{self.source.name}: did not answer for {service!r} within {timeout_s:g} s"
             ) from None
-        return self._cache.put(service, instances, invalidated=lookup.outdated)
+        return self._cache.put(service, instances, question=lookup.number, invalidated=lookup.outdated)
 
     def _invalidate(self, service: str) -> None:
         """What is known of the service may be old; so is the answer that is on its way."""

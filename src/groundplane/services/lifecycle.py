@@ -124,8 +124,9 @@ class ServiceLifecycle:
             return self.state
 
     async def _start(self) -> None:
+        limit = asyncio.timeout(self._start_timeout_s)
         try:
-            async with asyncio.timeout(self._start_timeout_s):
+            async with limit:
                 for state in (LifeState.STARTING, LifeState.STARTED):
                     await self._enter(state)
                     for hook in list(self._hooks[state]):
@@ -135,7 +136,7 @@ class ServiceLifecycle:
             if self._stopping is None:
                 self._stopping = asyncio.create_task(self._shut(), name=f"{self.name}:stop")
             await asyncio.wait([self._stopping])
-            if isinstance(error, TimeoutError):
+            if limit.expired():
                 text = f"{self.name}: did not start within {self._start_timeout_s:g} s"
                 raise DeadlineExceeded(text) from error
             raise

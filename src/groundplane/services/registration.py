@@ -71,6 +71,8 @@ class Registration:
         self._readiness = readiness
         self._key = records.instance_key(instance.service_name, instance.instance_id)
         self._wanted = instance
+        self._untold: dict[str, Any] = {}
+        """What was said of the instance and is in no entry yet, by field."""
         self._revision: int | None = None
         self._lock = asyncio.Lock()
         self._draining = False
@@ -150,26 +152,23 @@ class Registration:
         as `KV.update`; the next heartbeat that succeeds tells it then.
         """
         chosen = _own_status(status)
-        await self._change(lambda one: msgspec.structs.replace(one, status=chosen))
+        await self._change(status=chosen)
 
     async def set_sticky_active(self, group: str | None, status: ActiveStatus | None) -> None:
         """Say which group of single-active instances this one belongs to, and whether it is the active one. Raises as
         `set_status`.
         """
-        if group is not None:
-            check_token("group", group)
-        if status not in ("ACTIVE", "STANDBY", None) or (group is None) != (status is None):
-            raise InvalidArgument(
-                f"status: {status!r} with group {group!r}; give a group and ACTIVE or STANDBY, or None"
-            )
-        await self._change(
-            lambda one: msgspec.structs.replace(one, sticky_active_group=group, sticky_active_status=status)
-        )
+        _check_group(group, status)
+        await self._change(sticky_active_group=group, sticky_active_status=status)
+
+    async def set_single_active(self, group: str, status: ActiveStatus) -> None:
+        """`set_sticky_active` and `set_status` in one write: what an instance is that takes part in one election."""
+        _check_group(group, status)
+        await self._change(status=_own_status(status), sticky_active_group=group, sticky_active_status=status)
 
     async def set_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Say this of the instance instead of what was said before. Raises as `set_status`."""
-        chosen = check_metadata(metadata)
-        await self._change(lambda one: msgspec.structs.replace(one, metadata=chosen))
+        await self._change(metadata=check_metadata(metadata))
 
     async def beat(self) -> bool:
         """A heartbeat now; whether it succeeded. Never raises but `closed`."""
@@ -179,7 +178,7 @@ class Registration:
     async def drain(self) -> None:
         """Say SHUTDOWN from now on: nobody chooses this instance any more while it finishes. Raises as `set_status`."""
         self._draining = True
-        await self._change(lambda one: one)
+        await self._change()
 
     async def check(self) -> str | None:
         """For readiness: None, or why the entry is not as it should be."""
@@ -206,7 +205,7 @@ class Registration:
     async def _begin(self) -> None:
         async with self._lock:
             self._unready = await self._ask_readiness()
-            await self._write(lambda one: one)
+            await self._write()
             self._heartbeats += 1
 
     async def _beat_for_ever(self) -> None:
@@ -224,7 +223,7 @@ class Registration:
             async with asyncio.timeout(self._settings.heartbeat_s + self._settings.readiness_s):
                 async with self._lock:
                     self._unready = await self._ask_readiness()
-                    await self._write(lambda one: one)
+                    await self._write()
         except Exception as error:  # noqa: BLE001 - the loop never ends; what went wrong is counted, logged and told
             self._failed(error)
             return False
@@ -253,15 +252,16 @@ class Registration:
         except Exception as error:  # noqa: BLE001 - a check that is broken proves nothing: it is red
             return f"the readiness check broke: {type(error).__name__}: {error}"
 
-    async def _change(self, change: Callable[[Instance], Instance]) -> None:
+    async def _change(self, **said: Any) -> None:
         self._lifecycle.check_open()
         async with self._lock:
-            await self._write(change)
+            self._untold |= said
+            await self._write()
 
-    async def _write(self, change: Callable[[Instance], Instance]) -> None:
-        """Tell the record as it is after `change`, over whatever was written meanwhile."""
+    async def _write(self) -> None:
+        """Tell the record with all that is untold, over whatever was written meanwhile."""
         for _ in range(WRITE_TRIES):
-            self._wanted = change(self._wanted)
+            self._wanted = msgspec.structs.replace(self._wanted, **self._untold)
             shown = self._shown(self._wanted)
             value, ttl_s = records.encode(shown), self._settings.ttl_s
             try:
@@ -276,7 +276,7 @@ class Registration:
                 self._conflicts += 1
                 await self._look()
             else:
-                self._superseded = False
+                self._superseded, self._untold = False, {}
                 self._note(shown.status)
                 return
         raise Conflict(f"instance: {self.instance_id!r} was changed by others {WRITE_TRIES} times in a row")
@@ -357,6 +357,13 @@ def made_instance_id() -> str:
     """An id for an instance that was given none: the host's name, the process, and enough of chance."""
     host = "".join(one if one.isascii() and (one.isalnum() or one == "-") else "-" for one in socket.gethostname())
     return f"{host.strip('-')[:32] or 'host'}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def _check_group(group: str | None, status: ActiveStatus | None) -> None:
+    if group is not None:
+        check_token("group", group)
+    if status not in ("ACTIVE", "STANDBY", None) or (group is None) != (status is None):
+        raise InvalidArgument(f"status: {status!r} with group {group!r}; give a group and ACTIVE or STANDBY, or None")
 
 
 def _own_status(status: object) -> Status:

@@ -169,6 +169,41 @@ async def test_a_fresh_lookup_asks_the_source_whatever_is_cached(quiet: Discover
     assert await ids(quiet) == ["a", "b", "e"]
 
 
+@pytest.mark.req("SVC-03.3")
+async def test_an_older_lookup_does_not_take_the_place_of_what_a_fresh_one_has_found(
+    quiet: Discovery, source: ScriptedSource
+) -> None:
+    source.gate = gate = asyncio.Event()
+    older = asyncio.create_task(quiet.find("quotes"))
+    await eventually(lambda: source.lookups)
+    source.gate = None
+    source.put(instance("quotes", "e"))
+    await quiet.find("quotes", fresh=True)
+    gate.set()
+    assert len((await older).instances) == 2
+    assert (await quiet.find("quotes")).cached
+    assert await ids(quiet) == ["a", "b", "e"]
+
+
+async def test_an_answer_that_a_fresh_lookup_has_overtaken_is_outrun_by_a_change_too(
+    watching: Discovery, source: ScriptedSource
+) -> None:
+    source.gate = older = asyncio.Event()
+    asking = [asyncio.create_task(watching.find("quotes"))]
+    await eventually(lambda: len(source.lookups) == 1)
+    source.gate = asyncio.Event()
+    asking.append(asyncio.create_task(watching.find("quotes", fresh=True)))
+    await eventually(lambda: len(source.lookups) == 2)
+    source.put(instance("quotes", "e"))
+    await eventually(lambda: watching.statistics().invalidations)
+    older.set()
+    await asking[0]
+    source.gate.set()
+    source.gate = None
+    assert await ids(watching) == ["a", "b", "e"]
+    await asyncio.gather(*asking)
+
+
 @pytest.mark.req("SVC-03.4")
 async def test_a_change_invalidates_its_service_and_no_other(watching: Discovery, source: ScriptedSource) -> None:
     assert (await ids(watching), await ids(watching, "orders")) == (["a", "b"], ["a"])
@@ -294,3 +329,14 @@ async def test_a_bad_name_is_refused_before_the_source_is_asked(
     with pytest.raises(InvalidArgument, match=r"^service: "):
         await quiet.find(name)
     assert source.lookups == []
+
+
+async def test_closing_takes_no_caller_its_cancellation(source: ScriptedSource) -> None:
+    async with Discovery.open(source, QUIET) as discovery:
+        source.gate = asyncio.Event()
+        asking = asyncio.create_task(discovery.find("quotes"))
+        await eventually(lambda: source.lookups)
+        closing = asyncio.create_task(discovery.aclose())
+        asking.cancel()
+        await asyncio.wait([asking, closing])
+        assert asking.cancelled()

@@ -376,3 +376,35 @@ async def test_bad_names_are_refused_before_anything_is_stored(kv: KV) -> None:
         async with Leadership.open(kv, "no name"):
             raise AssertionError("opened")
     assert (await kv.keys()).items == []
+
+
+@pytest.mark.req("LEAD-04.1")
+async def test_whoever_waits_to_lead_or_to_hand_over_is_told_that_the_store_was_closed(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        async with KV.open("embedded://", state=tmp_path) as kv:
+            await (await _opened(stack, kv, "a")).elected()
+            standby = await _opened(stack, kv, "b")
+            await eventually(lambda: standby.leader() is not None)
+            waiting = asyncio.create_task(standby.elected())
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):  # the lease would last for thirty seconds, and nobody would wake it then
+            with pytest.raises(Closed):
+                await waiting
+
+
+@pytest.mark.req("LEAD-01.1")
+async def test_a_block_begins_once_that_of_an_earlier_term_has_ended_at_whatever_moment_that_is(kv: KV) -> None:
+    async def act(leader: Leadership) -> int:
+        async with leader.acting() as fence:
+            return fence.term
+
+    async with AsyncExitStack() as stack:
+        leader = await _opened(stack, kv, "a")
+        term = await leader.elected()
+        for steps in range(6):
+            with leader._blocks.run(0):
+                acting = asyncio.create_task(act(leader))
+                for _ in range(steps):  # every moment of its way into the block is met once
+                    await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                assert await acting == term

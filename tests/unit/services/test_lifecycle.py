@@ -140,6 +140,19 @@ async def test_a_start_that_takes_too_long_is_ended() -> None:
     assert life.state is LifeState.FAILED
 
 
+async def test_a_hook_whose_own_time_is_up_is_not_taken_for_a_start_that_took_too_long() -> None:
+    life = ServiceLifecycle("quotes")
+
+    async def impatient() -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    life.on(LifeState.STARTING, impatient)
+    with pytest.raises(TimeoutError):
+        await life.start()
+    assert life.state is LifeState.FAILED
+
+
 async def test_a_hook_of_a_stop_that_hangs_is_cut_off() -> None:
     life = ServiceLifecycle("quotes", stop_timeout_s=0.05)
     life.on(LifeState.STOPPING, asyncio.Event().wait)

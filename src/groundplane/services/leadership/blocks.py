@@ -73,21 +73,26 @@ class Blocks:
         """Whether a block of another term still runs."""
         return any(block.term != term for block in self._blocks)
 
+    async def others_ended(self, term: int) -> None:
+        """Wait until no block of another term runs."""
+        while self.of_others(term):
+            await self._changed()
+
     def current_task_is_in(self) -> bool:
         """Whether the caller runs within a block."""
         return any(block.task is asyncio.current_task() for block in self._blocks)
-
-    async def changed(self) -> None:
-        """Wait until a block has ended."""
-        self._left.clear()
-        await self._left.wait()
 
     async def ended(self, timeout_s: float) -> bool:
         """Wait until all have ended; False after so long."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self._blocks:
-                    await self.changed()
+                    await self._changed()
         except TimeoutError:
             return False
         return True
+
+    async def _changed(self) -> None:
+        """Wait until a block has ended. Nothing comes between the caller's look and this: it runs in the same step."""
+        self._left.clear()
+        await self._left.wait()

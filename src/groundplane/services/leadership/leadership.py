@@ -122,8 +122,8 @@ class Leadership:
         )
         if on_event is not None:
             leadership.listen(on_event)
-        leadership._lifecycle.spawn(leadership._watch(), name="watch")
-        leadership._lifecycle.spawn(leadership._campaign(), name="campaign")
+        for work, task in ((leadership._watch(), "watch"), (leadership._campaign(), "campaign")):
+            leadership._lifecycle.spawn(work, name=task).add_done_callback(leadership._ended)
         try:
             yield leadership
         finally:
@@ -171,11 +171,15 @@ class Leadership:
         return lambda: self._listeners.remove(listener)
 
     async def elected(self) -> int:
-        """Wait until this member is active; its term. Raises `closed`."""
+        """Wait until this member is active; its term. Raises `closed`, also where the store was closed first, and
+        whatever else has ended the campaign.
+        """
         while True:
             self._lifecycle.check_open()
             if self._election.term is not None:
                 return self._election.term
+            if self._lifecycle.failure is not None:
+                raise self._lifecycle.failure
             self._elected.clear()
             await self._lifecycle.run(self._elected.wait())
 
@@ -188,7 +192,7 @@ class Leadership:
         """
         term = await self.elected()
         while self._blocks.of_others(term):
-            await self._lifecycle.run(self._blocks.changed())
+            await self._lifecycle.run(self._blocks.others_ended(term))
             term = await self.elected()
         with self._blocks.run(term):
             yield Fence(self.name, term)
@@ -272,6 +276,13 @@ class Leadership:
                 await self._write(step, self.policy.renew_s)
             else:
                 await self._read(self.policy.renew_s)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """No term will come any more: who waits for one looks again, who waits to hand over is told why."""
+        self._elected.set()
+        resigning, failure = self._resigning, self._lifecycle.failure
+        if resigning is not None and not resigning.done() and failure is not None:
+            resigning.set_exception(failure)
 
     async def _wait(self, until: float) -> None:
         try:

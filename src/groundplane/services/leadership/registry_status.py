@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from groundplane.core.errors import Closed, GroundplaneError
 from groundplane.services.leadership.election import ElectionEvent
 from groundplane.services.leadership.leadership import Leadership
+from groundplane.services.port import ActiveStatus
 from groundplane.services.registration import Registration
 from groundplane.telemetry.logs import get_logger
 
@@ -51,10 +52,9 @@ async def registered(leadership: Leadership, registration: Registration) -> Asyn
 
 
 async def _tell(group: str, registration: Registration, active: bool) -> None:
-    status = "ACTIVE" if active else "STANDBY"
+    status: ActiveStatus = "ACTIVE" if active else "STANDBY"
     try:
-        await registration.set_sticky_active(group, "ACTIVE" if active else "STANDBY")
-        await registration.set_status("ACTIVE" if active else "STANDBY")
+        await registration.set_single_active(group, status)
     except Closed:
         raise
     except GroundplaneError as error:
