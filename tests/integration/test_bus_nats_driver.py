@@ -147,6 +147,8 @@ async def test_a_lease_that_ends_hands_the_delivery_to_another_and_extending_kee
         with pytest.raises(FailedPrecondition) as caught:
             await holder.extend([held])
         assert caught.value.reason == "delivery_lost"
+        await holder.settle([Nack(held)])  # not its own any more: nobody else gets it now
+        assert await other.receive(1, 0.3) == [] == await holder.receive(1, 0.3)
 
 
 @pytest.mark.req("BUS-21.1")

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -44,10 +45,14 @@ from groundplane.core.retry import RetryPolicy
 from groundplane.telemetry import trace_names as names
 from groundplane.telemetry import traces
 from groundplane.telemetry.calls import measured
+from groundplane.telemetry.logs import get_logger
 
 T = TypeVar("T")
+_log = get_logger("bus")
 
 CLOSE_S = 10.0
+PARTS_S = 6.0
+"""How long servers, subscriptions and workers may take of it."""
 EVENTS_AT_ONCE_MAX = 10_000
 
 
@@ -378,7 +383,7 @@ class Bus:
         only while the block lasts. `take` is called in the event loop and must neither wait nor raise.
         """
         self._sender.check_open()
-        subscription = await self.driver.subscribe(check_pattern("pattern", pattern), take)
+        subscription = await self.driver.subscribe(check_pattern("pattern", pattern), partial(self._look_on, take))
         try:
             yield subscription
         finally:
@@ -408,13 +413,30 @@ class Bus:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        async with asyncio.timeout(CLOSE_S):
-            parts = [part.aclose() for part in self._parts.values()]
-            self._parts.clear()
-            await asyncio.gather(*parts)
+        until = asyncio.get_running_loop().time() + CLOSE_S
+        parts = [asyncio.ensure_future(part.aclose()) for part in self._parts.values()]
+        self._parts.clear()
+        try:
+            if parts:
+                await asyncio.wait(parts, timeout=PARTS_S)
+            for part in parts:
+                part.cancel()  # those that have not ended lose their connection below
+            ended = await asyncio.gather(*parts, return_exceptions=True)
             await self._caller.aclose()
+        finally:
             self._sender.stopping.set()
-            await self.driver.aclose()
+            async with asyncio.timeout_at(until):
+                await self.driver.aclose()
+        for failure in ended:
+            if isinstance(failure, Exception):
+                raise failure
+
+    def _look_on(self, take: Deliver, message: Message) -> None:
+        """What a listener raises is its own: neither who publishes nor the connection is to feel it."""
+        try:
+            take(message)
+        except Exception as error:  # noqa: BLE001  it is logged
+            _log.warning("bus_listener_failed", subject=message.subject, error=repr(error))
 
     @asynccontextmanager
     async def _running(self, part: P) -> AsyncIterator[P]:

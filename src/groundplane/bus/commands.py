@@ -25,6 +25,7 @@ from groundplane.bus.port import (
 )
 from groundplane.bus.sending import Sender, error_record
 from groundplane.bus.serving import SKEW_S
+from groundplane.bus.subjects import check_token
 from groundplane.bus.working import Worker
 from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.codec import Codec
@@ -37,6 +38,7 @@ from groundplane.core.errors import (
     NotFound,
     from_record,
 )
+from groundplane.core.ids import new_id
 from groundplane.core.retry import RetryPolicy
 from groundplane.core.trace_context import carried
 from groundplane.telemetry import trace_names as names
@@ -46,6 +48,8 @@ BACKOFF = RetryPolicy(attempts=1, base_s=1.0, factor=2.0, cap_s=60.0, jitter=Fal
 CONCURRENCY = 8
 TIMEOUT_GRACE_S = 0.5
 """How much longer than its timeout a command is waited for: whoever handles it tells of the end in that time."""
+LOOK_S = 10.0
+"""How often whoever follows a command looks for its end in the store."""
 _UNKNOWN_TRIES = 5
 
 
@@ -102,10 +106,7 @@ class Tracked:
         """How it ended. `deadline_exceeded` (`command_timeout`) where nobody told within its timeout."""
         while self._end is None:
             if not await self._wait():
-                found = await read_end(self._sender, self.command_id)
-                if found is None:
-                    raise _timeout(self.sent.service, self.sent.command, self._timeout_s)
-                self._end = found
+                raise _timeout(self.sent.service, self.sent.command, self._timeout_s)
         return self._end
 
     async def result(self) -> Any:
@@ -119,15 +120,28 @@ class Tracked:
         self._subscriptions.clear()
 
     async def _wait(self) -> bool:
-        """Until something changed; False at the end of the time allowed."""
+        """Until something changed; False at the end of the time allowed. Looks for the end itself now and then, as
+        what told of it may have been lost with a connection.
+        """
+        loop = asyncio.get_running_loop()
         self._changed.clear()
         try:
-            async with asyncio.timeout_at(self._until):
+            async with asyncio.timeout_at(min(self._until, loop.time() + LOOK_S)):
                 await self._changed.wait()
         except TimeoutError:
-            return False
+            return await self._look(over=loop.time() >= self._until)
         self._sender.check_open()
         return True
+
+    async def _look(self, *, over: bool) -> bool:
+        try:
+            found = await read_end(self._sender, self.command_id)
+        except GroundplaneError as error:
+            if over or not error.retryable:
+                raise
+            return True
+        self._end = self._end or found
+        return self._end is not None or not over
 
     def _progressed(self, message: Message) -> None:
         try:
@@ -216,26 +230,43 @@ class CommandWorker:
     async def _handle(self, delivery: Delivery) -> Settlement:
         try:
             command, codec = wire.read(delivery.message.payload, wire.Command)
+            if not command.message_id:
+                command.message_id = delivery.message.id or new_id()
+            check_token("message_id", command.message_id)  # its end is told on a subject of that name
         except InvalidArgument as error:
             return Reject(delivery, "msg_parsing_error", error.to_record())
-        if not command.message_id:
-            command.message_id = delivery.message.id
         if not command.command:
             command.command = delivery.message.subject.rpartition(".")[2]
-        began = asyncio.get_running_loop().time()
         self._active[command.message_id] = None
         try:
-            end, settlement = await self._decide(delivery, command, codec)
-            if end is not None:
-                self._sender.counters.ended("commands", end.status, asyncio.get_running_loop().time() - began)
-                await self._tell_end(end, codec)
-        except GroundplaneError as error:
-            # the bus itself failed, not the command: it is handed out again, and nothing of it is lost
-            return Nack(delivery, self._backoff.delay_s(delivery.attempt), counts=error.code != "closed")
+            return await self._work(delivery, command, codec)
         finally:
             self._active.pop(command.message_id, None)
             self._cancelled.pop(command.message_id, None)
+            self._lost.discard(id(delivery))
+
+    async def _work(self, delivery: Delivery, command: wire.Command, codec: Codec) -> Settlement:
+        """Decide, and tell of the end. Where the bus itself fails, not the command, it is handed out again."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            end, settlement = await self._decide(delivery, command, codec)
+        except GroundplaneError as error:
+            return self._put_off(delivery, error, counts=False)
+        if end is None:
+            return settlement
+        self._sender.counters.ended("commands", end.status, loop.time() - began)
+        try:
+            await self._tell_end(end, codec)
+        except GroundplaneError as error:
+            return self._put_off(delivery, error, counts=True)
         return settlement
+
+    def _put_off(self, delivery: Delivery, error: GroundplaneError, *, counts: bool) -> Settlement:
+        if error.retryable or error.code == "closed":
+            counts = counts and error.code != "closed"
+            return Nack(delivery, self._backoff.delay_s(delivery.attempt), counts=counts)
+        return Reject(delivery, "non_retryable", error.to_record())
 
     async def _decide(
         self, delivery: Delivery, command: wire.Command, codec: Codec
@@ -312,7 +343,6 @@ class CommandWorker:
         command_id = command.message_id
         reason = self._cancelled.get(command_id)
         if id(delivery) in self._lost:
-            self._lost.discard(id(delivery))
             return None, Nack(delivery)  # another has it: what is settled here changes nothing
         if not in_time:
             late = _timeout(self.service, command.command, command.timeout).to_record()
@@ -333,8 +363,13 @@ class CommandWorker:
         return None, Nack(delivery, delay_s)
 
     async def _report(self, command_id: str, codec: Codec, percent: float, text: str) -> None:
+        """At most once: what cannot be sent now is not sent, and the command goes on."""
         told = wire.CommandProgress(**wire.head(self.service), correlation_id=command_id, percent=percent, message=text)
-        await self._sender.driver.publish(self._sender.message(f"commands.progress.{command_id}", told, codec))
+        message = self._sender.message(f"commands.progress.{command_id}", told, codec)
+        try:
+            await self._sender.driver.publish(message)
+        except GroundplaneError:
+            self._sender.counters.add("progress_lost")
 
     def _end(
         self,

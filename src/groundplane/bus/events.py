@@ -154,7 +154,7 @@ def read_event(delivery: Delivery) -> ReceivedEvent:
     else:
         event, _ = wire.read(message.payload, wire.Event)
     major_of(event.version)
-    _, domain, event_type = message.subject.split(".", 2)
+    _, domain, event_type = (*message.subject.split(".", 2), "", "")[:3]  # of a foreign peer it may have less
     return ReceivedEvent(
         id=event.message_id or message.id,
         domain=event.domain or domain,

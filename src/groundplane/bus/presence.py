@@ -99,7 +99,7 @@ class Directory:
         self._sender = sender
         self._service = service
         self._known: dict[str, tuple[frozenset[str], float]] = {}
-        self._turn = 0
+        self._turns: dict[str, int] = {}
         self._lock = asyncio.Lock()
         self._subscription: BusSubscription | None = None
         self._asked_at = float("-inf")
@@ -116,8 +116,8 @@ class Directory:
             return random.choice(found)
         if select == "sticky":
             return max(found, key=lambda one: hashlib.blake2b(f"{key}\0{one}".encode(), digest_size=8).digest())
-        self._turn += 1
-        return found[self._turn % len(found)]
+        self._turns[method] = turn = self._turns.get(method, -1) + 1
+        return found[turn % len(found)]
 
     def forget(self, instance: str) -> None:
         """It did not answer where it should be."""

@@ -6,15 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 from groundplane.bus.port import BusConsumer, ConsumerSpec, Delivery, Settlement
 from groundplane.bus.sending import Sender
-from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError
+from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, Internal
 from groundplane.core.retry import RetryPolicy
 
 GRACE_S = 4.0
 _SETTLED_AT_ONCE = 32
 _REOPEN = RetryPolicy(attempts=1, base_s=0.05, factor=2.0, cap_s=2.0)
+_STEADY_S = 5.0
+"""A consumer that worked for so long failed for a new reason: it is opened again without a long wait."""
+_AWAY_S = 0.25
 
 Handle = Callable[[Delivery], Awaitable[Settlement]]
 """Handles one delivery and says what becomes of it. Must raise nothing but `CancelledError`."""
@@ -76,22 +80,24 @@ class Worker:
         await asyncio.wait([self._task])
 
     async def _run(self, ready: asyncio.Future[None]) -> None:
+        loop = asyncio.get_running_loop()
         attempt = 0
         while True:
+            began = loop.time()
             try:
                 async with self._sender.driver.consume(self.spec) as consumer:
                     if not ready.done():
                         ready.set_result(None)
-                    self.failure, attempt = None, 0
+                    self.failure = None
                     await self._consume(consumer)
-            except GroundplaneError as error:
-                self.failure = error
+            except Exception as error:  # noqa: BLE001  whatever it is, it is told, and the subscription lives on
+                self.failure = _told(self.spec.name, error)
                 if not ready.done():
-                    ready.set_exception(error)
+                    ready.set_exception(self.failure)
                     return
                 if isinstance(error, Closed) and (self._stopping or self._sender.stopping.is_set()):
                     return
-            attempt += 1
+            attempt = 1 if loop.time() - began > _STEADY_S else attempt + 1
             self._sender.counters.add("reopened")
             await self._sender.pause(_REOPEN.delay_s(attempt))
 
@@ -159,7 +165,7 @@ class Worker:
         batch = self._settled
         self._settled = []
         try:
-            await self._sender.call(lambda: consumer.settle(batch), even_closing=True)
+            await self._lasting(lambda: consumer.settle(batch))
         except BaseException:
             self._settled = batch + self._settled
             raise
@@ -183,15 +189,31 @@ class Worker:
 
     async def _extend_all(self, consumer: BusConsumer, held: list[Delivery]) -> None:
         try:
-            await self._sender.call(lambda: consumer.extend(held), even_closing=True)
+            await self._lasting(lambda: consumer.extend(held))
         except FailedPrecondition:
             await self._drop_lost(consumer, held)
+
+    async def _lasting(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Make a call of the consumer until the backend is there: what runs goes on, and is told of meanwhile."""
+        while True:
+            try:
+                await self._sender.call(call, even_closing=True)
+            except GroundplaneError as error:
+                if not error.retryable:
+                    raise
+                self.failure = error
+                await asyncio.sleep(_AWAY_S)
+            else:
+                self.failure = None
+                return
 
     async def _drop_lost(self, consumer: BusConsumer, held: list[Delivery]) -> None:
         """Others have some of it: stop that, and keep the rest."""
         for delivery in held:
+            if id(delivery) not in self._in_hand:
+                continue  # settled meanwhile
             try:
-                await consumer.extend([delivery])
+                await self._lasting(partial(consumer.extend, [delivery]))
             except FailedPrecondition:
                 if delivery in self._waiting:
                     self._waiting.remove(delivery)
@@ -199,6 +221,14 @@ class Worker:
                 elif self._lost is not None:
                     self._lost(delivery)
         self._room.set()
+
+
+def _told(name: str, error: Exception) -> GroundplaneError:
+    if isinstance(error, GroundplaneError):
+        return error
+    failure = Internal(f"bus: consuming for {name!r} failed with {error!r}")
+    failure.__cause__ = error
+    return failure
 
 
 def _first(errors: BaseExceptionGroup[GroundplaneError]) -> GroundplaneError:

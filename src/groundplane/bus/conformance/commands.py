@@ -240,6 +240,25 @@ class CommandConformance(Kit):
             end = await self._ended(bus, command_id)
         assert (end.status, end.result) == ("succeeded", 8)
 
+    @pytest.mark.req("BUS-21.1", "BUS-21.2")
+    async def test_an_id_that_is_no_name_is_a_dead_letter_and_a_command_without_one_is_done(self, bus: Bus) -> None:
+        done: list[int] = []
+
+        async def note(number: int) -> None:
+            done.append(number)
+
+        service = a_name()
+        async with bus.handle(service, {"note": note}, backoff=QUICK) as worker:
+            for number, command_id in enumerate(("a b", "*", "a.>", "x" * 300)):
+                payload = b'{"message_id":"%s","payload":{"number":%d}}' % (command_id.encode(), number)
+                await bus.driver.append([Message(subject=f"commands.{service}.note", payload=payload)])
+            payload = b'{"payload":{"number":7}}'
+            await bus.driver.append([Message(subject=f"commands.{service}.note", payload=payload)])
+            await eventually(lambda: done == [7])
+            letters = await dead_letters(bus, worker.spec.name, 4)
+        assert [one.reason for one in letters] == ["msg_parsing_error"] * 4
+        assert done == [7]
+
     @pytest.mark.req("BUS-10.3", "BUS-15.2")
     @pytest.mark.parametrize(
         ("service", "command", "options"),

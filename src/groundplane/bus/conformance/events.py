@@ -118,6 +118,22 @@ class EventConformance(Kit):
             (letter,) = await dead_letters(bus, subscription.spec.name)
         assert (letter.reason, letter.payload) == ("msg_parsing_error", b"\xff\x00 no event")
 
+    @pytest.mark.req("BUS-21.2")
+    async def test_an_event_on_a_subject_without_a_type_and_with_foreign_headers_ends_no_subscription(
+        self, bus: Bus
+    ) -> None:
+        domain, seen = a_name(), Seen()
+        odd = {"Groundplane-Redrives": "many", "Groundplane-Stored-At": "noon", "Groundplane-Subject": "elsewhere"}
+        async with bus.subscribe(domain, seen, group=a_name("g")) as subscription:
+            await bus.driver.append([Message(subject=f"events.{domain}", payload=b'{"payload":1}', headers=odd)])
+            await bus.driver.append([Message(subject=f"events.{domain}", payload=b'{"payload":2}', id=a_name())])
+            await eventually(lambda: len(seen.events) == 2)
+            assert subscription.failure is None
+        assert [(one.domain, one.type, one.payload, one.redrives) for one in seen.events] == [
+            (domain, "", 1, 0),
+            (domain, "", 2, 0),
+        ]
+
     @pytest.mark.req("BUS-08")
     async def test_one_of_a_group_gets_it_and_every_group_does(self, bus: Bus) -> None:
         domain, group = a_name(), a_name("g")

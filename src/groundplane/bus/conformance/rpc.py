@@ -157,6 +157,23 @@ class RpcConformance(Kit):
             await asyncio.gather(*(bus.request(service, "slow") for _ in range(50)))
         assert most == 7
 
+    @pytest.mark.req("BUS-05")
+    async def test_methods_that_are_called_in_turn_each_reach_every_instance(self, bus: Bus) -> None:
+        service = a_name()
+        reached: dict[str, set[str]] = {"get": set(), "put": set()}
+
+        def serve(instance: str) -> Any:
+            async def called(method: str) -> None:
+                reached[method].add(instance)
+
+            return bus.serve(service, {"get": called, "put": called}, instance=instance)
+
+        async with serve("one"), serve("two"):
+            for _ in range(3):
+                for method in reached:
+                    await bus.request(service, method, {"method": method})
+        assert reached == {"get": {"one", "two"}, "put": {"one", "two"}}
+
     @pytest.mark.req("BUS-03")
     async def test_nobody_there_is_told_at_once_and_not_tried_again(self, bus: Bus) -> None:
         began = time.monotonic()

@@ -77,9 +77,11 @@ class Exchange:
         await self._tell()
 
     async def remove(self, local: Local) -> None:
-        """Unsubscribe."""
+        """Unsubscribe. After closing there is nobody left to tell."""
         async with self._changing:
             members = self._switch.remove(local)
+            if self._closed:
+                return
             await self._session.set_interest(local.pattern, local.team, members)
         await self._tell()
 

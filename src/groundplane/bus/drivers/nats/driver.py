@@ -124,14 +124,14 @@ class NatsBus:
         # one queue name with several patterns would be one group
         queue = f"{group}.{pattern}" if group and ("*" in pattern or ">" in pattern) else group
         held = [self._link.subscribe(one, take, queue=queue) for one in self.naming.patterns(pattern)]
-        subscription = NatsSubscription(held)
         try:
             if self._link.is_connected:
                 await held[-1].confirmed()
-        except GroundplaneError:
-            await subscription.aclose()
+        except BaseException:
+            for one in held:
+                one.unsubscribe()  # left behind it would swallow what others of its group should get
             raise
-        return subscription
+        return NatsSubscription(held)
 
     async def append(self, messages: Sequence[Message]) -> None:
         """See `BusDriver.append`. Up to 500 are under way at once."""

@@ -9,9 +9,9 @@ from groundplane.backends.nats import JetStream, place_of
 from groundplane.backends.nats import Message as Arrived
 from groundplane.backends.nats.errors import too_late
 from groundplane.bus.drivers.nats.dead_letters import NatsDeadLetters
-from groundplane.bus.drivers.nats.naming import REDRIVES, STORED_AT, Naming
+from groundplane.bus.drivers.nats.naming import Naming
 from groundplane.bus.port import Ack, ConsumerSpec, Delivery, Nack, Reject, Settlement
-from groundplane.core.errors import FailedPrecondition
+from groundplane.core.errors import FailedPrecondition, Unavailable
 
 _ACK, _IN_PROGRESS = b"+ACK", b"+WPI"
 
@@ -45,13 +45,13 @@ class Holding:
     def delivery(self, message: Arrived) -> Delivery:
         """What the port calls it."""
         place = place_of(message.reply)
-        headers = message.headers
+        redrives, stored_at = self._naming.redriven_from(message)
         return Delivery(
             tag=message.reply,
             message=self._naming.delivered(message),
             attempt=place.deliveries,
-            stored_at=int(headers.get(STORED_AT) or place.time_ns // 1_000_000),
-            redrives=int(headers.get(REDRIVES) or 0),
+            stored_at=stored_at or place.time_ns // 1_000_000,
+            redrives=redrives,
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -59,7 +59,10 @@ class Holding:
         for one in settlements:
             if isinstance(one, Reject) and one.delivery.tag in self._due:
                 await self._dead_letters.bury(self._spec, one)
-        await self._tell([(one.delivery.tag, _words(one)) for one in settlements])
+        now = self._loop.time()
+        # others may have what is no longer ours: to hand that out again would let it run twice at once
+        told = [one for one in settlements if not isinstance(one, Nack) or self._due.get(one.delivery.tag, 0.0) > now]
+        await self._tell([(one.delivery.tag, _words(one)) for one in told])
         self._forget([one.delivery.tag for one in settlements])
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -104,8 +107,11 @@ class Holding:
             _, late = await asyncio.wait([answer for _, answer in calls], timeout=allowed_s)
             if late:
                 raise too_late("settle", allowed_s)
-            for _, answer in calls:
-                answer.result()
+            if any(answer.result().status == 503 for _, answer in calls):
+                raise Unavailable(
+                    f"settle: the consumer {self._spec.name!r} is not there now: it elects a leader, or is made anew",
+                    reason="jetstream_unavailable",
+                )
         finally:
             for token, answer in calls:
                 self._link.give_up(token)

@@ -33,6 +33,7 @@ class Naming:
     def __init__(self, namespace: str, *, replicas: int, inbox: str) -> None:
         self.token = namespace_token(namespace)
         self._prefix = f"{self.token}."
+        self._redrive = f"{self._prefix}{_REDRIVE}."
         self._inbox = f"{inbox}."
         self._replicas = replicas
 
@@ -71,15 +72,22 @@ class Naming:
         """A durable message as the bus knows it; a redriven one under its first subject."""
         headers = message.headers
         subject, priority = self._plain(message.subject)
-        if not subject and (word := message.subject.split(".")[2].upper()) in Priority.__members__:
-            priority = Priority[word]
+        identity = headers.get(MESSAGE_ID, "")
+        if not subject:
+            subject, identity = headers.get(SUBJECT, ""), headers.get(IDENTITY, "")
+            word = message.subject.split(".")[2].upper()
+            priority = Priority.__members__.get(word, priority)
         return Message(
-            subject=headers.get(SUBJECT) or subject,
-            payload=message.payload,
-            id=headers.get(IDENTITY) or ("" if SUBJECT in headers else headers.get(MESSAGE_ID, "")),
-            headers=carried(message),
-            priority=priority,
+            subject=subject, payload=message.payload, id=identity, headers=carried(message), priority=priority
         )
+
+    def redriven_from(self, message: Arrived) -> tuple[int, int]:
+        """How often a durable message came back from the dead, and when it was first stored (Unix ms); else 0, 0."""
+        if not message.subject.startswith(self._redrive):
+            return 0, 0
+        found = [message.headers.get(name, "") for name in (REDRIVES, STORED_AT)]
+        redrives, stored_at = (int(one) if one.isascii() and one.isdecimal() else 0 for one in found)
+        return redrives, stored_at
 
     def _plain(self, subject: str) -> tuple[str, Priority]:
         if not subject.startswith(self._prefix):
