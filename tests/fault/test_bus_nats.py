@@ -204,7 +204,11 @@ async def test_without_any_connection_calls_are_unavailable_and_it_comes_back(
             await bus.request("a", "b", timeout_s=1)
         proxy.restore()
         await _until_it_works(lambda: bus.request("a", "b", timeout_s=1))
-        assert (await bus.status())[0].connections == 2
+        await eventually(lambda: _connections(bus, 2))
+
+
+async def _connections(bus: Bus, count: int) -> bool:
+    return (await bus.status())[0].connections == count
 
 
 async def test_two_planes_on_one_server_never_meet(server: Running, bus: Bus) -> None:

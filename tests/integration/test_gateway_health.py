@@ -42,7 +42,9 @@ async def test_probes_answer_with_reasons_and_latencies_on_both_ports(one: House
         }  # fmt: skip
         verbose = (await http.get("/readyz?verbose")).json()["checks"]
         assert verbose["jobs"]["backend"] == "sqlite"
-        assert all(0 <= check["latency_ms"] < 1000 for check in verbose.values())
+        async with asyncio.timeout(_WAIT_S):
+            while not all(0 <= check["latency_ms"] < 1000 for check in verbose.values()):  # a machine may stall
+                verbose = (await http.get("/readyz?verbose")).json()["checks"]
         whole = (await http.get("/healthz")).json()
         assert (whole["role"], whole["started"], set(whole["checks"])) == ("gateway", True, set(verbose))
         assert (await http.get("/healthz?stored")).json()["checks"].keys() == verbose.keys()

@@ -47,10 +47,11 @@ async def test_checks_of_postgresql_and_redis_answer_within_a_second_and_a_tenth
         health.add("jobs", _store(jobs), backend=backend_of(postgres_url))
         health.add("cache", _ping(redis_url), backend=backend_of(redis_url))
         best = {"jobs": 60.0, "cache": 60.0}
+        report = await health.ready()
         async with asyncio.timeout(60):
-            while best["jobs"] >= 1.0 or best["cache"] >= 0.1:  # the machine may be busy with others, not for ever
+            # the machine may be busy with others, not for ever
+            while not report.ok or best["jobs"] >= 1.0 or best["cache"] >= 0.1:
                 report = await health.ready()
-                assert report.ok, report.failures
                 best = {one.name: min(best[one.name], one.latency_s) for one in report.verdicts}
                 await asyncio.sleep(0.3)
         assert {one.backend for one in report.verdicts} == {"postgresql", "redis"}

@@ -27,7 +27,7 @@ ACTORS = [
     ActorSpec(name="echo", handler="handlers:echo"),
     ActorSpec(name="sum", handler="handlers:add_up", join=True, join_timeout_s=30.0),
     ActorSpec(name="outer", handler="handlers:add_up", join=True, join_timeout_s=30.0),
-    ActorSpec(name="hasty", handler="handlers:add_up", join=True, join_timeout_s=0.6),
+    ActorSpec(name="hasty", handler="handlers:add_up", join=True, join_timeout_s=1.6),
     ActorSpec(
         name="flaky",
         handler="handlers:flaky_sum",

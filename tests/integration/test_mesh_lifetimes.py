@@ -13,6 +13,7 @@ from groundplane.jobs.port import JobState
 from groundplane.mesh import launch
 from groundplane.mesh.spec import ActorSpec, Limits
 from integration.mesh_lab import Lab, eventually, lines
+from pace import at_most
 from stacks import Stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -184,7 +185,7 @@ async def test_a_cancelled_job_stops_its_handler_and_nothing_follows(lab: Lab, t
     job_id = await lab.job(["a", "next"], {"file": str(calls), "wait_for": str(tmp_path / "never")})
     await lines(calls, 1)
     await lab.jobs.cancel(job_id, "not wanted")
-    assert (await lines(calls, 2, timeout_s=3.0))[1] == "cancelled"
+    assert (await lines(calls, 2, timeout_s=at_most(3.0)))[1] == "cancelled"
     await lab.idle("a", "next", "happy-end", "error-end")
     assert (await lab.jobs.get(job_id)).state is JobState.CANCELLED
     assert (await lab.queues.depth("a")).dead == 0
@@ -208,7 +209,7 @@ async def test_an_async_handler_of_a_cancelled_job_gets_a_cancellation(lab: Lab,
 
     await eventually(running)
     await lab.jobs.cancel(job_id, "not wanted")
-    assert await lines(calls, 1, timeout_s=3.0) == ["cancelled"]
+    assert await lines(calls, 1, timeout_s=at_most(3.0)) == ["cancelled"]
 
 
 @pytest.mark.req("MESH-20.2")
@@ -340,7 +341,9 @@ async def test_without_its_other_half_the_sidecar_ends_with_a_named_code(
     if missing != "queue":
         await lab.declare(actor)
     if missing != "runtime":
-        lab.spawn(launch.runtime(actor, lab.place))
+        runtime = launch.runtime(actor, lab.place)
+        lab.spawn(runtime)
+        await lab.ready(runtime)
     process = lab.spawn(launch.sidecar(actor, lab.place, start_timeout_s=0.4))
     assert await asyncio.to_thread(process.wait, 15) == code
     assert reason in lab.log("a.sidecar")
