@@ -56,6 +56,23 @@ async def test_what_waits_while_others_are_under_way_goes_together() -> None:
     await flights.aclose()
 
 
+async def test_a_call_that_comes_in_the_turn_of_the_loop_in_which_all_flights_end_is_made() -> None:
+    airport = _Airport()
+    flights: Flights[int] = Flights(airport.run, lambda calls: 1)
+
+    async def twice() -> list[int]:
+        return [await flights.call(7), await flights.call(8)]
+
+    first = asyncio.create_task(twice())
+    rest = [asyncio.create_task(flights.call(n)) for n in range(1, UNDER_WAY_MAX)]
+    await _taken(airport, UNDER_WAY_MAX)
+    airport.go.set()
+    async with asyncio.timeout(5):
+        assert await first == [70, 80]
+        await asyncio.gather(*rest)
+    await flights.aclose()
+
+
 async def test_a_group_is_as_large_as_is_picked_and_never_empty() -> None:
     airport = _Airport()
     airport.go.set()

@@ -48,9 +48,7 @@ class Flights(Generic[Call]):
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((one, future))
         if len(self._tasks) < UNDER_WAY_MAX:
-            task = asyncio.get_running_loop().create_task(self._fly())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.add(asyncio.get_running_loop().create_task(self._fly()))
         return await future
 
     async def aclose(self) -> None:
@@ -60,12 +58,17 @@ class Flights(Generic[Call]):
             await asyncio.wait(list(self._tasks))
 
     async def _fly(self) -> None:
-        while self._waiting:
-            calls = [one for one, _ in self._waiting]
-            group = [self._waiting.popleft() for _ in range(max(1, self._pick(calls)))]
-            group = [(one, future) for one, future in group if not future.done()]
-            if group:
-                await self._fly_with(group)
+        try:
+            while self._waiting:
+                calls = [one for one, _ in self._waiting]
+                group = [self._waiting.popleft() for _ in range(max(1, self._pick(calls)))]
+                group = [(one, future) for one, future in group if not future.done()]
+                if group:
+                    await self._fly_with(group)
+        finally:  # at once: callers that were told call again before a callback of this task would be run
+            task = asyncio.current_task()
+            assert task is not None
+            self._tasks.discard(task)
 
     async def _fly_with(self, group: Sequence[tuple[Call, asyncio.Future[Any]]]) -> None:
         self.flown += 1
