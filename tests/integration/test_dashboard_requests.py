@@ -7,16 +7,18 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
 
-from groundplane.core.errors import ErrorRecord
-from groundplane.gateway.dashboard import assets, browser
+from groundplane.core.errors import ErrorRecord, Unavailable
+from groundplane.core.lifecycle import Lifecycle
+from groundplane.gateway.dashboard import assets, browser, flow, live
 from groundplane.gateway.dashboard.logins import COOKIE
 from groundplane.gateway.dashboard.mount import PAGES as PAGE_TABLE
-from groundplane.jobs.port import Ask, OutboxMessage, Question
+from groundplane.jobs.port import Ask, OutboxMessage, Progress, Question
 from groundplane.queues.port import OutgoingMessage, QueueSpec
 from groundplane.security.access import Action, Verdict, decide
 from served_gateway import VALUE, Gate, House, actors, double, echo, eventually, fail, house, tool
@@ -475,6 +477,47 @@ async def test_an_idle_list_sends_nothing_and_a_change_is_sent_within_seconds(tm
 
 
 @pytest.mark.req("GATE-14.1")
+async def test_a_list_that_is_looked_at_outlives_a_store_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, tool("echo")) as one, one.http() as http:
+        async with http.stream("GET", "/dashboard/jobs/live?") as stream:
+            frames = _frames(stream)
+            async with asyncio.timeout(30):
+                assert "No jobs yet" in await anext(frames)
+                asked = asyncio.Event()
+
+                async def away(*given: Any, **more: Any) -> Any:
+                    asked.set()
+                    raise Unavailable("jobs: does not answer")
+
+                with monkeypatch.context() as patch:
+                    patch.setattr(one.jobs, "events", away)
+                    await asked.wait()
+                    await asyncio.sleep(0)
+                await http.post("/v1/jobs", json={"tool": "echo", "arguments": {}})
+                assert "echo" in await anext(frames)
+            await frames.aclose()
+
+
+async def test_what_a_page_waits_for_ends_with_its_stream() -> None:
+    waits = asyncio.Event()
+
+    async def news(within_s: float) -> None:
+        waits.set()
+        await asyncio.sleep(within_s)
+
+    visit: Any = SimpleNamespace(services=SimpleNamespace(settings=SimpleNamespace(keepalive_s=60.0)))
+    before, stream = asyncio.all_tasks(), live._Stream(visit, "jobs.html", news, news, 0.0)  # type: ignore[arg-type]
+    pausing = asyncio.create_task(stream._pause())
+    await waits.wait()
+    pausing.cancel()
+    await asyncio.wait([pausing])
+    assert pausing.cancelled()
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.req("GATE-14.1")
 async def test_health_says_why_and_other_pages_say_so_while_the_store_is_away(tmp_path: Path) -> None:
     async with house(tmp_path) as one, one.http() as http:
         assert "checks are fine" in (await http.get("/dashboard/health")).text
@@ -500,6 +543,28 @@ async def test_pages_that_are_opened_at_the_same_moment_share_one_reader_of_the_
         answers = await asyncio.gather(*[http.get(f"/dashboard/{page}") for page in ("actors", "dead") * 8])
         assert {answer.status_code for answer in answers} == {200}
         assert sum("dashboard:flow" in task.get_name() for task in asyncio.all_tasks()) == 1
+
+
+@pytest.mark.req("GATE-14.1")
+async def test_a_reader_of_the_log_that_begins_again_counts_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "TICK_S", 0.01)
+    async with house(tmp_path, tool("sum")) as one, one.http() as http:
+        job_id = (await http.post("/v1/jobs", json={"tool": "sum", "arguments": {"value": 1}})).json()["job_id"]
+        said = {"job_id": job_id, "envelope_id": job_id, "hop": 0, "hops": 1, "actor": "sum"}
+        await one.jobs.apply(Progress(**said, weight=10, status="received"))
+        lifecycle = Lifecycle("test")
+        reader = flow.Flow(one.jobs, one.queues, lifecycle)
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(flow, "IDLE_S", 0.0)
+                await reader.wanted()
+            assert sum(point.received for point in reader.track("sum").points.values()) == 1
+            assert reader._task is not None
+            async with asyncio.timeout(20):
+                await asyncio.wait([reader._task])
+        await lifecycle.aclose()
 
 
 @pytest.mark.req("GATE-14.1")

@@ -25,6 +25,7 @@ from groundplane.gateway.client import Client
 from groundplane.gateway.server import Served
 from groundplane.jobs import Jobs
 from groundplane.queues import Queues
+from groundplane.queues.port import QueueSpec
 from served_gateway import House, connection, eventually, house, tool
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -137,6 +138,28 @@ async def test_sighup_reloads_the_tools_and_sigterm_drains(tmp_path: Path) -> No
             assert started.status_code == 202
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(serving, 10)
+
+
+@pytest.mark.req("GATE-01")
+async def test_a_reload_while_the_broker_is_away_leaves_the_gateway_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, tool("sum")) as one, one.http() as http:
+        asked = asyncio.Event()
+
+        async def away() -> list[QueueSpec]:
+            asked.set()
+            raise Unavailable("queues: does not answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.queues, "queues", away)
+            assert one.gateway.reload() is not None
+            declaring = [task for task in asyncio.all_tasks() if "declare_queues" in task.get_name()]
+            async with asyncio.timeout(20):
+                await asked.wait()
+                await asyncio.wait(declaring)
+        answer = await http.get("/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (200, "ok")
 
 
 @asynccontextmanager

@@ -233,10 +233,15 @@ class Gateway:
             _log.error("reload_refused", problems=error.message)
             return None
         _log.info("reloaded", added=outcome.added, removed=outcome.removed, changed=outcome.changed)
-        self._lifecycle.spawn(
-            declare_missing(self._services.queues, self._services.tools.actors()), name="declare_queues"
-        )
+        self._lifecycle.spawn(self._declare(), name="declare_queues")
         return outcome
+
+    async def _declare(self) -> None:
+        """Queues of new tools. While the broker is away the relay declares what a job needs, so nothing is lost."""
+        try:
+            await declare_missing(self._services.queues, self._services.tools.actors())
+        except GroundplaneError as error:
+            _log.warning("queues_not_declared", code=error.code, error=error.message)
 
     async def serve(
         self,

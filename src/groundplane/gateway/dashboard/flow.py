@@ -134,6 +134,7 @@ class Flow:
         async with self._starting:
             if self._task is None or self._task.done():
                 self._position, self.depths = None, {}
+                self._tracks, self._begun = {}, OrderedDict()  # the log's end is read again
                 await self._tick()
                 self._task = self._lifecycle.spawn(self._run(), name="dashboard:flow")
 

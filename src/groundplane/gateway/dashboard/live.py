@@ -7,6 +7,7 @@ much happens.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
@@ -96,20 +97,24 @@ class _Stream:
 
     async def _pause(self) -> None:
         """Until there may be something new, and at least `every_s` seconds; at once when it is to stop."""
-        stopping = asyncio.ensure_future(self.stop.wait())
+        waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(self.stop.wait())]
         try:
-            await asyncio.wait({stopping}, timeout=self._every_s)
+            await asyncio.wait(waiting, timeout=self._every_s)
             if self._wait is not None and not self.stop.is_set():
-                news = asyncio.ensure_future(self._wait(min(LOGIN_S, self._visit.services.settings.keepalive_s)))
-                await asyncio.wait({stopping, news}, return_when=asyncio.FIRST_COMPLETED)
-                if news.done():
-                    news.result()
-                else:
-                    news.cancel()
-                    await asyncio.wait({news})
+                waiting.append(asyncio.ensure_future(self._news(self._wait)))
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
-            await asyncio.wait({stopping})
+            for one in waiting:
+                one.cancel()
+            ended = await asyncio.gather(*waiting, return_exceptions=True)
+        for failure in ended:
+            if isinstance(failure, Exception):
+                raise failure
+
+    async def _news(self, wait: Wait) -> None:
+        """What is waited for. A store that does not answer is looked at again: making the part then says what is."""
+        with contextlib.suppress(GroundplaneError):
+            await wait(min(LOGIN_S, self._visit.services.settings.keepalive_s))
 
 
 def frame(html: str, retry_ms: int) -> bytes:

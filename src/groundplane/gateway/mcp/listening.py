@@ -72,10 +72,10 @@ class Listening:
 
     async def __call__(self, ctx: Context, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
         """Serve one stream, until its client leaves or the gateway drains."""
-        if len(self._streams) >= STREAMS_MAX:
-            raise MCPError(INVALID_PARAMS, f"{STREAMS_MAX} streams are open; listen on one of yours, or later")
         wish: Mapping[str, Any] = (ctx.params or {}).get("notifications") or {}
         jobs = [await self._tasks.read(ctx, task_id) for task_id in _task_ids(ctx, wish)]
+        if len(self._streams) >= STREAMS_MAX:  # nothing is awaited from here until it is one of them
+            raise MCPError(INVALID_PARAMS, f"{STREAMS_MAX} streams are open; listen on one of yours, or later")
         stream = _Stream(ctx.request_id, wish, self._granted(wish, jobs))
         self._streams.add(stream)
         try:
