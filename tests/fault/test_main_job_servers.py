@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -25,6 +26,7 @@ from fault.record import record
 from fault.server_lab import FAULTS, OUT_OF_DISK, Backstage, Fault, behind_proxies, servers, stack_of
 from fault.test_main_job_windows import PASS_THROUGH, PASS_THROUGH_BROKER
 from groundplane.testing.servers.contract import Running
+from pace import at_most
 
 _ASKED = os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS")
 ROUNDS = int(_ASKED or 20) // 5
@@ -70,12 +72,12 @@ class Rounds:
 
 
 async def flows_again(lab: Lab, orders: Orders, after: str) -> float:
-    """Seconds until a handler is called again, at most five; returns when an order has been served."""
+    """Seconds until a handler is called again; returns when an order has been served."""
     begin, calls, served = time.monotonic(), lab.effects / "runs", len(orders.results)
     before = len(words(calls))
     await lab.until(lambda: len(words(calls)) > before, f"handlers are called again after {after}")
     spent_s = time.monotonic() - begin
-    assert spent_s <= FLOWS_AGAIN_S, f"{spent_s:.1f} s after {after}\n{lab.logs()}"
+    assert spent_s <= at_most(FLOWS_AGAIN_S), f"{spent_s:.1f} s after {after}\n{lab.logs()}"
     await lab.until(lambda: len(orders.results) > served, f"orders are served again after {after}")
     return spent_s
 
@@ -97,6 +99,7 @@ async def test_whatever_happens_to_a_server_in_a_window_nothing_is_lost_and_no_e
         audit.check(database_crashed="jobs killed" in rounds.done)
         assert set((await lab.stop()).values()) == {0}
         assert lab.left_behind() == []
+    assert statistics.median(rounds.recoveries_s) <= FLOWS_AGAIN_S, rounds.recoveries_s  # a machine may stall in some
     slowest_s, numbers = max(rounds.recoveries_s), audit.numbers()
     victims = ", ".join(rounds.done) if len(FAULTS) > ROUNDS else f"each of {len(FAULTS)} faults in turn"
     record(

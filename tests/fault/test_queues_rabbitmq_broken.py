@@ -62,7 +62,7 @@ async def test_a_consumer_of_a_deleted_queue_says_so_and_goes_on_when_it_is_decl
         await queues.declare(QueueSpec(name="q"))
         await queues.send(message("after"))
         got: list[Delivery] = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while not got:
                 try:
                     got = await consumer.receive(1, 5)
@@ -118,13 +118,13 @@ async def test_while_the_broker_is_away_calls_fail_by_name_and_a_receive_waits(r
             start = time.monotonic()
             with pytest.raises(Unavailable) as caught:
                 await queues.send(message())
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < at_most(5)
             assert "broker" in caught.value.reason or "connection" in caught.value.reason
             assert await consumer.receive(1, 0.3) == []
             start = time.monotonic()
             with pytest.raises(GroundplaneError):
                 await queues.depth("q")
-            assert time.monotonic() - start < 4, "a check of readiness must not wait long"
+            assert time.monotonic() - start < at_most(4), "a check of readiness must not wait long"
             proxy.restore()
             (again,) = await consumer.receive(1, 10)
             assert (again.id, again.attempt, again.redelivered) == ("m", 2, True)
@@ -146,7 +146,7 @@ async def test_a_frozen_broker_is_noticed_and_closing_does_not_wait_for_it(rabbi
                 start = time.monotonic()
                 with pytest.raises(Unavailable):
                     await queues.send(message())
-                assert time.monotonic() - start < 8
+                assert time.monotonic() - start < at_most(8)
                 start = time.monotonic()
             assert time.monotonic() - start < 10
         proxy.restore()

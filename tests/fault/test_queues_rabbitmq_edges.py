@@ -113,7 +113,7 @@ async def test_what_could_not_be_handed_back_is_not_stranded(
         recording.error = Unavailable("queues: the stream did not answer", reason="broker_slow")
         recording.gate.set()
         await with_a_full_buffer(queues, consumer)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             await recording.asked.wait()
         assert await taken(consumer, 10) == [(str(n), 1) for n in range(10)]
 
@@ -123,7 +123,7 @@ async def test_nothing_overtakes_what_is_being_handed_back(rabbitmq_url: str, mo
     async with a_queue(rabbitmq_url) as queues, queues.consume("q", max_in_flight=50) as consumer:
         recording = Recording(inner(consumer), monkeypatch)
         await with_a_full_buffer(queues, consumer)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             await recording.asked.wait()
         await queues.send(message("10"))
         assert await consumer.receive(1, 0) == []  # it is nowhere: neither waited for long, nor passed over
@@ -163,7 +163,7 @@ async def test_a_broker_that_lost_its_logs_is_declared_anew_by_those_who_knew_th
             await channel.delete_queue(stream)
         started = time.monotonic()
         await queues.declare(QueueSpec(name="q", attempts_max=7))
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 7.5
         assert [(one.name, one.attempts_max) for one in await queues.queues()] == [("q", 7)]
         async with Queues.open(rabbitmq_url, namespace="plane") as other:
             assert [(one.name, one.attempts_max) for one in await other.queues()] == [("q", 7)]
