@@ -94,7 +94,7 @@ async def test_calls_reach_every_process_and_those_that_are_killed_no_more(bus: 
 async def test_the_callers_end_reaches_a_handler_elsewhere_and_its_death_the_caller(bus: Bus, state: Path) -> None:
     async with child(state, "serve", "c0") as one:
         with pytest.raises(DeadlineExceeded):
-            await bus.request("people", "hang", timeout_s=0.3)
+            await bus.request("people", "hang", timeout_s=2.0)
         assert [await one.says(), await one.says()] == [{"called": "hang"}, {"cancelled": "hang"}]
         blocked = asyncio.create_task(bus.request("people", "hang", timeout_s=60))
         assert await one.says() == {"called": "hang"}

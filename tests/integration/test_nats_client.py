@@ -100,6 +100,7 @@ async def test_an_answer_that_does_not_come_ends_in_time_and_a_late_one_is_count
     link.subscribe("silent", asked.append)
     with pytest.raises(DeadlineExceeded, match=r"silent.*0\.1 s"):
         await link.request("silent", timeout_s=0.1)
+    await eventually(lambda: asked)
     link.publish(asked[0].reply, b"late")
     await eventually(lambda: link.statistics().replies_late == 1)
 

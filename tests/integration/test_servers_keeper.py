@@ -182,7 +182,7 @@ def test_a_shared_server_that_crashed_is_started_again_when_it_is_asked_for(keep
     first = keeper.open("redis")
     pid = first.pid
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: first.pid == 0, 5)
+    assert eventually(lambda: first.pid == 0, 20)
     again = keeper.open("redis")
     assert again.pid not in (0, pid)
     assert again.port == first.port
@@ -194,7 +194,7 @@ def test_what_a_crashed_server_has_left_does_not_answer_in_its_place(keeper: Kee
     server = keeper.open("rabbitmq")
     first = descendants([server.pid])
     os.kill(server.pid, signal.SIGKILL)  # the script; the node that it has started goes on
-    assert eventually(lambda: server.pid == 0, 5)
+    assert eventually(lambda: server.pid == 0, 20)
     assert any(alive(pid) for pid in first)
     keeper.open("rabbitmq")
     assert not any(alive(pid) for pid in first)
@@ -265,7 +265,7 @@ def test_the_start_up_limit_ends_a_server_that_never_answers(monkeypatch: pytest
     with pytest.raises(StartFailed, match=r"(?s)not ready within 1.5 s \(still asleep\).*Ready to accept"):
         with Instance.open("redis"):
             pass
-    assert 1.5 <= time.monotonic() - started < 6
+    assert 1.5 <= time.monotonic() - started < at_most(6)
     pauses = [after - before for before, after in zip(_Deaf.asked, _Deaf.asked[1:], strict=False)]
     assert max(pauses[-3:]) > 3 * pauses[0]  # they grow
     assert instance._PAUSE_MAX_S == 5.0

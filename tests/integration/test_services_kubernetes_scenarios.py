@@ -95,7 +95,7 @@ async def test_instances_three_and_one(lab: Lab, source: KubernetesInstances) ->
 async def test_the_cache_asks_the_api_server_once_and_is_stale_and_says_so_while_it_is_away(lab: Lab) -> None:
     await lab.put("quotes", pods(2))
     with Proxy.to("127.0.0.1", lab.server.port) as proxy:
-        url = lab.url(proxy.through(lab.server.url), timeout=1, connect_timeout=1)
+        url = lab.url(proxy.through(lab.server.url), timeout=5, connect_timeout=5)
         clock = VirtualClock()
         async with open_source(url) as source, Discovery.open(source, UNWATCHED, clock=clock) as discovery:
             assert isinstance(source, KubernetesInstances)

@@ -306,8 +306,8 @@ async def test_a_reload_tells_the_clients_of_both_revisions_that_the_tools_chang
             assert [found.name for found in (await old.list_tools()).tools] == ["first"]
             path.write_text("tools: [{name: second, route: [echo]}]")
             assert one.gateway.reload()
-            assert isinstance(await asyncio.wait_for(anext(aiter(events)), 5), ToolsListChanged)
-            await asyncio.wait_for(told.wait(), 5)
+            assert isinstance(await asyncio.wait_for(anext(aiter(events)), 30), ToolsListChanged)
+            await asyncio.wait_for(told.wait(), 30)
             for mcp in (old, new):
                 assert [found.name for found in (await mcp.list_tools()).tools] == ["second"]
 
