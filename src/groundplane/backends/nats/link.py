@@ -29,6 +29,8 @@ from groundplane.core.lifecycle import Lifecycle
 
 CLOSE_S = 1.5
 _DROP_S = 0.4
+_STEADY_S = 1.0
+"""A connection that is lost sooner is followed by a wait: some server takes us and drops us, again and again."""
 _SUBJECT = re.compile(r"[^\s\0]+").fullmatch
 _REQUESTS_SID = 1
 
@@ -68,12 +70,13 @@ class Link:
         self.error: GroundplaneError | None = None
         self._loop = asyncio.get_running_loop()
         self._life = Lifecycle(f"nats {name}")
+        self._life.on_close(self._hang_up)
         self._session: Session | None = None
         self._restoring: Session | None = None
         self._info = ServerInfo()
         self._lost = asyncio.Event()
         self._connected = asyncio.Event()
-        self._ended = False
+        self._connected_at = 0.0
         self._host = -1
         self._sids = count(_REQUESTS_SID + 1)
         self._subscriptions: dict[int, Subscription] = {}
@@ -175,6 +178,8 @@ class Link:
     async def aclose(self) -> None:
         """Give the server what was published, then close. Requests under way fail with `closed`. Idempotent, ≤ 3 s."""
         await self._life.aclose()
+
+    async def _hang_up(self) -> None:
         session, self._session = self._session, None
         self._connected.set()  # whoever waits looks, and finds it closed
         self._requests.fail(Closed(f"nats: {self.name} was closed during the call; its outcome is unknown"))
@@ -270,10 +275,12 @@ class Link:
     async def drain_one(self, subscription: Subscription, timeout_s: float) -> None:
         """End a subscription and hand out what the server had sent for it, within `timeout_s`."""
         session = self._session
-        if subscription.sid in self._subscriptions and session is not None:
-            self._write(b"UNSUB %d\r\n" % subscription.sid)
-            await asyncio.wait([session.wire.ping()], timeout=timeout_s)
-        self._subscriptions.pop(subscription.sid, None)
+        try:
+            if subscription.sid in self._subscriptions and session is not None:
+                self._write(b"UNSUB %d\r\n" % subscription.sid)
+                await asyncio.wait([session.wire.ping()], timeout=timeout_s)
+        finally:
+            self.unsubscribe(subscription)  # once more: the next connection may have restored it meanwhile
 
     # -- requesting
 
@@ -413,17 +420,19 @@ class Link:
     # -- connecting
 
     async def _supervise(self) -> None:
+        flaps = 0
         while True:
             await self._lost.wait()
             self._lost.clear()
-            if not await self._reconnect():
-                self._ended = True
+            flaps = flaps + 1 if self._loop.time() - self._connected_at < _STEADY_S else 0
+            if not await self._reconnect(flaps):
                 return
 
-    async def _reconnect(self) -> bool:
+    async def _reconnect(self, flaps: int) -> bool:
+        """Try each server in turn until one is reached; `flaps`: so many connections in a row were lost at once."""
         address = self.address
-        for rounds in count():
-            if address.reconnect_rounds is not None and rounds >= address.reconnect_rounds:
+        for rounds in count(flaps):
+            if address.reconnect_rounds is not None and rounds - flaps >= address.reconnect_rounds:
                 return False
             if rounds:
                 await asyncio.sleep(backoff_s(address, rounds, random.random()))
@@ -458,6 +467,7 @@ class Link:
             self._restoring = None
         self._session, self._info, self.error = session, session.info, None
         self._connects += 1
+        self._connected_at = self._loop.time()
         self._connected.set()
         self._tell(True)
 

@@ -30,16 +30,19 @@ class Pool:
         """So many links, or the error of the first that cannot be opened (`Link.open`), with none left open."""
         if not 1 <= size <= SIZE_MAX:
             raise InvalidArgument(f"size: {size!r} is not from 1 to {SIZE_MAX}")
-        opened = await asyncio.gather(
-            *(Link.open(address, name=f"{name}-{number}" if size > 1 else name) for number in range(1, size + 1)),
-            return_exceptions=True,
-        )
-        links = [one for one in opened if isinstance(one, Link)]
-        failures = [one for one in opened if isinstance(one, BaseException)]
-        if failures:
-            await asyncio.gather(*(link.aclose() for link in links))
-            raise failures[0]
-        return cls(address, links)
+        links: dict[int, Link] = {}
+
+        async def add(number: int) -> None:
+            links[number] = await Link.open(address, name=f"{name}-{number}" if size > 1 else name)
+
+        try:
+            ended = await asyncio.gather(*map(add, range(1, size + 1)), return_exceptions=True)
+            for failure in filter(None, ended):
+                raise failure
+        except BaseException:  # cancelled too
+            await asyncio.gather(*(link.aclose() for link in links.values()))
+            raise
+        return cls(address, [links[number] for number in sorted(links)])
 
     async def __aenter__(self) -> Self:
         return self

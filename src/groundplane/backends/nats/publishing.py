@@ -74,11 +74,11 @@ class PublishWindow:
         if not message_id:
             raise InvalidArgument("message_id: is empty; without one a repeated message is stored twice")
         head = encode_headers({**headers, MESSAGE_ID: message_id} if headers else {MESSAGE_ID: message_id})
+        await self._link.room()
         while len(self._flights) >= self._window:
             self._changed.clear()
             await self._changed.wait()
-            self._life.check_open()
-        await self._link.room()
+        self._life.check_open()
         ack: asyncio.Future[PubAck] = self._loop.create_future()
         flight = _Flight(subject, payload, head, ack, self._loop.time() + self._timeout_s)
         self._flights[flight] = None

@@ -82,6 +82,7 @@ class Watcher:
         self._events: deque[Event | str] = deque()
         self._arrived = asyncio.Event()
         self._deaf = asyncio.Event()
+        self._asked = ""
         self._subscription: Subscription | None = None
         self._consumer = ""
         self._consumer_seq = 0
@@ -118,14 +119,14 @@ class Watcher:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event; the iteration ends when the watcher is closed. For one reader."""
+        """The next event; the iteration ends when the watcher or its link is closed. For one reader."""
         while True:
             while self._events:
                 event = self._events.popleft()
                 if not isinstance(event, str):
                     return event
                 self._answer(event)
-            if self._life.closed:
+            if self._life.closed or self._link.closed:
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
@@ -164,8 +165,9 @@ class Watcher:
             self._go_deaf()
             return
         asked = message.reply or message.headers.get("Nats-Consumer-Stalled", "")
-        if asked:
+        if asked and asked != self._asked:  # while a reader is slow, each heartbeat asks again
             if self._events:
+                self._asked = asked
                 self._tell(asked)  # answered when the reader has come so far
             else:
                 self._answer(asked)
@@ -199,6 +201,7 @@ class Watcher:
         self._arrived.set()
 
     def _answer(self, subject: str) -> None:
+        self._asked = ""
         with contextlib.suppress(GroundplaneError):  # without a connection there is no consumer to answer either
             self._link.publish_raw(subject, b"")
 
@@ -227,6 +230,9 @@ class Watcher:
                 async with asyncio.timeout(self._heartbeat_s / 2):
                     await self._deaf.wait()
             except TimeoutError:
+                if self._link.closed:
+                    self._arrived.set()  # a blocked reader is told
+                    return
                 if self._link.is_connected and not self.hearing:
                     self._go_deaf()
                 elif self.hearing:
