@@ -84,7 +84,7 @@ class Pull:
         self._fill()
 
     async def aclose(self) -> None:
-        """Ask for no more; deliveries that come meanwhile are handed back. What is held stays the caller's. ≤ 4 s."""
+        """Ask for no more; what the server had sent is delivered still. What is held stays the caller's. ≤ 4 s."""
         self._stopping = True
         self._forget_listener()
         await self._life.aclose()
@@ -98,9 +98,6 @@ class Pull:
         self._heard_at = self._loop.time()
         if message.head and not message.reply.startswith("$JS.ACK.") and message.status:
             self._on_status(message)
-            return
-        if self._stopping:
-            self._jetstream.nak(message)
             return
         self.requested -= 1
         self.held += 1

@@ -94,8 +94,32 @@ class CarryingConformance(Kit):
             await _take(consumer, 1)
         async with bus.driver.consume(spec) as consumer:
             (found,) = await _take(consumer, 1)
-            assert found.attempt <= 2
             await consumer.settle([Ack(found)])
+
+    @pytest.mark.req("BUS-07.1")
+    @pytest.mark.parametrize("store", ["events", "commands"])
+    async def test_what_is_handed_back_costs_no_attempt_however_often_and_what_failed_does(
+        self, bus: Bus, store: str
+    ) -> None:
+        service = a_name()
+        spec = _spec(f"{store}.{service}.*")
+        async with bus.driver.consume(spec):
+            await bus.driver.append(
+                [Message(subject=f"{store}.{service}.x", payload=b"%d" % n, id=a_name()) for n in range(2)]
+            )
+        attempts: list[list[int]] = []
+        for _ in range(3):
+            async with bus.driver.consume(spec) as consumer:
+                attempts.append([one.attempt for one in await _take(consumer, 2)])
+        async with bus.driver.consume(spec) as consumer:
+            for counts in (False, True, False, True):
+                held = sorted(await _take(consumer, 2), key=lambda one: one.message.payload)
+                attempts.append([one.attempt for one in held])
+                await consumer.settle([Nack(held[0], counts=counts), Nack(held[1])])
+            held = sorted(await _take(consumer, 2), key=lambda one: one.message.payload)
+            await consumer.settle([Ack(one) for one in held])
+        assert attempts == [[1, 1]] * 4 + [[1, 2], [2, 3], [2, 4]]
+        assert [one.attempt for one in held] == [3, 5]
 
     async def test_a_cancelled_receive_loses_nothing(self, bus: Bus) -> None:
         domain = a_name()

@@ -14,8 +14,10 @@ held is handed out again when its lease ends.
 
 Limits: the server's `max_payload`, of which headers and up to 1 KiB of ours take a part; at most 1 MiB.
 
-Cannot: consume commands of several services under one name (`unsupported`); take back an attempt (`counts=False` is
-the same as without). Priorities are exact but for one message per receiver under way.
+What is handed back costs no attempt: JetStream counts it, a record of ours takes that off again (`sparing`).
+
+Cannot: consume commands of several services under one name (`unsupported`). Priorities are exact but for one message
+per receiver under way.
 
 Escape hatch: `driver.native` is the `groundplane.backends.nats.JetStream`.
 """

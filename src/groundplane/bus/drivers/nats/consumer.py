@@ -6,6 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from itertools import islice
 
 import msgspec
 
@@ -19,6 +21,7 @@ from groundplane.bus.subjects import store_of
 from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, InvalidArgument
 from groundplane.core.lifecycle import Lifecycle
 
+_AGAIN_S = 0.1
 NOT_UNIQUE = 10100
 """Of a stream of commands: another consumer takes some of them."""
 
@@ -106,6 +109,7 @@ class Consumer(ABC):
         self._holding = Holding(jetstream, naming, spec, dead, self._let_go)
         self._receiving = False
         self._life = Lifecycle(f"consumer {spec.name}")
+        self._life.on_close(self._leave)
         self._life.spawn(self._keep_unread(), name="leases")
 
     def __repr__(self) -> str:
@@ -124,15 +128,26 @@ class Consumer(ABC):
             raise FailedPrecondition(f"receive: {self.spec.name!r} is receiving; one caller at a time")
         self._receiving = True
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._wait(limit)
-        except TimeoutError:
-            if not self._ready:
-                return []
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._wait(limit)
+            found = await self._counted([self._holding.delivery(one) for one in islice(self._ready, limit)])
         finally:
             self._receiving = False
         self._check_open()
-        return [self._holding.delivery(self._ready.popleft()) for _ in range(min(limit, len(self._ready)))]
+        for _ in found:
+            self._ready.popleft()
+        return found
+
+    async def _counted(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """With their true attempts, once the server can tell. Until then they stay where they are."""
+        while True:
+            try:
+                return await self._holding.counted(deliveries)
+            except GroundplaneError as error:
+                if not error.retryable:
+                    raise
+            await asyncio.sleep(_AGAIN_S)
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """See `BusConsumer.settle`."""
@@ -145,16 +160,14 @@ class Consumer(ABC):
 
     async def aclose(self) -> None:
         """See `BusConsumer.aclose`."""
-        closing = not self._life.closed
         await self._life.aclose()
+
+    async def _leave(self) -> None:
         self._arrived.set()
-        if closing:
-            await self._stop()
-            self._ready.clear()
-            try:
-                await self._holding.hand_back()
-            except GroundplaneError:
-                return  # without a connection their leases end by themselves
+        await self._stop()
+        self._ready.clear()
+        with suppress(GroundplaneError):  # without a connection their leases end by themselves
+            await self._holding.hand_back()
 
     @abstractmethod
     async def _wait(self, limit: int) -> None:
@@ -176,7 +189,8 @@ class Consumer(ABC):
     async def _keep_unread(self) -> None:
         while True:
             await asyncio.sleep(self.spec.lease_s / 4)
-            self._holding.extend_unread(self._ready)
+            with suppress(GroundplaneError):  # it is tried again, twice before their leases end
+                self._holding.extend_unread(self._ready)
 
     def _check_open(self) -> None:
         if self._life.closed:

@@ -10,6 +10,7 @@ from groundplane.backends.nats import Message as Arrived
 from groundplane.backends.nats.errors import too_late
 from groundplane.bus.drivers.nats.dead_letters import NatsDeadLetters
 from groundplane.bus.drivers.nats.naming import Naming
+from groundplane.bus.drivers.nats.sparing import Spared
 from groundplane.bus.port import Ack, ConsumerSpec, Delivery, Nack, Reject, Settlement
 from groundplane.core.errors import FailedPrecondition, Unavailable
 
@@ -34,6 +35,7 @@ class Holding:
         self._let_go = let_go
         self._loop = asyncio.get_running_loop()
         self._due: dict[str, float] = {}
+        self._spared = Spared(jetstream, naming, spec.name)
 
     def __len__(self) -> int:
         return len(self._due)
@@ -54,6 +56,12 @@ class Holding:
             redrives=redrives,
         )
 
+    async def counted(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """The same with their true attempts: of those that were handed out before, others know how often it counted."""
+        if all(one.attempt == 1 for one in deliveries):
+            return deliveries
+        return await self._spared.counted(deliveries)
+
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Dead letters first, then all at once; returns when the server has taken each, or does not know it."""
         for one in settlements:
@@ -62,6 +70,9 @@ class Holding:
         now = self._loop.time()
         # others may have what is no longer ours: to hand that out again would let it run twice at once
         told = [one for one in settlements if not isinstance(one, Nack) or self._due.get(one.delivery.tag, 0.0) > now]
+        free = [one.delivery.tag for one in told if isinstance(one, Nack) and not one.counts]
+        if free:
+            await self._spared.spare(free)
         await self._tell([(one.delivery.tag, _words(one)) for one in told])
         self._forget([one.delivery.tag for one in settlements])
 
@@ -90,10 +101,14 @@ class Holding:
                 self._due[message.reply] = now + self._spec.lease_s
 
     async def hand_back(self) -> None:
-        """All that is held goes to the others."""
+        """All that is held goes to the others, and costs no attempt."""
         tags = list(self._due)
-        self._forget(tags)
-        if tags and self._link.is_connected:
+        if not tags or not self._link.is_connected:
+            return
+        try:
+            await self._spared.spare(tags)
+        finally:  # if need be it costs one
+            self._forget(tags)
             await self._tell([(tag, b"-NAK") for tag in tags])
 
     async def _tell(self, words: Sequence[tuple[str, bytes]]) -> None:
@@ -119,7 +134,10 @@ class Holding:
                     answer.exception()
 
     def _forget(self, tags: Sequence[str]) -> None:
-        count = sum(self._due.pop(tag, None) is not None for tag in tags)
+        count = 0
+        for tag in tags:
+            count += self._due.pop(tag, None) is not None
+            self._spared.forget(tag)
         if count:
             self._let_go(count)
 

@@ -17,6 +17,7 @@ PATTERN = "groundplane.pattern"
 _OURS = ("Nats-", "Groundplane-")
 _REDRIVE = "~redrive"
 _DEAD = "~dead"
+_SPARED = "~spared"
 _URGENCY = {
     Priority.LOW: "commands~low",
     Priority.NORMAL: "commands",
@@ -139,7 +140,7 @@ class Naming:
             subjects = (f"{self._prefix}events.>", f"{self._prefix}{_REDRIVE}.events.>")
             return self._config(name, subjects, max_age_s=EVENTS_KEPT_S)
         if kind == "results":
-            subjects = tuple(self._prefix + one for one in _RESULTS)
+            subjects = tuple(self._prefix + one for one in (*_RESULTS, f"{_SPARED}.*.*"))
             return self._config(name, subjects, max_age_s=RESULTS_KEPT_S, last_alone=True)
         if kind == "dead":
             return self._config(name, (f"{self._prefix}{_DEAD}.>",))
@@ -162,6 +163,10 @@ class Naming:
         if first == "events":
             return f"{self._prefix}{_REDRIVE}.events.{name}"
         return f"{self._prefix}{_REDRIVE}.{priority.name.lower()}.{service}.{name}"
+
+    def spared(self, consumer: str, seq: int) -> str:
+        """Where it is counted how often a message was handed to a consumer without costing an attempt."""
+        return f"{self._prefix}{_SPARED}.{consumer}.{seq}"
 
     def dead_subject(self, queue: str) -> str:
         """Where dead letters of a consumer lie; of all with `*`."""
