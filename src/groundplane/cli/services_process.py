@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from groundplane.core.errors import FailedPrecondition, GroundplaneError
+from groundplane.core.environment import EnvironmentView
+from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, Unavailable
 from groundplane.core.settings import Settings, from_bytes, to_bytes
 from groundplane.telemetry.logs import get_logger
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from groundplane.app import App
     from groundplane.bus import Bus
     from groundplane.kv import KV
+    from groundplane.mesh.sidecar.process import Opener
     from groundplane.services import Registration, Registry
     from groundplane.services.leadership import Leadership
     from groundplane.telemetry.health import Health
@@ -49,8 +53,21 @@ class EndpointsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 async def serve(app: App, settings: Settings, *, on_ready: Callable[[int], None], stop: asyncio.Event) -> None:
     """Serve the endpoints until `stop` is set. `on_ready` gets the port of metrics and health, once calls are taken and
-    the services are registered. Raises what the plane's bus and keys raise where they are away at the start.
+    the services are registered. Where the plane's bus or keys are away at the start they are waited for; readiness says
+    so.
     """
+    from groundplane.mesh.sidecar.process import ToldToStop
+
+    async with AsyncExitStack() as stack:
+        try:
+            await _serve(stack, app, settings, on_ready, stop)
+        except ToldToStop:
+            _log.info("stopped_while_it_waited")
+
+
+async def _serve(
+    stack: AsyncExitStack, app: App, settings: Settings, on_ready: Callable[[int], None], stop: asyncio.Event
+) -> None:
     from groundplane.bus.endpoints import start
     from groundplane.bus.observing import BusObserver
     from groundplane.plane import Plane
@@ -63,37 +80,35 @@ async def serve(app: App, settings: Settings, *, on_ready: Callable[[int], None]
 
     instance = made_instance_id()
     health = Health("services")
-    health.starting("the bus")
     metrics = process_registry("services", folder=settings.state)
-    async with (
-        tracing(f"groundplane-services-{app.name}", "services", namespace=settings.name),
-        serve_admin("127.0.0.1", 0, metrics, health) as admin_port,
-        Plane.open(settings, ports=("bus",)) as plane,
-        _registry_of(settings) as registry,
-    ):
-        observer = BusObserver(plane.bus, metrics)
-        watching = asyncio.create_task(observer.run(), name="bus_observer")
-        try:
-            async with AsyncExitStack() as entries:
-                leaderships = [
-                    await entries.enter_async_context(one.open(_keys(registry), member=instance))
-                    for one in app.elections.values()
-                ]
-                async with start(plane.bus, app.endpoints, instance=instance):
-                    health.add("bus", partial(_bus_check, plane.bus), backend=backend_of(settings.bus.scheme))
-                    for one in leaderships:
-                        health.add(f"election {one.name}", partial(_complaint, one))
-                    health.started()
-                    known = await _register(entries, registry, app, settings, instance, health)
-                    for leadership, registration in _pairs(leaderships, known):
-                        await entries.enter_async_context(registered(leadership, registration))
-                    on_ready(admin_port)
-                    await stop.wait()
-                    health.add("drain", _draining)
-                    await asyncio.gather(*(_tell(one) for one in known))
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+    await stack.enter_async_context(tracing(f"groundplane-services-{app.name}", "services", namespace=settings.name))
+    admin_port = await stack.enter_async_context(serve_admin(*_admin(), metrics, health))
+    patiently = partial(_patiently, stack, health, stop, admin_port)
+    plane = await patiently("the bus", lambda: Plane.open(settings, ports=("bus",)))
+    registry = await patiently("the keys", lambda: _registry_of(settings))
+    observer = BusObserver(plane.bus, metrics)
+    watching = asyncio.create_task(observer.run(), name="bus_observer")
+    try:
+        async with AsyncExitStack() as entries:
+            leaderships = [
+                await entries.enter_async_context(one.open(_keys(registry), member=instance))
+                for one in app.elections.values()
+            ]
+            async with start(plane.bus, app.endpoints, instance=instance):
+                health.add("bus", partial(_bus_check, plane.bus), backend=backend_of(settings.bus.scheme))
+                for one in leaderships:
+                    health.add(f"election {one.name}", partial(_complaint, one))
+                health.started()
+                known = await _register(entries, registry, app, settings, instance, health)
+                for leadership, registration in _pairs(leaderships, known):
+                    await entries.enter_async_context(registered(leadership, registration))
+                on_ready(admin_port)
+                await stop.wait()
+                health.add("drain", _draining)
+                await asyncio.gather(*(_tell(one) for one in known))
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 def served_by(app: App, settings: Settings) -> list[str]:
@@ -102,6 +117,35 @@ def served_by(app: App, settings: Settings) -> list[str]:
 
     known = [*(one.service for one in app.endpoints.rpc), *(one.service for one in app.endpoints.commands)]
     return list(dict.fromkeys(known)) or [bus_name(app.name or settings.name)]
+
+
+def _admin() -> tuple[str, int]:
+    """Where metrics and health are: as processes of actors are told it, else on a free port of the loopback."""
+    environment = EnvironmentView(os.environ)
+    host, port = (environment.get(f"GROUNDPLANE_ACTOR_ADMIN_{name}") for name in ("HOST", "PORT"))
+    number = port.value if port is not None else "0"
+    if not (number.isascii() and number.isdigit() and int(number) < 65536):
+        raise InvalidArgument(f"GROUNDPLANE_ACTOR_ADMIN_PORT: {number!r} is no port; use 0 to 65535")
+    return host.value if host is not None else "127.0.0.1", int(number)
+
+
+async def _patiently(
+    stack: AsyncExitStack, health: Health, stop: asyncio.Event, admin_port: int, what: str, opener: Opener
+) -> Any:
+    """Open it as soon as its server is there; until then readiness says what is waited for, and why."""
+    from groundplane.mesh.sidecar.process import open_patiently
+
+    told = ""
+
+    def away(error: Unavailable) -> None:
+        nonlocal told
+        if error.message != told:
+            told = error.message
+            health.starting(f"{what}: {told}")
+            _log.warning("waits_for_a_server", what=what, error=told, admin_port=admin_port)
+
+    health.starting(what)
+    return await open_patiently(stack, what, opener, stop, math.inf, away=away)
 
 
 async def _register(

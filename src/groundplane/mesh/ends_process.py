@@ -32,7 +32,7 @@ from groundplane.mesh.settling import Settler
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.sidecar.config import first_of, with_exchange
 from groundplane.mesh.sidecar.loop import Loop, flow_check
-from groundplane.mesh.sidecar.process import EXIT_STORE, Opener, consume_patiently, draining, open_patiently
+from groundplane.mesh.sidecar.process import EXIT_STORE, Opener, ToldToStop, consume_patiently, draining, open_patiently
 from groundplane.mesh.signals import drained_by_signals
 from groundplane.mesh.spec import ERRORS_PREFIX, RESULTS_PREFIX, Limits
 from groundplane.mesh.start import queue_specs
@@ -169,6 +169,8 @@ class Ends:
                     spans = tracing("groundplane-ends", "ends", namespace=config.namespace, queues=config.queues)
                     await stack.enter_async_context(spans)
                     return await self._run(stack)
+        except ToldToStop:
+            return EXIT_OK
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
             if error.code == "invalid_argument":

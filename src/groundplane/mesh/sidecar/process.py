@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -45,6 +46,10 @@ _LOOK_AGAIN_S = 0.25
 Opener: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 
 
+class ToldToStop(Exception):
+    """The process was told to stop while it waited for a server: no failure."""
+
+
 class Sidecar:
     """One sidecar. `run` returns the exit code."""
 
@@ -65,6 +70,8 @@ class Sidecar:
                 async with AsyncExitStack() as stack:
                     await stack.enter_async_context(self._tracing())
                     return await self._run(stack)
+        except ToldToStop:
+            return EXIT_OK
         except GroundplaneError as error:
             self._log.error("failed", error=str(error), reason=error.reason)
             return EXIT_USAGE if error.code == "invalid_argument" else _EXITS.get(error.reason, EXIT_FAILED)
@@ -253,18 +260,23 @@ async def open_patiently(
     stop: asyncio.Event,
     timeout_s: float,
     reason: str = "store_not_ready",
+    away: Callable[[Unavailable], None] = lambda error: None,
 ) -> Any:
-    """Enter what `opener` makes; again while that is `unavailable`. `unavailable` with `reason` after `timeout_s`, or
-    when told to stop.
+    """Enter what `opener` makes; again while that is `unavailable`, which `away` is told. `unavailable` with `reason`
+    after `timeout_s`, `ToldToStop` when told to stop.
     """
     give_up_at = asyncio.get_running_loop().time() + timeout_s
-    while True:
+    while not stop.is_set():
         try:
             return await stack.enter_async_context(opener())
         except Unavailable as error:
-            if stop.is_set() or asyncio.get_running_loop().time() >= give_up_at:
+            if asyncio.get_running_loop().time() >= give_up_at:
                 raise Unavailable(f"{name}: was not there within {timeout_s:g} s: {error}", reason=reason) from error
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            away(error)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_AGAIN_S):
+                await stop.wait()
+    raise ToldToStop
 
 
 def draining(stop: asyncio.Event) -> Check:
@@ -308,4 +320,4 @@ def _log() -> Logger:
     return get_logger("sidecar")
 
 
-__all__ = ["EXIT_FAILED", "EXIT_OK", "EXIT_QUEUE", "EXIT_RUNTIME", "EXIT_USAGE", "Sidecar"]
+__all__ = ["EXIT_FAILED", "EXIT_OK", "EXIT_QUEUE", "EXIT_RUNTIME", "EXIT_USAGE", "Sidecar", "ToldToStop"]
