@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from groundplane.cli.loading import Description, describe_apart
@@ -25,6 +26,12 @@ SETTINGS = Settings(
     grace_s=20.0,
     allowed_hosts=("gateway.example.com",),
 )
+SERVING = msgspec.structs.replace(
+    SETTINGS,
+    kv=Url(f"nats://acme:{PASSWORD}@nats.example.com:4222"),
+    bus=Url(f"nats://acme:{PASSWORD}@nats.example.com:4222"),
+)
+"""With what an App needs that serves something."""
 ROUTES = {"tools.yaml": "tools:\n  - name: again\n    route: [double, double]\n"}
 
 

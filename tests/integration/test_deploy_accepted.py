@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deployed import objects, plan
+from deployed import SERVING, objects, plan
 from groundplane.deploy import compose, kubernetes
 from groundplane.testing.servers.contract import ServerMissing
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.integration
 VARIANTS: dict[str, dict[str, Any]] = {
     "scaled": {"gateway_replicas": 3, "replicas_min": 0},
     "plain": {"gateway_replicas": 1, "routes": {}, "replicas_min": 2, "replicas_max": 2},
+    "serving": {"settings": SERVING, "serves": True, "routes": {}},
 }
 
 

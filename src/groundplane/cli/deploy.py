@@ -21,7 +21,8 @@ Image = Annotated[str, Parameter(help="Image that runs every role, as registry.e
 Folder = Annotated[Path | None, Parameter(help="Write the files into this folder instead of printing them.")]
 InImage = Annotated[str, Parameter(help="Folder of the image that the app is in.")]
 Gateways = Annotated[int, Parameter(help="How many gateways; with one, requests fail while it is made anew.")]
-Memory = Annotated[str, Parameter(help="Memory of a runtime, as 512Mi.")]
+Serving = Annotated[int, Parameter(help="How many processes serve what the app declares for the bus, if anything.")]
+Memory = Annotated[str, Parameter(help="Memory of what runs the app's code, as 512Mi.")]
 
 
 def compose(
@@ -36,6 +37,7 @@ def compose(
     proxy_image: Annotated[
         str, Parameter(help="Image of the nginx before the gateways, 1.27.3 or newer.")
     ] = PROXY_IMAGE,
+    services_replicas: Serving = 2,
     memory: Memory = "512Mi",
     common: Common = COMMON,
 ) -> int:
@@ -51,6 +53,7 @@ def compose(
 
     chosen = {
         "folder": folder, "proxy_image": proxy_image, "gateway_replicas": gateway_replicas, "memory": memory,
+        "services_replicas": services_replicas,
     }  # fmt: skip
     plan = _plan(app, image, common, chosen)
     _deliver(renderer.render(plan, publish=publish), out, common.output, printed=("compose.yaml",))
@@ -70,6 +73,7 @@ def kubernetes(
     folder: InImage = "/app",
     urls_secret: Annotated[str | None, Parameter(help="Secret with the URLs (default: NAME-urls).")] = None,
     gateway_replicas: Gateways = 2,
+    services_replicas: Serving = 2,
     replicas_min: Annotated[int, Parameter(help="Least pods of an actor; 0 stops those without work.")] = 1,
     replicas_max: Annotated[int, Parameter(help="Most pods of an actor.")] = 10,
     backlog: Annotated[int, Parameter(help="Messages for each call at once that one pod is to have.")] = 10,
@@ -78,7 +82,7 @@ def kubernetes(
     cpu: Annotated[str, Parameter(help="Processor time that a runtime requests, as 100m.")] = "100m",
     common: Common = COMMON,
 ) -> int:
-    """Render manifests: settings, a migration that runs once, gateway, ends, each actor with its ScaledObject.
+    """Render manifests: settings, a migration that runs once, gateway, ends, services, actors with their ScaledObjects.
 
     Examples:
 
@@ -91,6 +95,7 @@ def kubernetes(
     chosen = {
         "folder": folder, "gateway_replicas": gateway_replicas, "replicas_min": replicas_min,
         "replicas_max": replicas_max, "backlog": backlog, "memory": memory, "cpu": cpu,
+        "services_replicas": services_replicas,
     }  # fmt: skip
     place = renderer.place_of(
         _plan(app, image, common, chosen), namespace=namespace, urls_secret=urls_secret,
@@ -121,6 +126,7 @@ def _plan(app: str, image: str, common: Common, chosen: dict[str, Any]) -> Plan:
         app=address,
         image=image,
         actors=description.actors.values(),
+        serves=description.serves,
         settings=settings,
         routes=_routes(settings),
         **{**chosen, "folder": folder},

@@ -1,4 +1,4 @@
-"""A Compose file: the one-shot migration, then gateways behind a proxy, ends, two services for each actor."""
+"""A Compose file: the one-shot migration, then gateways behind a proxy, ends, services, and two for each actor."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def document(plan: Plan, *, publish: str) -> dict[str, Any]:
         **{name: _gateway(plan) for name in gateways(plan)},
         "proxy": _proxy(plan, publish),
         "ends": _ends(plan),
+        **({"services": _services(plan)} if plan.serves else {}),
     }
     for actor in plan.actors:
         services[f"{actor.name}-runtime"] = _runtime(plan, actor)
@@ -124,6 +125,20 @@ def _ends(plan: Plan) -> Service:
     environment = {"GROUNDPLANE_ACTOR_ADMIN_HOST": "0.0.0.0", "GROUNDPLANE_ACTOR_ADMIN_PORT": str(ADMIN_PORT)}
     more = {"depends_on": _MIGRATED, "healthcheck": _healthy(_ready_test())}
     return _role(plan, roles.ends(plan), environment, **more)
+
+
+def _services(plan: Plan) -> Service:
+    """What the App declares for the bus; its processes register themselves, so nothing leads to them."""
+    environment = {"GROUNDPLANE_ACTOR_ADMIN_HOST": "0.0.0.0", "GROUNDPLANE_ACTOR_ADMIN_PORT": str(ADMIN_PORT)}
+    return _role(
+        plan,
+        roles.services(plan),
+        environment,
+        depends_on=_MIGRATED,
+        healthcheck=_healthy(_ready_test()),
+        mem_limit=_bytes(plan.memory),
+        deploy={"replicas": plan.services_replicas},
+    )
 
 
 def _runtime(plan: Plan, actor: ActorSpec) -> Service:

@@ -11,7 +11,10 @@ EXTRAS = "gateway,rabbitmq,postgres,s3"
 
 def dockerfile(plan: Plan) -> str:
     """The text. The folder that is the context holds the App, and `requirements.txt` where the App needs more."""
-    return _TEXT.format(base=BASE, extras=EXTRAS, version=__version__, user=USER, folder=plan.folder)
+    on_nats = any(one.scheme != "embedded" for one in (plan.settings.kv, plan.settings.bus))
+    return _TEXT.format(
+        base=BASE, extras=f"{EXTRAS},nats" if on_nats else EXTRAS, version=__version__, user=USER, folder=plan.folder
+    )
 
 
 def dockerignore() -> str:

@@ -1,4 +1,6 @@
-"""Manifests for Kubernetes: settings, the one-shot migration, gateway, ends, and each actor with its ScaledObject."""
+"""Manifests for Kubernetes: settings, the one-shot migration, gateway, ends, services, and each actor with its
+ScaledObject.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +57,8 @@ def render(place: Place) -> dict[str, str]:
         "30-gateway.yaml": gateway(place),
         "40-ends.yaml": ends(place),
     }
+    if place.plan.serves:
+        files["45-services.yaml"] = services(place)
     for spec in place.plan.actors:
         name = place.name("actor", spec.name)
         if f"50-{name}.yaml" in files:
@@ -115,6 +119,20 @@ def ends(place: Place) -> list[Object]:
     spec = pod([one], [], stop_s=plan.stop_s, initContainers=[_waiting(place)])
     changed = {"groundplane/settings": _changes(place)}
     return [deployment(place, name, "ends", spec, replicas=1, annotations=changed)]
+
+
+def services(place: Place) -> list[Object]:
+    """What the App declares for the bus, in processes that register themselves: no Service leads to them."""
+    plan, name = place.plan, place.name("services")
+    one = container(
+        "services", plan.image, roles.services(plan), memory=plan.memory, cpu=plan.cpu,
+        workingDir=plan.folder, envFrom=place.shared(), env=[*place.urls(), *_actor_admin()],
+        ports=_admin_ports(), **admin_probes(ADMIN_PORT), volumeMounts=[TMP],
+    )  # fmt: skip
+    spec = pod([one], [], stop_s=plan.stop_s, initContainers=[_waiting(place)])
+    changed, replicas = {"groundplane/settings": _changes(place)}, plan.services_replicas
+    objects = [deployment(place, name, "services", spec, replicas=replicas, annotations=changed)]
+    return [*objects, disruption_budget(place, name, "services")] if replicas > 1 else objects
 
 
 def actor(place: Place, spec: ActorSpec) -> list[Object]:

@@ -24,11 +24,15 @@ by."""
 STOP_MARGIN_S = 15
 """What a stop takes beside the grace: handing back, closing (10 s at most)."""
 _PORTS = ("queues", "jobs", "ledger", "blobs")
+_SERVING = ("kv", "bus")
+"""What the role `services` needs beside them."""
 _EXAMPLES = {
     "queues": "amqp://user:password@broker/",
     "jobs": "postgresql://user:password@database/acme",
     "ledger": "postgresql://user:password@database/acme",
     "blobs": "s3://bucket/prefix?endpoint=https://s3.example.com",
+    "kv": "nats://user:password@nats:4222",
+    "bus": "nats://user:password@nats:4222",
 }
 _MEMORY, _CPU = re.compile(r"[0-9]+(Ki|Mi|Gi|k|M|G)?"), re.compile(r"[0-9]+(m|\.[0-9]{1,3})?")
 _NOT_SHARED = frozenset(
@@ -41,7 +45,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     `app` is the App's address in the image, and `folder` the folder of the image that it is imported from. An actor
     has `replicas_min` to `replicas_max` pods, one for each `backlog` messages per call at once. `memory` and `cpu` are
-    a runtime's. `routes` are the texts of files with tools.
+    those of what runs the App's code. `routes` are the texts of files with tools. `serves`: the App declares something
+    for the bus, or an election, which `services_replicas` processes run.
     """
 
     name: str
@@ -58,6 +63,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     memory: str = "512Mi"
     cpu: str = "100m"
     routes: dict[str, str] = {}
+    serves: bool = False
+    services_replicas: int = 2
 
     @property
     def stop_s(self) -> int:
@@ -85,8 +92,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def secrets(self) -> dict[str, str]:
         """The variables that hold URLs, each with the port that it is for."""
         security = ("security",) if self.settings.security != self.settings.jobs else ()
-        keys = ("kv",) if self.settings.kv.scheme != "embedded" else ()
-        return {option.variable: option.field for option in OPTIONS if option.field in (*_PORTS, *security, *keys)}
+        serving = tuple(port for port in _SERVING if getattr(self.settings, port).scheme != "embedded")
+        return {option.variable: option.field for option in OPTIONS if option.field in (*_PORTS, *security, *serving)}
 
     def environment(self) -> dict[str, str]:
         """The settings that are no secrets, where they differ from the defaults; the same for every role."""
@@ -107,23 +114,33 @@ def _as_text(value: object) -> str:
 
 
 def plan_of(
-    *, app: str, image: str, actors: Iterable[ActorSpec], settings: Settings, routes: Mapping[str, str], **more: object
+    *,
+    app: str,
+    image: str,
+    actors: Iterable[ActorSpec],
+    settings: Settings,
+    routes: Mapping[str, str],
+    serves: bool = False,
+    **more: object,
 ) -> Plan:
-    """The plan, checked. `invalid_argument` for an App without actors, storage that containers cannot share, and
-    numbers out of range.
+    """The plan, checked. `invalid_argument` for an App without actors that serves nothing either, storage that
+    containers cannot share, and numbers out of range.
     """
     chosen = tuple(sorted(actors, key=lambda actor: actor.name))
-    if not chosen:
-        raise InvalidArgument(f"app: {app!r} declares no actors, so there is nothing to deploy; add @app.actor")
-    _refuse_embedded(settings)
+    if not chosen and not serves:
+        raise InvalidArgument(
+            f"app: {app!r} declares no actors and nothing for the bus, so there is nothing to deploy; add @app.actor"
+        )
+    _refuse_embedded(settings, (*_PORTS, *_SERVING) if serves else _PORTS)
     plan = msgspec.convert(
         {"name": settings.name, "app": app, "image": check_image("image", image), **more,
-         "actors": chosen, "settings": settings, "routes": dict(sorted(routes.items()))},
+         "actors": chosen, "settings": settings, "serves": serves, "routes": dict(sorted(routes.items()))},
         Plan, dec_hook=lambda kind, value: value,
     )  # fmt: skip
     check_image("proxy_image", plan.proxy_image)
     for field, least, most in (
-        ("gateway_replicas", 1, 100), ("replicas_min", 0, 1000), ("replicas_max", max(1, plan.replicas_min), 1000),
+        ("gateway_replicas", 1, 100), ("services_replicas", 1, 100),
+        ("replicas_min", 0, 1000), ("replicas_max", max(1, plan.replicas_min), 1000),
         ("backlog", 1, 1_000_000),
     ):  # fmt: skip
         value = getattr(plan, field)
@@ -136,8 +153,8 @@ def plan_of(
     return plan
 
 
-def _refuse_embedded(settings: Settings) -> None:
-    wrong = [port for port in _PORTS if getattr(settings, port).scheme == "embedded"]
+def _refuse_embedded(settings: Settings, ports: Iterable[str]) -> None:
+    wrong = [port for port in ports if getattr(settings, port).scheme == "embedded"]
     if wrong:
         variables = {option.field: option.variable for option in OPTIONS}
         wanted = ", ".join(f"{variables[port]}={_EXAMPLES[port]}" for port in wrong)

@@ -51,6 +51,11 @@ def ends(plan: Plan) -> list[str]:
     return ["python", "-m", "groundplane.mesh.ends", "--config", msgspec.json.encode(document).decode()]
 
 
+def services(plan: Plan) -> list[str]:
+    """What the App declares for the bus, and its elections. It imports the user's code, and knows the URLs."""
+    return ["groundplane", "run", plan.app, "--role", "services"]
+
+
 def sidecar() -> list[str]:
     """An actor's sidecar; its settings are in `sidecar_document`."""
     return ["groundplane", "sidecar", "--config", SIDECAR_CONFIG]

@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from deployed import GOLDEN, plan
+from deployed import GOLDEN, SERVING, plan
 from groundplane.deploy import compose, kubernetes
 
 RENDERED: dict[str, Callable[[], dict[str, str]]] = {
     "compose": lambda: compose.render(plan()),
     "kubernetes": lambda: kubernetes.render(kubernetes.place_of(plan(), namespace="acme-prod")),
+    "services": lambda: {
+        name: text
+        for name, text in [
+            *kubernetes.render(kubernetes.place_of(plan(SERVING, serves=True))).items(),
+            *compose.render(plan(SERVING, serves=True, actors=[], routes={})).items(),
+        ]
+        if name in ("45-services.yaml", "compose.yaml")
+    },
     "kubernetes-plain": lambda: kubernetes.render(
         kubernetes.place_of(plan(gateway_replicas=1, routes={}, replicas_min=2), keda=False)
     ),

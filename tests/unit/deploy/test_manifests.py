@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from deployed import PASSWORD, SETTINGS, objects, plan
+from deployed import PASSWORD, SERVING, SETTINGS, objects, plan
 from groundplane.core.settings import load
 from groundplane.deploy import compose, kubernetes
 from groundplane.deploy.dockerfile import dockerfile
@@ -102,6 +102,21 @@ class TestKubernetes:
         refs = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in sidecar["env"] if one["name"].endswith("_URL")}
         assert set(refs) == {f"GROUNDPLANE_{port}_URL" for port in ("QUEUES", "JOBS", "LEDGER", "BLOBS")}
         assert all(ref == {"name": "acme-urls", "key": name} for name, ref in refs.items())
+
+    def test_what_an_app_serves_is_served_by_processes_that_know_the_bus_and_are_probed(self) -> None:
+        found = _kubernetes(settings=SERVING, serves=True, services_replicas=3)
+        assert _kind(found, "Deployment")["acme-services"]["spec"]["replicas"] == 3
+        (one,) = _pods(found)["acme-services"]["containers"]
+        assert one["command"] == ["groundplane", "run", "deploy_app:app", "--role", "services"]
+        environment = {variable["name"]: variable for variable in one["env"]}
+        assert {"GROUNDPLANE_KV_URL", "GROUNDPLANE_BUS_URL", "GROUNDPLANE_ACTOR_ADMIN_HOST"} <= set(environment)
+        assert environment["GROUNDPLANE_ACTOR_ADMIN_PORT"]["value"] == str(ADMIN_PORT)
+        assert one["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": ADMIN_PORT}
+        assert "acme-services" in _kind(found, "PodDisruptionBudget")
+        for name, pod in _pods(found).items():  # actors and the gateway may ask services
+            asking = [one["name"] for one in pod["containers"][0]["env"]]
+            assert "GROUNDPLANE_BUS_URL" in asking, name
+        assert "acme-services" not in _kind(_kubernetes(), "Deployment")
 
     def test_the_sidecars_document_is_what_a_sidecar_reads(self) -> None:
         config = _kind(_kubernetes(), "ConfigMap")["acme-actor-double"]
@@ -247,6 +262,15 @@ class TestCompose:
             assert one["cap_drop"] == ["ALL"]
             assert one.get("user") == "10001:10001" or name == "proxy"
 
+    def test_what_an_app_serves_is_served_by_processes_that_know_the_bus(self) -> None:
+        document = _compose(settings=SERVING, serves=True, services_replicas=3)
+        one = document["services"]["services"]
+        assert one["command"] == ["groundplane", "run", "deploy_app:app", "--role", "services"]
+        assert one["deploy"] == {"replicas": 3}
+        assert one["environment"]["GROUNDPLANE_BUS_URL_FILE"] == "/run/secrets/bus_url"
+        assert {"bus_url", "kv_url"} <= set(document["secrets"])
+        assert "services" not in _compose()["services"]
+
     def test_urls_are_files_of_secrets(self) -> None:
         document = _compose()
         for name, one in document["services"].items():
@@ -274,6 +298,11 @@ class TestCompose:
 
 
 @pytest.mark.req("CORE-08.1")
+def test_the_image_has_what_speaks_to_the_servers_of_the_plan() -> None:
+    assert "groundplane[gateway,rabbitmq,postgres,s3]==" in dockerfile(plan())
+    assert "groundplane[gateway,rabbitmq,postgres,s3,nats]==" in dockerfile(plan(SERVING, serves=True))
+
+
 def test_the_image_runs_as_a_user_without_rights_and_copies_what_it_names() -> None:
     lines = [line for line in dockerfile(plan(folder="/srv/app")).splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]

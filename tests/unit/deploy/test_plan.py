@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from deployed import IMAGE, PASSWORD, SETTINGS, description, plan
+from deployed import IMAGE, PASSWORD, SERVING, SETTINGS, description, plan
 from groundplane.core.errors import FailedPrecondition, InvalidArgument
 from groundplane.core.secrets import Url
 from groundplane.core.settings import Settings, load
@@ -29,6 +29,14 @@ def test_storage_that_containers_cannot_share_is_refused_with_what_to_set(port: 
     assert caught.value.message.startswith(f"{port}: 'embedded://' is a folder of one machine")
     assert f"set GROUNDPLANE_{port.upper()}_URL=" in caught.value.message
     assert PASSWORD not in caught.value.message
+
+
+@pytest.mark.parametrize("port", ["kv", "bus"])
+def test_an_app_that_serves_something_needs_keys_and_a_bus_that_are_shared(port: str) -> None:
+    settings = msgspec.structs.replace(SERVING, **{port: Url("embedded://")})
+    with pytest.raises(InvalidArgument, match=f"^{port}: 'embedded://' .* set GROUNDPLANE_{port.upper()}_URL=nats://"):
+        plan(settings, serves=True)
+    assert plan(SERVING, serves=True, actors=[]).serves
 
 
 def test_each_port_that_is_embedded_is_named_at_once() -> None:
