@@ -381,6 +381,13 @@ PROBLEMS: dict[str, tuple[Request, int, str]] = {
         422,
         "idempotency-key: 'xxx",
     ),
+    "two idempotency keys": (
+        lambda http: http.post(
+            "/v1/jobs", json={"tool": "echo"}, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+        ),
+        422,
+        "idempotency-key: is there 2 times; give it once",
+    ),
     "unknown path": (get("/v2/jobs"), 404, "path: '/v2/jobs' does not exist"),
     "trailing slash": (get("/v1/jobs/"), 404, "path: '/v1/jobs/' does not exist"),
     "unknown job": (get(f"/v1/jobs/{UNKNOWN}"), 404, "job_id: no job has the id"),

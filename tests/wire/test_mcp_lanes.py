@@ -187,6 +187,17 @@ async def _is(one: House, job_id: str, state: JobState) -> bool:
     return (await one.jobs.get(job_id)).state is state
 
 
+@pytest.mark.req("GATE-10.1")
+async def test_two_idempotency_keys_are_refused_and_start_nothing(one: House) -> None:
+    params = {"name": "slow", "arguments": {"a": 1}, "_meta": MODERN_META}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    keys = [("idempotency-key", "a"), ("idempotency-key", "b")]
+    async with one.http() as http:
+        answer = await http.post("/mcp", json=body, headers=[*{**MODERN, "mcp-name": "slow"}.items(), *keys])
+    assert "idempotency-key: is there 2 times; give it once" in answer.text
+    assert (await one.jobs.list_jobs(JobQuery())).items == []
+
+
 class Legacy:
     """A session of the older revision, by hand."""
 

@@ -15,7 +15,7 @@ from groundplane.core.errors import FailedPrecondition, InvalidArgument
 from groundplane.gateway.access import lists_tool
 from groundplane.gateway.endpoints import JSON, Call
 from groundplane.gateway.problems import HTTPProblem
-from groundplane.gateway.services import Services
+from groundplane.gateway.services import Services, idempotency_key_of
 from groundplane.gateway.shapes import dead_json, job_json, question_json, tool_json
 from groundplane.gateway.streams import job_stream
 from groundplane.gateway.tracing import about
@@ -65,7 +65,7 @@ class JobsApi:
             tool.arguments(call.body.get("arguments")),
             caller=call.caller,
             lane=lane,
-            idempotency_key=call.header("idempotency-key"),
+            idempotency_key=idempotency_key_of(call.request.headers),
             timeout_s=timeout_s,
         )
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from starlette.datastructures import Headers
 
 from groundplane.blobs import Blobs
 from groundplane.core import codec
@@ -205,6 +206,16 @@ class Services:
         return msgspec.structs.replace(job, result=document["payload"])
 
 
+def idempotency_key_of(headers: Headers) -> str | None:
+    """The key that a request's headers carry, or None. `invalid_argument` for several: nobody knows which is meant."""
+    given = headers.getlist("idempotency-key")
+    if len(given) > 1:
+        raise InvalidArgument(
+            f"idempotency-key: is there {len(given)} times; give it once", details={"field": "idempotency-key"}
+        )
+    return given[0] if given else None
+
+
 def check_idempotency_key(key: str | None) -> str | None:
     """The key when it is 1 to 255 printable characters, or None."""
     if key is None:
@@ -217,4 +228,4 @@ def check_idempotency_key(key: str | None) -> str | None:
     return key
 
 
-__all__ = ["Services", "check_idempotency_key"]
+__all__ = ["Services", "check_idempotency_key", "idempotency_key_of"]

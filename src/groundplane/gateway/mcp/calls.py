@@ -28,7 +28,6 @@ from groundplane.gateway.mcp.context import (
     call_of,
     caller,
     cancel_requested,
-    header,
     is_modern,
     takes_tasks,
     text,
@@ -36,7 +35,7 @@ from groundplane.gateway.mcp.context import (
 from groundplane.gateway.mcp.errors import MissingCapability
 from groundplane.gateway.mcp.questions import Asking, Questions, RequestStates
 from groundplane.gateway.mcp.tasks import handle, missing_tasks
-from groundplane.gateway.services import Services
+from groundplane.gateway.services import Services, idempotency_key_of
 from groundplane.gateway.streams import is_final
 from groundplane.gateway.tools import Tool
 from groundplane.jobs.port import Created, Job, JobEvent
@@ -139,13 +138,14 @@ class Calls:
         """The job of a call, durable. `_meta` or the headers carry its idempotency key."""
         meta: Mapping[str, Any] = ctx.meta or {}
         call = call_of(ctx)
+        of_header = idempotency_key_of(ctx.request.headers) if ctx.request is not None else None
         created = await self._services.start(
             tool,
             arguments,
             caller=caller(ctx),
             lane="mcp",
             job_id=call.job_id if call is not None and call.lasting else None,
-            idempotency_key=text(meta.get(IDEMPOTENCY_META)) or header(ctx, "idempotency-key"),
+            idempotency_key=text(meta.get(IDEMPOTENCY_META)) or of_header,
         )
         if call is not None:
             call.job_id = created.job.job_id
