@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from itertools import count
 
 import pytest
 
 from groundplane.backends.nats import Address, JetStream, Link, StreamConfig
-from groundplane.bus.drivers.nats import NatsBus
+from groundplane.bus import Bus
+from groundplane.bus.drivers.nats import NatsBus, commands
 from groundplane.bus.drivers.nats.diagnosis import diagnose
+from groundplane.bus.drivers.nats.server_clock import ServerClock
 from groundplane.bus.port import Ack, ConsumerSpec, Delivery, Message, Nack, Priority, Reject
+from groundplane.core.clock import SystemClock
 from groundplane.core.errors import (
     Closed,
     ErrorRecord,
@@ -360,3 +365,68 @@ async def test_a_server_without_jetstream_is_refused_by_name(own_server: Callabl
         with pytest.raises(FailedPrecondition) as caught:
             await call
         assert caught.value.reason == "jetstream_disabled"
+
+
+# -- time
+
+
+@pytest.mark.req("BUS-03", "BUS-15.4")
+async def test_hosts_whose_clocks_are_hours_apart_call_each_other_and_do_commands(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = count(1)
+
+    def jumping(self: object) -> int:  # each look at the machine's clock is that of another host
+        return time.time_ns() // 1_000_000 + next(hours) * 3_600_000
+
+    async def double(value: int) -> int:
+        return value * 2
+
+    monkeypatch.setattr(SystemClock, "now_ms", jumping)
+    async with (
+        Bus.open(nats_url, namespace="acme", name="one") as one,
+        Bus.open(nats_url, namespace="acme", name="two") as two,
+        one.serve("sums", {"double": double}),
+        one.handle("sums", {"double": double}),
+    ):
+        assert await two.request("sums", "double", {"value": 2}, timeout_s=30) == 4
+        async with two.track("sums", "double", {"value": 3}, timeout_s=30, max_retries=0) as tracked:
+            assert await tracked.result() == 6
+        now_ms = time.time_ns() / 1e6
+        assert all(abs(bus.driver.clock.now_ms() - now_ms) < 60_000 for bus in (one, two))
+
+
+def test_the_clock_of_the_server_believes_the_quickest_answer_until_that_is_old() -> None:
+    clock = ServerClock()
+    now_s = time.monotonic()
+
+    def ahead_ms() -> float:
+        return clock.now_ms() - (time.monotonic() - now_s) * 1000
+
+    clock.heard(1000.0, now_s - 0.01, now_s + 0.01)
+    clock.heard(9000.0, now_s - 2.0, now_s + 2.0)  # it may be off by two seconds
+    assert abs(ahead_ms() - 1000) < 5
+    clock.heard(2000.0, now_s - 0.001, now_s + 0.001)
+    assert abs(ahead_ms() - 2000) < 5
+    clock.heard(3000.0, now_s + 3600.0, now_s + 3600.2)  # an hour later: the first may be off by 0.36 s by now
+    assert abs(ahead_ms() + 3_600_100 - 3000) < 5
+
+
+@pytest.mark.req("BUS-15.2")
+async def test_of_what_waited_too_long_one_each_goes_before_the_urgent_and_not_all(
+    bus: NatsBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "STARVED_S", 0.0)
+    sent = [
+        _message("commands.svc.x", f"{priority.name} {n}".encode(), f"{priority}{n}", priority=priority)
+        for priority in (Priority.LOW, Priority.NORMAL, Priority.CRITICAL)
+        for n in range(3)
+    ]
+    await bus.append(sent)
+    async with bus.consume(ConsumerSpec(name="c", pattern="commands.svc.*")) as consumer:
+        found: list[Delivery] = []
+        while len(found) < 6:
+            found += await consumer.receive(6 - len(found), 10)
+        assert [one.message.payload.decode() for one in found] == [
+            "NORMAL 0", "LOW 0", "CRITICAL 0", "CRITICAL 1", "CRITICAL 2", "NORMAL 1",
+        ]  # fmt: skip

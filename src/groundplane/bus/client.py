@@ -35,7 +35,6 @@ from groundplane.bus.sending import RETRY, Sender, check_count, check_headers, c
 from groundplane.bus.serving import Server
 from groundplane.bus.statistics import Statistics
 from groundplane.bus.subjects import check_pattern, check_service, check_token
-from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.codec import Codec
 from groundplane.core.dead_letters import DeadLetterSource
 from groundplane.core.errors import InvalidArgument, NotFound, Unsupported
@@ -476,7 +475,7 @@ class Bus:
         head = {**self._sender.head(check_headers(headers)), "message_id": command_id}
         content = wire.Command(
             **head, target=service, command=command, payload=dict(payload or {}), priority=priority,
-            max_retries=max_retries, timeout=timeout_s, deadline_at=SYSTEM_CLOCK.now_ms() + int(timeout_s * 1000),
+            max_retries=max_retries, timeout=timeout_s, deadline_at=self.driver.clock.now_ms() + int(timeout_s * 1000),
         )  # fmt: skip
         await self._append([self._sender.message(f"commands.{service}.{command}", content, codec, priority=urgency)])
         self._sender.counters.add("sent")

@@ -27,7 +27,6 @@ from groundplane.bus.sending import Sender, error_record
 from groundplane.bus.serving import SKEW_S
 from groundplane.bus.subjects import check_token
 from groundplane.bus.working import Worker
-from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.codec import Codec
 from groundplane.core.errors import (
     DeadlineExceeded,
@@ -282,7 +281,7 @@ class CommandWorker:
         if f"commands.cancel.{command_id}" in kept and not delivery.redrives:
             reason = _reason(kept[f"commands.cancel.{command_id}"])
             return self._end(command, delivery, "cancelled", error=_cancelled(reason)), Ack(delivery)
-        left = _left_s(command, delivery)
+        left = self._left_s(command, delivery)
         if left <= 0:
             late = _timeout(self.service, command.command, command.timeout).to_record()
             return self._end(command, delivery, "timed_out", error=late), Reject(delivery, "command_timeout", late)
@@ -357,10 +356,19 @@ class CommandWorker:
         record = error_record(failure)
         final = record.code == "invalid_argument" and not record.retryable
         delay_s = self._backoff.delay_s(delivery.attempt)
-        if final or delivery.attempt > max(0, command.max_retries) or delay_s >= _left_s(command, delivery):
+        if final or delivery.attempt > max(0, command.max_retries) or delay_s >= self._left_s(command, delivery):
             why = "non_retryable" if final else "max_retries_exhausted"
             return self._end(command, delivery, "failed", error=record), Reject(delivery, why, record)
         return None, Nack(delivery, delay_s)
+
+    def _left_s(self, command: wire.Command, delivery: Delivery) -> float:
+        """Seconds until the timeout; from its being stored (again) where a foreign sender gave no deadline."""
+        now_ms = self._sender.driver.clock.now_ms()
+        if delivery.redrives:
+            return command.timeout
+        if command.deadline_at:
+            return min(command.timeout, (command.deadline_at - now_ms) / 1000)
+        return min(command.timeout, command.timeout + SKEW_S - (now_ms - delivery.stored_at) / 1000)
 
     async def _report(self, command_id: str, codec: Codec, percent: float, text: str) -> None:
         """At most once: what cannot be sent now is not sent, and the command goes on."""
@@ -440,16 +448,6 @@ def _is_over(callback: Message | None, delivery: Delivery) -> bool:
     except InvalidArgument:
         return False
     return end.redrives >= delivery.redrives
-
-
-def _left_s(command: wire.Command, delivery: Delivery) -> float:
-    """Seconds until the timeout; from its being stored (again) where a foreign sender gave no deadline."""
-    now_ms = SYSTEM_CLOCK.now_ms()
-    if delivery.redrives:
-        return command.timeout
-    if command.deadline_at:
-        return min(command.timeout, (command.deadline_at - now_ms) / 1000)
-    return min(command.timeout, command.timeout + SKEW_S - (now_ms - delivery.stored_at) / 1000)
 
 
 def _reason(message: Message) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from groundplane.core.clock import Clock
 from groundplane.core.dead_letters import DeadLetterSource
 from groundplane.core.errors import ErrorRecord
 
@@ -194,10 +195,14 @@ class BusConsumer(Protocol):
 
 
 class BusDriver(Protocol):
-    """Messages of one plane. Everything may be called concurrently in the loop that opened it."""
+    """Messages of one plane. Everything may be called concurrently in the loop that opened it.
+
+    `clock` is that of the store, as far as it is known here: deadlines that travel are by it, on every host.
+    """
 
     capabilities: Capability
     limits: Limits
+    clock: Clock
     dead_letters: DeadLetterSource
 
     async def publish(self, message: Message) -> None:

@@ -14,7 +14,6 @@ from groundplane.bus.port import Message
 from groundplane.bus.presence import Directory, Select, check_select
 from groundplane.bus.sending import Sender, check_headers, check_timeout, deadline
 from groundplane.bus.subjects import check_token
-from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.codec import Codec
 from groundplane.core.errors import DeadlineExceeded, GroundplaneError, Internal, InvalidArgument, from_record
 from groundplane.telemetry import trace_names as names
@@ -68,7 +67,7 @@ class Caller:
                 method=method,
                 params=dict(params),
                 timeout=timeout_s,
-                deadline_at=SYSTEM_CLOCK.now_ms() + int(timeout_s * 1000),
+                deadline_at=self._sender.driver.clock.now_ms() + int(timeout_s * 1000),
             )
             message = self._sender.message(f"rpc.{service}.{method}", request, codec)
             self._waiting[request.message_id] = request

@@ -13,7 +13,6 @@ from groundplane.bus.handlers import Bound, CallContext
 from groundplane.bus.port import BusSubscription, Message
 from groundplane.bus.presence import Announcer
 from groundplane.bus.sending import Sender, deadline, error_record
-from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.codec import Codec, codec_of
 from groundplane.core.errors import (
     DeadlineExceeded,
@@ -31,7 +30,7 @@ CONCURRENCY = 64
 WAITING_MAX = 1024
 GRACE_S = 5.0
 SKEW_S = 2.0
-"""How far the clocks of two hosts may be apart before a request is taken for stale that is not."""
+"""How far what two hosts know of the bus's clock may be apart before a request is taken for stale that is not."""
 GROUP = "service"
 
 
@@ -141,7 +140,7 @@ class Server:
 
     async def _run(self, method: str, request: wire.RpcRequest, message: Message) -> Any:
         loop = asyncio.get_running_loop()
-        allowed = _allowed_s(request)
+        allowed = _allowed_s(request, self._sender.driver.clock.now_ms())
         until = loop.time() + allowed
         deadline.set(until)  # of this task alone
         context = CallContext(request, self.service, method, until)
@@ -192,13 +191,13 @@ class Server:
         await self._sender.driver.publish(self._sender.message(reply_to, response, codec))
 
 
-def _allowed_s(request: wire.RpcRequest) -> float:
+def _allowed_s(request: wire.RpcRequest, now_ms: int) -> float:
     """Seconds that the handler has. `deadline_exceeded` where nobody waits any more."""
     allowed = request.timeout
     if not 0 < allowed <= 86_400:
         raise InvalidArgument(f"timeout: {allowed!r} must be more than 0 and at most 86400 seconds")
     if request.deadline_at:
-        left = (request.deadline_at - SYSTEM_CLOCK.now_ms()) / 1000 + SKEW_S
+        left = (request.deadline_at - now_ms) / 1000 + SKEW_S
         if left <= 0:
             raise DeadlineExceeded(
                 "deadline_at: the request arrived after its caller had stopped waiting; it was not run",

@@ -63,18 +63,21 @@ class StreamState(msgspec.Struct, frozen=True):
 
 
 class StreamInfo(msgspec.Struct, frozen=True):
-    """A stream: its configuration as the server has it (durations in nanoseconds), its state, its cluster."""
+    """A stream: its configuration as the server has it (durations in nanoseconds), its state, its cluster; `ts` is the
+    server's time of the answer.
+    """
 
     config: dict[str, Any]
     state: StreamState
     created: str = ""
     cluster: dict[str, Any] = {}
+    ts: str = ""
 
 
 class ConsumerInfo(msgspec.Struct, frozen=True):
     """A consumer: `num_pending` messages were not delivered yet, `num_ack_pending` were, and are not settled.
 
-    `delivered` and `ack_floor` hold `consumer_seq` and `stream_seq`.
+    `delivered` and `ack_floor` hold `consumer_seq` and `stream_seq`; `ts` is the server's time of the answer.
     """
 
     stream_name: str
@@ -86,6 +89,7 @@ class ConsumerInfo(msgspec.Struct, frozen=True):
     num_waiting: int = 0
     delivered: dict[str, Any] = {}
     ack_floor: dict[str, Any] = {}
+    ts: str = ""
 
 
 class JetStream:

@@ -47,8 +47,8 @@ class EmbeddedBus:
     def __init__(self, database: Database, namespace: str, folder: Path, *, clock: Clock) -> None:
         self.native = database
         self.dead_letters: DeadLetterSource = EmbeddedDeadLetters(database, namespace, clock)
+        self.clock = clock
         self._namespace = namespace
-        self._clock = clock
         self._session = Session(database, namespace, folder, clock)
         self._exchange = Exchange(self._session)
         self._sweeping: asyncio.Task[None] | None = None
@@ -100,7 +100,7 @@ class EmbeddedBus:
     async def append(self, messages: Sequence[Message]) -> None:
         """See `BusDriver.append`. One transaction: all or none."""
         self._check_open()
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         new = await self.native.write(lambda tx: rows.append(tx, self._namespace, messages, now_ms))
         for message in new:
             await self._exchange.publish(message)
@@ -109,11 +109,11 @@ class EmbeddedBus:
     async def consume(self, spec: ConsumerSpec) -> AsyncIterator[BusConsumer]:
         """See `BusDriver.consume`."""
         self._check_open()
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         number = await self.native.write(lambda tx: rows.declare(tx, self._namespace, spec, now_ms))
         async with self.native.listen(rows.topic(number)) as listener:
             consumer = EmbeddedConsumer(
-                self.native, listener, spec, number=number, session=lambda: self._session.id, clock=self._clock
+                self.native, listener, spec, number=number, session=lambda: self._session.id, clock=self.clock
             )
             self._session.consumers.add(consumer)
             try:

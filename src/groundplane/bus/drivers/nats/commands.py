@@ -9,11 +9,11 @@ import msgspec
 
 from groundplane.backends.nats import JetStream, Subscription
 from groundplane.backends.nats import Message as Arrived
+from groundplane.backends.nats.jetstream import nanoseconds
 from groundplane.bus.drivers.nats.consumer import Consumer, Declaration
 from groundplane.bus.drivers.nats.dead_letters import NatsDeadLetters
 from groundplane.bus.drivers.nats.naming import Naming
 from groundplane.bus.port import STARVED_S, BusConsumer, ConsumerSpec, Priority
-from groundplane.core.clock import SYSTEM_CLOCK
 from groundplane.core.errors import GroundplaneError, Unavailable
 
 LOOK_AGAIN_S = 1.0
@@ -40,7 +40,7 @@ class CommandConsumer(Consumer):
         self._ended: asyncio.Future[int] | None = None
         self._missing = 0
         self._looked_at = 0.0
-        self._starved: list[Priority] = []
+        self._starved: list[Priority | None] = []
         self._forget_listener = self._link.on_state(self._on_state)
         self._subscriptions: list[Subscription] = [self._link.subscribe(f"{self._inbox}.*", self._on_message)]
         for priority in declaration.urgencies:
@@ -72,12 +72,13 @@ class CommandConsumer(Consumer):
             if not self._link.is_connected:
                 await self._link.connected(_ANSWER_S)
             await self._look_for_starved()
-            for priority in (*self._starved, *self._declaration.urgencies):
+            starved, self._starved = self._starved, []
+            turns = [(priority, 1) for priority in starved]
+            for priority, most in (*turns, *((one, room) for one in self._declaration.urgencies)):
                 missing = room - len(self._ready)
                 if missing <= 0 or self._life.closed:
                     break
-                await self._ask(priority, 1 if self._starved else missing)
-                self._starved = []
+                await self._ask(priority, min(most, missing))
             self._problem = ""
         except GroundplaneError as error:
             if error.code == "closed":
@@ -127,7 +128,6 @@ class CommandConsumer(Consumer):
         if now - self._looked_at < _STARVING_EVERY_S:
             return
         self._looked_at = now
-        before_ms = SYSTEM_CLOCK.now_ms() - STARVED_S * 1000
         for priority in self._declaration.urgencies[1:]:
             info = await self._jetstream.consumer_info(self._declaration.stream, self._declaration.name(priority))
             if info.num_pending == 0:
@@ -137,7 +137,7 @@ class CommandConsumer(Consumer):
                 self._declaration.filters(priority)[0],
                 int(info.delivered.get("stream_seq", 0)) + 1,
             )
-            if first is not None and first.time_ns / 1e6 < before_ms and priority is not None:
+            if first is not None and first.time_ns < nanoseconds(info.ts) - STARVED_S * 1e9:
                 self._starved.append(priority)
 
     def _ring(self, _: Arrived) -> None:

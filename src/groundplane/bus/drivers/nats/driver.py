@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from groundplane.backends.nats import Address, JetStream, Link, Pool, Subscription, encode_headers
@@ -16,6 +16,7 @@ from groundplane.bus.drivers.nats.consumer import Consumer, Declaration, EventCo
 from groundplane.bus.drivers.nats.dead_letters import NatsDeadLetters
 from groundplane.bus.drivers.nats.lags import lags_of
 from groundplane.bus.drivers.nats.naming import Naming, head_of
+from groundplane.bus.drivers.nats.server_clock import ServerClock
 from groundplane.bus.port import (
     PAYLOAD_BYTES_MAX,
     BusConsumer,
@@ -29,6 +30,7 @@ from groundplane.bus.port import (
     Message,
     Status,
 )
+from groundplane.core.clock import Clock
 from groundplane.core.dead_letters import DeadLetterSource
 from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError, InvalidArgument, Unavailable
 
@@ -36,6 +38,7 @@ WINDOW = 500
 SERVER_MIN = (2, 11)
 _HEADERS_BYTES = 1024
 _STATUS_S = 2.0
+_CLOCK_EVERY_S = 60.0
 _CLOSE_S = 5.0
 _DRAIN_S = 2.0
 NUMBERS = {"connections": (1, 16), "replicas": (1, 5)}
@@ -54,10 +57,13 @@ class NatsBus:
         self.limits = Limits(payload_bytes_max=min(PAYLOAD_BYTES_MAX, self._link.max_payload - _HEADERS_BYTES))
         self._dead = NatsDeadLetters(self.native, naming)
         self.dead_letters: DeadLetterSource = self._dead
+        self._clock = ServerClock()
+        self.clock: Clock = self._clock
         self._made: set[str] = set()
         self._making = asyncio.Lock()
         self._consumers: set[Consumer] = set()
         self._lags: list[Lag] = []
+        self._timing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -83,6 +89,8 @@ class NatsBus:
             try:
                 for name in (driver.naming.events, driver.naming.results, driver.naming.dead):
                     await driver.make(name)
+                await driver._clock.ask(driver.native, driver.naming.results)
+                driver._timing = asyncio.create_task(driver._keep_time(), name="groundplane-bus-clock")
                 yield driver
             finally:
                 await driver.aclose()
@@ -206,10 +214,18 @@ class NatsBus:
                 self._made.add(name)
 
     async def _close(self) -> None:
+        if self._timing is not None:
+            self._timing.cancel()
         closing = [asyncio.ensure_future(one.aclose()) for one in self._consumers]
         if closing:
             await asyncio.wait(closing, timeout=_CLOSE_S)
         await self._pool.aclose()
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(_CLOCK_EVERY_S)
+            with suppress(GroundplaneError):  # the server is away: our own clock tells on
+                await self._clock.ask(self.native, self.naming.results)
 
     async def _append(self, messages: Sequence[Message]) -> None:
         allowed_s = self._link.address.request_timeout_s
