@@ -149,7 +149,7 @@ class Lab:
         await member.start()
         return member
 
-    async def all_ready(self, timeout_s: float = PATIENCE_S) -> None:
+    async def all_ready(self, timeout_s: float = 2 * PATIENCE_S) -> None:
         await self.until(lambda: all(one.ready() for one in self.members.values()), "all are ready", timeout_s)
 
     # ------------------------------------------------------------------------------------------------- failpoints

@@ -136,7 +136,7 @@ class DeadLetterConformance(Kit):
         start = time.monotonic()
         assert await queues.redrive_all(queue, rate_per_s=20) == 6
         took_s = time.monotonic() - start
-        assert 0.24 <= took_s < 3
+        assert 0.24 <= took_s < 5
         with pytest.raises(InvalidArgument, match=r"^rate_per_s: "):
             await queues.redrive_all(queue, rate_per_s=0)
 

@@ -53,7 +53,7 @@ class SendingConformance(Kit):
             await queues.send(message(queue, id="later", urgent=False))
             start = time.monotonic()
             assert [one.id for one in await waiting] == ["later"]
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 8
 
     async def test_sending_nothing_does_nothing(self, queues: Queues) -> None:
         queue = await a_queue(queues)
@@ -114,8 +114,10 @@ class SendingConformance(Kit):
     async def test_delayed_messages_come_in_the_order_of_their_times_past_longer_delays(self, queues: Queues) -> None:
         queue = await a_queue(queues)
         delays = {"late": 0.5, "soon": 0.1, "never": 3600.0, "middle": 0.3}
+        before = time.monotonic()
         await queues.send(*(message(queue, id=name, delay_s=delay) for name, delay in delays.items()))
-        assert (await queues.depth(queue)).delayed == 4
+        delayed = (await queues.depth(queue)).delayed
+        assert delayed == 4 or time.monotonic() - before >= delays["soon"]
         async with queues.consume(queue, max_in_flight=10) as consumer:
             assert [one.id for one in await take(consumer, 3)] == ["soon", "middle", "late"]
             assert await consumer.receive(1, 0) == []
@@ -150,14 +152,14 @@ class SendingConformance(Kit):
         queue = await a_queue(queues)
         await queues.send(message(queue, delay_s=3600))
         assert (await queues.depth(queue)).oldest_age_s == 0
+        before = time.monotonic()
         await queues.send(message(queue))
-        sent = time.monotonic()
 
         async def aged() -> bool:
             return (await queues.depth(queue)).oldest_age_s >= 0.2
 
         await eventually(aged)
-        assert (await queues.depth(queue)).oldest_age_s <= time.monotonic() - sent + 0.1
+        assert (await queues.depth(queue)).oldest_age_s <= time.monotonic() - before + 0.1
         async with queues.consume(queue, max_in_flight=1) as consumer:
             await take(consumer, 1)
             assert (await queues.depth(queue)).oldest_age_s == 0
