@@ -102,7 +102,7 @@ class KVMachine(RuleBasedStateMachine):
     def wrote(self, key: str, value: bytes, revision: int, ttl_s: float | None) -> None:
         assert revision > self.revision
         self.revision = revision
-        until = None if ttl_s is None else self.clock.ms + round(ttl_s * 1000)
+        until = None if ttl_s is None else self.clock.ms + round(ttl_s * 1000) + 1  # the clock is rounded down
         if until is not None:
             self.older.pop(key, None)
         elif key in self.live:
