@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-GRACE_S = 2.0
+GRACE_S = 5.0
 """How long something may take to go away after the test ended."""
 
 _RUN_VARIABLE = "GROUNDPLANE_TEST_RUN"

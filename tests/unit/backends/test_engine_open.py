@@ -89,7 +89,7 @@ async def test_twenty_opens_and_closes_at_once_leave_one_file_intact(path: Path,
 
 async def test_an_open_that_is_cancelled_leaves_nothing_open(path: Path, notes: MigrationSet) -> None:
     with locked_by_another(path):
-        opening = asyncio.create_task(Database.open(path, [notes], options=Options(busy_timeout_s=0.3)).__aenter__())
+        opening = asyncio.create_task(Database.open(path, [notes], options=Options(busy_timeout_s=2)).__aenter__())
         await asyncio.sleep(0.05)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):

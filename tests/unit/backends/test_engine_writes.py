@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -268,19 +269,24 @@ async def test_while_the_disk_is_slow_inline_writes_go_to_the_thread_and_leave_t
     path: Path, notes: MigrationSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_INLINE_PAUSE_S", 0.0)
-    delay_s = 0.05
+    delay_s, free = 0.05, threading.Event()
+    free.set()
 
     def slow(fd: int) -> None:
         time.sleep(delay_s)
+        free.wait(10)
 
     async with Database.open(path, [notes], options=Options(sync=slow), inline=True) as db:
         await db.write(insert("blocks the loop once"))
         assert db.statistics().inline_handed_over == 0
         rounds = 0
+        free.clear()
         write = asyncio.create_task(db.write(insert("does not")))
         while not write.done():
             await asyncio.sleep(0.001)
             rounds += 1
+            if rounds > 5:
+                free.set()
         assert rounds > 5
         assert db.statistics().inline_handed_over == 1
         delay_s = 0

@@ -182,7 +182,7 @@ async def test_closing_ends_calls_under_way_in_bounded_time(postgres_url: str) -
         await asyncio.sleep(0.05)  # they are under way
         start = time.monotonic()
         await asyncio.gather(db.aclose(), db.aclose())
-        assert time.monotonic() - start < 6
+        assert time.monotonic() - start < 10
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(one) for one in outcomes} == {Closed}
 
