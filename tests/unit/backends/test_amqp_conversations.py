@@ -227,7 +227,7 @@ async def test_a_request_without_an_answer_ends_in_time_and_closes_its_channel_a
     async with served(FakeBroker(Queue_Purge=b"")) as peer, await _open(peer.url, rpc_timeout=1) as connection:
         slow, other = await connection.channel(confirms=True), await connection.channel()
         waiting = asyncio.create_task(slow.purge_queue("q"))
-        with pytest.raises(DeadlineExceeded, match=r"Queue.Purge: no answer within 1 s") as caught:
+        with pytest.raises(DeadlineExceeded, match=r"Queue.Purge: no answer within 1.0 s") as caught:
             await waiting
         assert caught.value.reason == "broker_slow"
         with pytest.raises(Unavailable, match="nothing was sent"):
@@ -821,12 +821,13 @@ async def test_a_peer_that_falls_silent_is_dead_after_two_heartbeats() -> None:
 async def test_heartbeats_keep_an_idle_connection_alive_in_both_directions() -> None:
     async with served() as peer, await _open(peer.url, heartbeat=1) as connection:
         before = connection.statistics()["bytes_sent"]
-        began = time.monotonic()
-        while time.monotonic() - began < 2.6 or connection.statistics()["bytes_sent"] - before < 4 * 8:
+        began, took_s, beats = time.monotonic(), 0.0, 0.0
+        while took_s < 2.6 or (beats < 4 and took_s < 15):
             peer.say(b"\x08\x00\x00\x00\x00\x00\x00\xce")
             await asyncio.sleep(0.1)
+            took_s, beats = time.monotonic() - began, (connection.statistics()["bytes_sent"] - before) / 8
         assert connection.is_open
-        assert (connection.statistics()["bytes_sent"] - before) / 8 <= 2 + 2 * (time.monotonic() - began)
+        assert 4 <= beats <= 2 + 2 * took_s
 
 
 async def test_a_loop_that_stood_still_does_not_take_its_peer_for_dead() -> None:
