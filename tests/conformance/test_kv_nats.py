@@ -10,13 +10,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from groundplane.backends.nats import Address, JetStream, Link, StreamConfig
+from groundplane.backends.nats import Address, JetStream, Link, StreamConfig, StreamInfo
 from groundplane.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from groundplane.kv import KV
 from groundplane.kv.conformance import KVConformance
 from groundplane.kv.conformance.kit import OpenKV, take
+from groundplane.kv.drivers.nats import NatsKV
 from groundplane.kv.drivers.nats.names import bucket_token, decoded, encoded, filters
 from groundplane.kv.port import Change, ChangeKind
+from groundplane.testing import eventually
 from groundplane.testing.faults import Proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -200,3 +202,56 @@ def test_a_prefix_that_ends_a_token_is_filtered_by_the_server() -> None:
     assert filters("services/ord") == ["services/.>"]
     assert filters("a.") == ["a.>", "a=2E"]
     assert filters("a") == [">"]
+
+
+@pytest.mark.req("KV-06")
+async def test_a_reader_that_was_slower_than_a_removal_is_remembered_is_told_of_it_all_the_same(nats_url: str) -> None:
+    async with KV.open(nats_url, bucket="deep", history=2, ttl=True) as kv, kv.watch() as watch:
+        driver = kv.driver
+        assert isinstance(driver, NatsKV)
+        await watch.snapshot()
+        await kv.put("gone", b"1", ttl_s=2)
+        assert (await watch.receive(30.0)) is not None
+        for n in range(6):  # more than the server sends before it waits for the reader
+            await kv.put(f"large{n}", bytes(1_000_000))
+        await eventually(partial(_is_forgotten, driver, "gone"), timeout_s=60)
+        await kv.put("after", b"1")
+        told: dict[str, ChangeKind] = {}
+        while not {"gone", "after"} <= told.keys() and (change := await watch.receive(30.0)) is not None:
+            told[change.key] = change.kind
+    assert (told["after"], told["gone"] is ChangeKind.PUT) == (ChangeKind.PUT, False)
+
+
+async def _is_forgotten(driver: NatsKV, key: str) -> bool:
+    """Whether not even the note of its removal is there."""
+    return await driver.native.get_last(driver._names.stream, driver._names.subject(key)) is None
+
+
+@pytest.mark.req("KV-07.1")
+async def test_of_two_that_let_a_bucket_keep_more_at_the_same_moment_the_one_that_wants_more_wins(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = JetStream.update_stream
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def late(self: JetStream, config: StreamConfig) -> StreamInfo:
+        if config.max_msgs_per_subject == 3:
+            begun.set()
+            await go.wait()
+        return await update(self, config)
+
+    async def shallow() -> int:
+        async with KV.open(nats_url, bucket="raced", history=3) as kv:
+            return (await kv.status()).history
+
+    async with KV.open(nats_url, bucket="raced"):
+        pass
+    monkeypatch.setattr(JetStream, "update_stream", late)
+    opening = asyncio.create_task(shallow())
+    await begun.wait()
+    async with KV.open(nats_url, bucket="raced", history=5) as deep:
+        go.set()
+        assert await opening == 5
+        for n in range(5):
+            await deep.put("k", b"%d" % n)
+        assert len(await deep.history("k")) == 5

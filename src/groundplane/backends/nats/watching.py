@@ -1,8 +1,9 @@
 """Following the last message of each subject of a stream, without a gap and never deaf.
 
 An ephemeral push consumer with flow control and a heartbeat. It is taken for deaf after a reconnect, when no frame came
-for 1.2 s, when its sequence has a gap, or when a heartbeat knows of deliveries that did not arrive. Then it is built
-anew from the last message of each subject and compared with the subjects that were known: one that is absent is gone.
+for 1.2 s, when its sequence has a gap, when a heartbeat knows of deliveries that did not arrive, or when its reader let
+the server wait so long that removals may have come and gone. Then it is built anew from the last message of each
+subject and compared with the subjects that were known: one that is absent is gone.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Watcher:
 
     First the last message of each subject, then `Synced`, then each that is stored. After an interruption changes of
     one subject may have become one. Messages up to the sequence `after` are not told. `is_gone(message)` says
-    which ones remove their subject. A slow reader slows the server down, not memory.
+    which ones remove their subject, and such a message stays for `removals_kept_s` at least. A slow reader slows the
+    server down, not memory.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Watcher:
         after: int = 0,
         headers_only: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
+        removals_kept_s: float = float("inf"),
     ) -> None:
         self._jetstream, self._link = jetstream, jetstream.link
         self._stream = stream
@@ -82,7 +85,8 @@ class Watcher:
         self._events: deque[Event | str] = deque()
         self._arrived = asyncio.Event()
         self._deaf = asyncio.Event()
-        self._asked = ""
+        self._asked, self._asked_at = "", 0.0
+        self._patience_s = removals_kept_s / 2
         self._subscription: Subscription | None = None
         self._consumer = ""
         self._consumer_seq = 0
@@ -125,7 +129,11 @@ class Watcher:
                 event = self._events.popleft()
                 if not isinstance(event, str):
                     return event
-                self._answer(event)
+                if event == self._asked and self._loop.time() - self._asked_at > self._patience_s:
+                    self._asked = ""
+                    self._go_deaf()  # what was removed while the server waited may be forgotten by now
+                else:
+                    self._answer(event)
             if self._life.closed or self._link.closed:
                 raise StopAsyncIteration
             self._arrived.clear()
@@ -167,7 +175,7 @@ class Watcher:
         asked = message.reply or message.headers.get("Nats-Consumer-Stalled", "")
         if asked and asked != self._asked:  # while a reader is slow, each heartbeat asks again
             if self._events:
-                self._asked = asked
+                self._asked, self._asked_at = asked, self._heard_at
                 self._tell(asked)  # answered when the reader has come so far
             else:
                 self._answer(asked)

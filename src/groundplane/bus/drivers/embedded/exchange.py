@@ -122,6 +122,7 @@ class Exchange:
         self._switch.learn(interests)
         for session in [one for one in self._links if one not in sockets]:
             self._links.pop(session).close()
+            self._linking.pop(session, None)
 
     async def aclose(self) -> None:
         """Leave, hang up, end what waits with `Closed`."""

@@ -6,11 +6,9 @@ room for that header lies in a message of its own.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from groundplane.backends.nats import MESSAGE_ID, JetStream, Stored, encode_headers
+from groundplane.backends.nats import MESSAGE_ID, JetStream, Stored, encode_headers, place_of
 from groundplane.bus.drivers.nats.naming import IDENTITY, REDRIVES, STORED_AT, SUBJECT, Naming
 from groundplane.bus.port import ConsumerSpec, Priority, Reject
 from groundplane.core.clock import SYSTEM_CLOCK
@@ -171,9 +169,9 @@ class NatsDeadLetters:
         return False
 
 
-def _written(letter: _Letter, tag: Any) -> dict[str, str]:
-    tokens = str(tag).split(".")
-    where = ".".join((*tokens[-7:-5], *tokens[-4:-3])) if len(tokens) >= 9 else str(tag)
+def _written(letter: _Letter, tag: str) -> dict[str, str]:
+    place = place_of(tag)
+    where = f"{place.stream}.{place.consumer}.{place.stream_seq}"
     return {_LETTER: _ascii(msgspec.json.encode(letter)), MESSAGE_ID: f"dead:{letter.queue}:{where}:{letter.redrives}"}
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from groundplane.backends.nats import Changed, JetStream, StreamInfo, Synced, Watcher
 from groundplane.core.errors import NotFound, Unavailable
 from groundplane.kv.drivers.nats.feed import NatsFeed, subject_of
-from groundplane.kv.drivers.nats.messages import HEADER_BYTES, Names, entry_of, is_removal
+from groundplane.kv.drivers.nats.messages import (
+    HEADER_BYTES,
+    MARKERS_KEPT_DEEP_S,
+    MARKERS_KEPT_S,
+    Names,
+    entry_of,
+    is_removal,
+)
 from groundplane.kv.drivers.nats.names import filters
 from groundplane.kv.drivers.nats.writing import Writing
 from groundplane.kv.port import (
@@ -79,7 +87,7 @@ class NatsKV:
         count = 0
         for at in range(0, len(keys), CLEARED_AT_ONCE):
             writes = [Write(kind=WriteKind.DELETE, key=key) for key in keys[at : at + CLEARED_AT_ONCE]]
-            done = await self._writing.write(writes, WriteOptions(id=f"clear-{time.time_ns()}-{at}"))
+            done = await self._writing.write(writes, WriteOptions(id=f"clear-{uuid.uuid4().hex}"))
             count += sum(revision > 0 for revision in done)
         return count
 
@@ -159,7 +167,13 @@ class NatsKV:
 
     def _watcher(self, subjects: list[str], *, after: int = 0, headers_only: bool = False) -> Watcher:
         return Watcher(
-            self.native, self._names.stream, subjects, is_gone=is_removal, after=after, headers_only=headers_only
+            self.native,
+            self._names.stream,
+            subjects,
+            is_gone=is_removal,
+            after=after,
+            headers_only=headers_only,
+            removals_kept_s=MARKERS_KEPT_S if self._history == 1 else MARKERS_KEPT_DEEP_S,
         )
 
     async def _live_keys(self, prefix: str) -> list[str]:

@@ -10,6 +10,9 @@ from groundplane.kv.port import TOMBSTONES_KEPT_S, Change, ChangeKind, Entry, Wr
 
 OPERATION = "KV-Operation"
 EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+MARKERS_KEPT_S, MARKERS_KEPT_DEEP_S = 60.0, 1.0
+"""How long the server's note that a value has expired is kept. Where a stream keeps older values, nats-server raises
+every TTL to that: there it is a second."""
 HEADER_BYTES = 1024
 """At most so much of `max_payload` is taken by headers."""
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from groundplane.backends.nats import Address, JetStream, Link, StreamConfig, StreamInfo
+from groundplane.backends.nats import EXPECTED_LAST_SUBJECT_SEQUENCE, Address, JetStream, Link, StreamConfig, StreamInfo
 from groundplane.backends.nats.config import differs
-from groundplane.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from groundplane.core.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound
 from groundplane.kv.drivers.nats.driver import NatsKV
-from groundplane.kv.drivers.nats.messages import Names
+from groundplane.kv.drivers.nats.messages import MARKERS_KEPT_DEEP_S, MARKERS_KEPT_S, Names
 from groundplane.kv.drivers.nats.names import bucket_token
 from groundplane.kv.port import BucketOptions, KVDriver
 
 SERVER_LEAST = (2, 12)
 EXTRA = frozenset({"replicas"})
-MARKERS_KEPT_S, MARKERS_KEPT_DEEP_S = 60.0, 1.0
-"""How long the server's note that a value has expired is kept. Where a stream keeps older values, nats-server raises
-every TTL to that: there it is a second."""
 
 
 @asynccontextmanager
@@ -50,8 +47,10 @@ def check_version(link: Link) -> None:
 
 async def _ensure(jetstream: JetStream, names: Names, options: BucketOptions, replicas: int) -> StreamInfo:
     """The stream, with what this handle wants and what others wanted before. The server changes a stream without a
-    condition: of two that let it keep more in the same moment, the one that wants less may win.
+    condition, so the deepest history that anybody wanted is kept in a record that only rises: whoever has changed the
+    stream looks there whether that was too little.
     """
+    record = 0
     while True:
         try:
             found = await jetstream.stream_info(names.stream)
@@ -62,8 +61,28 @@ async def _ensure(jetstream: JetStream, names: Names, options: BucketOptions, re
                 if error.reason != "stream_exists_differently":
                     raise
                 continue  # another process made it in between
-        wanted = _config(names, max(int(found.config["max_msgs_per_subject"]), options.history), replicas)
-        return await jetstream.update_stream(wanted) if differs(wanted, found.config) else found
+        kept = int(found.config["max_msgs_per_subject"])
+        wanted = _config(names, max(kept, options.history, record), replicas)
+        if not differs(wanted, found.config):
+            return found
+        await jetstream.update_stream(wanted)
+        record = await _raise_record(jetstream, names, wanted.max_msgs_per_subject)
+
+
+async def _raise_record(jetstream: JetStream, names: Names, history: int) -> int:
+    """The deepest history that was ever wanted, this one included."""
+    subject = f"{names.fences}kept.history"
+    while True:
+        last = await jetstream.get_last(names.stream, subject)
+        known = 0 if last is None else int(last.payload)
+        if known >= history:
+            return known
+        expected = {EXPECTED_LAST_SUBJECT_SEQUENCE: str(last.seq if last is not None else 0)}
+        try:
+            await jetstream.publish(subject, b"%d" % history, headers=expected)
+        except Conflict:
+            continue
+        return history
 
 
 def _config(names: Names, history: int, replicas: int) -> StreamConfig:
