@@ -6,9 +6,12 @@ No controller runs in the kit's cluster: the test writes the EndpointSlices that
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -63,6 +66,31 @@ async def test_what_the_cluster_has_is_listed(lab: Lab, source: InstanceSource) 
     assert found[0].last_heartbeat is None
     assert [one.instance_id for one in await source.instances("till")] == ["till-1"]
     assert len(await source.instances()) == 4
+
+
+@pytest.mark.req("SVC-06")
+async def test_the_command_lists_shows_and_watches_services_of_the_cluster(lab: Lab, tmp_path: Path) -> None:
+    async def command(*words: str) -> list[dict[str, Any]]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "groundplane.cli", "services", *words, "--source", lab.url(), "--json",
+            cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        async with asyncio.timeout(60):
+            out, _ = await process.communicate()
+        assert process.returncode == 0, out.decode()
+        return [json.loads(line) for line in out.splitlines()]
+
+    await lab.put("shop", pods(2), labels={"app.kubernetes.io/version": "1.4"})
+    (found,) = await command("list")
+    assert [(one["serviceName"], one["health"], one["instances"]) for one in found["details"]] == [
+        ("shop", "healthy", 2)
+    ]
+    (shown,) = await command("show", "shop")
+    assert (shown["definition"], [one["instanceId"] for one in shown["instances"]]) == (None, ["pod-1", "pod-2"])
+    told = await command("watch", "shop", "--count", "3")
+    assert [(one["kind"], one.get("instanceId")) for one in told] == [
+        ("present", "pod-1"), ("present", "pod-2"), ("synced", None),
+    ]  # fmt: skip
 
 
 async def test_slices_are_merged_and_a_pod_of_two_families_is_one_instance(lab: Lab, source: InstanceSource) -> None:

@@ -1,11 +1,13 @@
-"""`groundplane services`: who is there, how they are, and what changes; on the registry itself, no gateway needed."""
+"""`groundplane services`: who is there, how they are, and what changes; on the registry itself, or on another source.
+No gateway is needed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from cyclopts import Parameter
@@ -15,39 +17,53 @@ from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_OK, Output
 from groundplane.core.clock import SYSTEM_CLOCK, iso_z
 from groundplane.core.errors import InvalidArgument, NotFound
-from groundplane.services import Defined, Discovery, DiscoverySettings, Instance, InstanceChange, Registry
+from groundplane.services import (
+    Defined,
+    Definitions,
+    Discovery,
+    DiscoverySettings,
+    Instance,
+    InstanceChange,
+    InstanceSource,
+    Registry,
+    open_source,
+)
 from groundplane.services.names import check_token
 from groundplane.services.summary import service_health, summary
 
+Source = Annotated[
+    str | None, Parameter(help="Look there instead of in the plane's registry, as kubernetes:///NAMESPACE.")
+]
 _COLUMNS = ("service_name", "health", "instances", "healthy", "versions", "owner")
 _INSTANCE_COLUMNS = ("instance_id", "status", "version", "last_heartbeat", "group", "metadata")
 
 
-def list_(*, common: Common = COMMON) -> int:
+def list_(*, source: Source = None, common: Common = COMMON) -> int:
     """List the services that are defined or have instances, and how they are.
 
     Examples:
 
       groundplane services list
 
-      groundplane services list --json
+      groundplane services list --source kubernetes:///shop --json
     """
 
-    async def work(registry: Registry, output: Output) -> int:
-        defined = {one.definition.service_name: one for one in await registry.definitions.all()}
-        found = summary(await registry.instances(), defined)
+    async def work(place: _Place, output: Output) -> int:
+        written = await place.definitions.all() if place.definitions is not None else []
+        defined = {one.definition.service_name: one for one in written}
+        found = summary(await place.source.instances(), defined)
         rows = []
         for one in found.details:
             row = {field: getattr(one, field) for field in _COLUMNS[:4]}
-            written = defined.get(one.service_name)
-            rows.append({**row, "versions": " ".join(one.versions), "owner": written and written.definition.owner})
+            known = defined.get(one.service_name)
+            rows.append({**row, "versions": " ".join(one.versions), "owner": known and known.definition.owner})
         output.table(rows, _COLUMNS, empty="no services", value=found)
         return EXIT_OK
 
-    return _run(common, work)
+    return _run(common, source, work)
 
 
-def show(service: str, /, *, common: Common = COMMON) -> int:
+def show(service: str, /, *, source: Source = None, common: Common = COMMON) -> int:
     """Show one service: what is written of it, how it is, and each of its instances.
 
     Examples:
@@ -55,9 +71,9 @@ def show(service: str, /, *, common: Common = COMMON) -> int:
       groundplane services show quotes --json
     """
 
-    async def work(registry: Registry, output: Output) -> int:
-        instances = await registry.instances(check_token("service", service))
-        written = await _written(registry, service)
+    async def work(place: _Place, output: Output) -> int:
+        instances = await place.source.instances(check_token("service", service))
+        written = await _written(place.definitions, service)
         if written is None and not instances:
             raise NotFound(
                 f"service: {service!r} is not defined and has no instance; look at `groundplane services list`",
@@ -75,7 +91,7 @@ def show(service: str, /, *, common: Common = COMMON) -> int:
         output.table([_row(one) for one in instances], _INSTANCE_COLUMNS, empty="no instances")
         return EXIT_OK
 
-    return _run(common, work)
+    return _run(common, source, work)
 
 
 def watch(
@@ -83,6 +99,7 @@ def watch(
     /,
     *,
     count: Annotated[int | None, Parameter(help="End after so many changes; else with Ctrl-C.")] = None,
+    source: Source = None,
     common: Common = COMMON,
 ) -> int:
     """Tell of instances as they come, change and go: first those that are there. Heartbeats are not told.
@@ -96,10 +113,10 @@ def watch(
     if count is not None and count < 1:
         raise InvalidArgument(f"count: {count!r} must be at least 1")
 
-    async def work(registry: Registry, output: Output) -> int:
+    async def work(place: _Place, output: Output) -> int:
         told = 0
         async with (
-            Discovery.open(registry, DiscoverySettings(watch=False)) as discovery,
+            Discovery.open(place.source, DiscoverySettings(watch=False)) as discovery,
             aclosing(discovery.changes(service)) as changes,
         ):
             async for change in changes:
@@ -109,7 +126,7 @@ def watch(
                     break
         return EXIT_OK
 
-    return _run(common, work)
+    return _run(common, source, work)
 
 
 def _tell(output: Output, change: InstanceChange) -> None:
@@ -123,9 +140,11 @@ def _tell(output: Output, change: InstanceChange) -> None:
     output.result(value, f"{at}  {change.kind:<7}  {change.service_name}  {change.instance_id}  {status}".rstrip())
 
 
-async def _written(registry: Registry, service: str) -> Defined | None:
+async def _written(definitions: Definitions | None, service: str) -> Defined | None:
+    if definitions is None:
+        return None
     try:
-        return await registry.definitions.get(service)
+        return await definitions.get(service)
     except NotFound:
         return None
 
@@ -153,9 +172,26 @@ async def registry_of(common: Common) -> AsyncIterator[Registry]:
         yield registry
 
 
-def _run(common: Common, work: Callable[[Registry, Output], Awaitable[int]]) -> int:
-    async def inside() -> int:
+class _Place(NamedTuple):
+    """Where is looked; definitions are in the registry alone."""
+
+    source: InstanceSource
+    definitions: Definitions | None
+
+
+@asynccontextmanager
+async def _place(common: Common, source: str | None) -> AsyncIterator[_Place]:
+    if source is None:
         async with registry_of(common) as registry:
-            return await work(registry, common.output)
+            yield _Place(registry, registry.definitions)
+    else:
+        async with open_source(source) as found:
+            yield _Place(found, None)
+
+
+def _run(common: Common, source: str | None, work: Callable[[_Place, Output], Awaitable[int]]) -> int:
+    async def inside() -> int:
+        async with _place(common, source) as place:
+            return await work(place, common.output)
 
     return asyncio.run(inside())
