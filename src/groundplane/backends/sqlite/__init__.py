@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from groundplane.backends.sqlite.database import Database
 from groundplane.backends.sqlite.engine import Statistics
+from groundplane.backends.sqlite.merging import Merging
 from groundplane.backends.sqlite.options import Options
 from groundplane.backends.sqlite.transaction import Bindings, Row, Transaction, Value
 from groundplane.backends.sqlite.wake import Listener
@@ -27,6 +28,7 @@ __all__ = [
     "Bindings",
     "Database",
     "Listener",
+    "Merging",
     "Migration",
     "MigrationSet",
     "Options",
