@@ -63,10 +63,14 @@ class EmbeddedConsumer:
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """See `BusConsumer.settle`. One transaction."""
         now_ms = self._clock.now_ms()
-        await self._database.write(lambda tx: rows.settle(tx, self.number, settlements, now_ms), essential=True)
+        messages: dict[int, set[int]] = {}
         for one in settlements:
             batch, entry = one.delivery.tag
-            self._let_go(batch, entry.message)
+            messages.setdefault(batch, set()).add(entry.message)
+        whole = [batch for batch, settled in messages.items() if self._held.get(batch) == settled]
+        await self._database.write(lambda tx: rows.settle(tx, self.number, settlements, whole, now_ms), essential=True)
+        for batch, settled in messages.items():
+            self._let_go(batch, settled)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """See `BusConsumer.extend`. What one receive handed out is held together."""
@@ -75,8 +79,7 @@ class EmbeddedConsumer:
         batches = {one.tag[0] for one in deliveries}
         lost = await self._database.write(lambda tx: rows.extend(tx, batches, due), durable=False)
         for batch in lost:
-            for message in list(self._held.get(batch, ())):
-                self._let_go(batch, message)
+            self._let_go(batch, self._held.get(batch, set()))
         if lost:
             raise FailedPrecondition(
                 f"extend: {self.spec.name!r} no longer holds a delivery; stop its work, others have it",
@@ -169,21 +172,22 @@ class EmbeddedConsumer:
         await self._database.write(
             lambda tx: rows.take_back(tx, [batch], now_ms, counts=False), durable=False, essential=True
         )
-        for message in list(self._held.get(batch, ())):
-            self._let_go(batch, message)
+        self._let_go(batch, self._held.get(batch, set()))
 
     def _own(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _let_go(self, batch: int, message: int) -> None:
+    def _let_go(self, batch: int, messages: set[int]) -> None:
         held = self._held.get(batch)
-        if held is None or message not in held:
+        if held is None:
             return
-        held.discard(message)
-        if not held:
+        self._count -= len(held & messages)
+        left = held - messages
+        if left:
+            self._held[batch] = left
+        else:
             del self._held[batch]
-        self._count -= 1
         self._room.set()
 
     def _lease_due(self) -> int:

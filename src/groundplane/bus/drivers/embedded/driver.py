@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from groundplane.backends.sqlite import Database, MigrationSet, Transaction
+from groundplane.backends.sqlite import Database, Merging, MigrationSet, Transaction
 from groundplane.bus.drivers.embedded import rows
 from groundplane.bus.drivers.embedded.consumer import EmbeddedConsumer
 from groundplane.bus.drivers.embedded.dead_letters import EmbeddedDeadLetters
@@ -36,6 +36,9 @@ from groundplane.core.secrets import mask_url
 
 MIGRATIONS = MigrationSet(component="bus", package="groundplane.bus.sql.sqlite")
 _CLOSE_CONSUMERS_S = 5.0
+_APPENDED_AT_ONCE = 1000
+"""Messages that the calls which share one transaction have in all."""
+_OF_ONE_CALL = frozenset({"resource_exhausted", "invalid_argument"})
 
 
 class EmbeddedBus:
@@ -51,6 +54,14 @@ class EmbeddedBus:
         self._namespace = namespace
         self._session = Session(database, namespace, folder, clock)
         self._exchange = Exchange(self._session)
+        self._merging: Merging[Sequence[Message], list[Message]] = Merging(
+            database,
+            self._append,
+            name="groundplane-bus-append",
+            concerns_one=lambda error, _: isinstance(error, GroundplaneError) and error.code in _OF_ONE_CALL,
+            weight=len,
+            weight_max=_APPENDED_AT_ONCE,
+        )
         self._sweeping: asyncio.Task[None] | None = None
         self._subscriptions: set[EmbeddedSubscription] = set()
         self._closing: asyncio.Task[None] | None = None
@@ -98,12 +109,11 @@ class EmbeddedBus:
         return subscription
 
     async def append(self, messages: Sequence[Message]) -> None:
-        """See `BusDriver.append`. One transaction: all or none."""
+        """See `BusDriver.append`. One transaction: all or none; those of concurrent callers share it."""
         self._check_open()
-        now_ms = self.clock.now_ms()
-        new = await self.native.write(lambda tx: rows.append(tx, self._namespace, messages, now_ms))
-        for message in new:
-            await self._exchange.publish(message)
+        for message in await self._merging.make(messages):
+            if self._exchange.is_heard(message.subject):
+                await self._exchange.publish(message)
 
     @asynccontextmanager
     async def consume(self, spec: ConsumerSpec) -> AsyncIterator[BusConsumer]:
@@ -166,6 +176,15 @@ class EmbeddedBus:
             await self._exchange.aclose()
         finally:
             await self.native.aclose()
+
+    def _append(self, tx: Transaction, changes: Sequence[Sequence[Message]]) -> list[list[Message]]:
+        """What of each change is new."""
+        messages = [message for change in changes for message in change]
+        new = rows.append(tx, self._namespace, messages, self.clock.now_ms())
+        if len(new) == len(messages):
+            return [list(change) for change in changes]
+        kept = {id(message) for message in new}
+        return [[message for message in change if id(message) in kept] for change in changes]
 
     def _last(self, tx: Transaction, subjects: Sequence[str]) -> dict[str, Message]:
         sql = (

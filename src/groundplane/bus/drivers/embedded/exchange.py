@@ -15,7 +15,7 @@ import msgspec
 
 from groundplane.bus.drivers.embedded.links import Door, Frame, Link
 from groundplane.bus.drivers.embedded.sessions import Session
-from groundplane.bus.drivers.embedded.switch import Local, Route, Switch
+from groundplane.bus.drivers.embedded.switch import NOWHERE, Local, Route, Switch, shared_pattern
 from groundplane.bus.port import Message
 from groundplane.core.errors import Closed, DeadlineExceeded, ResourceExhausted, Unavailable
 from groundplane.core.pools import PoolState, announce
@@ -49,6 +49,8 @@ class Exchange:
         self._waiting: dict[str, _Waiting] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
+        self._shared: set[str] = set()
+        self._sharing = asyncio.Lock()
         self._relinked = self._dropped = 0
         self._closed = False
         announce(self)
@@ -71,19 +73,31 @@ class Exchange:
 
     async def add(self, local: Local) -> None:
         """Subscribe; in effect everywhere when it returns."""
+        shared = shared_pattern(local)
+        if shared:
+            self._switch.add(local)
+            await self._share(shared)
+            return
         async with self._changing:
             members = self._switch.add(local)
             await self._session.set_interest(local.pattern, local.team, members)
         await self._tell()
 
     async def remove(self, local: Local) -> None:
-        """Unsubscribe. After closing there is nobody left to tell."""
+        """Unsubscribe. What is shared stays told until closing; after closing there is nobody left to tell."""
+        if shared_pattern(local):
+            self._switch.remove(local)
+            return
         async with self._changing:
             members = self._switch.remove(local)
             if self._closed:
                 return
             await self._session.set_interest(local.pattern, local.team, members)
         await self._tell()
+
+    def is_heard(self, subject: str) -> bool:
+        """Whether somebody subscribes to it, as far as is known here."""
+        return self._switch.route(subject) != NOWHERE
 
     async def publish(self, message: Message) -> None:
         """Send to whoever subscribes; those that cannot take it are passed over."""
@@ -141,6 +155,15 @@ class Exchange:
                 link.close()
             if self._door is not None:
                 self._door.close()
+
+    async def _share(self, pattern: str) -> None:
+        if pattern in self._shared:
+            return
+        async with self._sharing:
+            if pattern not in self._shared:
+                await self._session.set_interest(pattern, "", 1)
+                await self._tell()
+                self._shared.add(pattern)
 
     async def _send(self, message: Message, route: Route, waiting: _Waiting | None) -> int:
         """Hand it to everybody on the route, one of each team; how many got it."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,6 +11,7 @@ from groundplane.backends.sqlite import Transaction
 from groundplane.bus.port import (
     DEDUP_WINDOW_S,
     STARVED_S,
+    Ack,
     ConsumerSpec,
     Delivery,
     Message,
@@ -65,13 +66,15 @@ def store_id(tx: Transaction, namespace: str, name: str) -> int:
     return int(made[0][0])
 
 
-_NEW_KEYS = (
-    "INSERT INTO bus_dedup SELECT ?1, ?2, value, ?3 FROM json_each(?4) AS new WHERE NOT EXISTS "
-    "(SELECT 1 FROM bus_dedup WHERE bucket = ?1 - 1 AND store = ?2 AND key = new.value AND sent_at > ?5) "
-    "ON CONFLICT DO NOTHING RETURNING key"
+_KNOWN_KEYS = (
+    "SELECT value FROM json_each(?3) AS new WHERE "
+    "EXISTS (SELECT 1 FROM bus_dedup WHERE bucket = ?1 AND store = ?2 AND key = new.value) OR "
+    "EXISTS (SELECT 1 FROM bus_dedup WHERE bucket = ?1 - 1 AND store = ?2 AND key = new.value AND sent_at > ?4)"
 )
-_APPEND = "INSERT INTO bus_log VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
-_READY = "INSERT INTO bus_ready VALUES (?, ?, ?, ?, ?)"
+_NEW_KEYS = "INSERT INTO bus_dedup SELECT ?1, ?2, value, ?3 FROM json_each(?4)"
+_APPEND = "INSERT INTO bus_log"
+_READY = "INSERT INTO bus_ready"
+_NEW_READY = "INSERT INTO bus_ready SELECT ?1, ?2, value, 0, ?3 FROM json_each(?4)"
 
 
 def append(tx: Transaction, namespace: str, messages: Sequence[Message], now_ms: int) -> list[Message]:
@@ -108,34 +111,40 @@ def _append_to(tx: Transaction, store: int, messages: list[Message], now_ms: int
             details={"store": kept[0][1], "kept_max": KEPT_MAX},
         )
     first = 1 + (tx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'bus_log'") or [(0,)])[0][0]
-    tx.executemany(
+    tx.insert(
         _APPEND,
         [
-            (first + n, store, m.subject, m.id, headers_at_rest(m.headers), int(m.priority), now_ms, m.payload)
+            (first + n, store, m.subject, m.id, headers_at_rest(m.headers), int(m.priority), now_ms, 0, 0, m.payload)
             for n, m in enumerate(messages)
         ],
     )
+    alike: dict[tuple[str, Priority], list[int]] = {}
+    for number, m in enumerate(messages, first):
+        alike.setdefault((m.subject, m.priority), []).append(number)
     for consumer, pattern in tx.execute("SELECT id, pattern FROM bus_consumers WHERE store = ?", (store,)):
-        fits = {subject: matches(pattern, subject) for subject in {m.subject for m in messages}}
-        due = [(consumer, urgency(m.priority), first + n, 0, now_ms) for n, m in enumerate(messages) if fits[m.subject]]
-        if due:
-            tx.executemany(_READY, due)
-            tx.wake(topic(consumer), early=True)
+        for (subject, priority), numbers in alike.items():
+            if matches(pattern, subject):
+                tx.execute(_NEW_READY, (consumer, urgency(priority), now_ms, _json(numbers)))
+                tx.wake(topic(consumer), early=True)
     return messages
 
 
 def _unknown(tx: Transaction, store: int, messages: list[Message], now_ms: int) -> list[Message]:
     """Those whose id was not appended within the window; the first of each id."""
     bucket = now_ms // _WINDOW_MS
-    keys = [m.id for m in messages if m.id]
+    keys = dict.fromkeys(m.id for m in messages if m.id)
     if not keys:
         return messages
-    values = (bucket, store, now_ms, msgspec.json.encode(keys).decode(), now_ms - _WINDOW_MS)
-    new = {row[0] for row in tx.execute(_NEW_KEYS, values)}
+    known = {row[0] for row in tx.execute(_KNOWN_KEYS, (bucket, store, _json(list(keys)), now_ms - _WINDOW_MS))}
+    new = keys.keys() - known if known else keys
+    tx.execute(_NEW_KEYS, (bucket, store, now_ms, _json(list(new))))
+    if len(new) == len(messages):
+        return messages
+    left = set(new)
     found = []
     for message in messages:
-        if not message.id or message.id in new:
-            new.discard(message.id)
+        if not message.id or message.id in left:
+            left.discard(message.id)
             found.append(message)
     return found
 
@@ -174,7 +183,7 @@ def declare(tx: Transaction, namespace: str, spec: ConsumerSpec, now_ms: int) ->
             "SELECT id, subject, priority, stored_at FROM bus_log WHERE store = ? AND hidden = 0", (store,)
         )
         rows = [(consumer, urgency(p), i, 0, since) for i, subject, p, since in kept if matches(spec.pattern, subject)]
-        tx.executemany(_READY, rows)
+        tx.insert(_READY, rows)
     return consumer
 
 
@@ -187,13 +196,42 @@ def _differs(spec: ConsumerSpec, name: str, pattern: str) -> FailedPrecondition:
     )
 
 
+# One row each, however many messages: see `Transaction.insert`.
 _HEAD = (
-    "SELECT message, urgency, attempt, since FROM bus_ready WHERE consumer = ? AND urgency = ? ORDER BY message LIMIT ?"
+    "SELECT json_group_array(json_array(message, urgency, attempt, since, size)) FROM "
+    "(SELECT r.message, r.urgency, r.attempt, r.since, coalesce(length(l.payload), 0) AS size FROM bus_ready r "
+    "LEFT JOIN bus_log l ON l.id = r.message WHERE r.consumer = ? AND r.urgency = ? ORDER BY r.message LIMIT ?)"
 )
 _LOADED = (
-    "SELECT id, subject, message_id, headers, priority, stored_at, redrives, payload, hidden FROM bus_log "
-    "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+    "SELECT json_group_array(json_array(id, subject, message_id, hex(headers), priority, stored_at, redrives, hidden, "
+    "length(payload))), CAST(group_concat(payload, '') AS BLOB) FROM bus_log "
+    "WHERE id IN (SELECT value FROM json_each(?))"
 )
+_CLAIM_BYTES_MAX = 64 * 1024 * 1024
+
+
+class _Ready(NamedTuple):
+    message: int
+    urgency: int
+    attempt: int
+    since: int
+    size: int
+
+
+class _Stored(NamedTuple):
+    message: int
+    subject: str
+    message_id: str
+    headers: str
+    priority: int
+    stored_at: int
+    redrives: int
+    hidden: int
+    size: int
+
+
+_decode_ready = msgspec.json.Decoder(list[_Ready]).decode
+_decode_stored = msgspec.json.Decoder(list[_Stored]).decode
 
 
 def claim(
@@ -208,14 +246,18 @@ def claim(
         return None
     _come_due(tx, consumer, now_ms)
     entries = _pick(tx, consumer, limit, now_ms, by_urgency=by_urgency)
-    rows = _load(tx, entries) if entries else {}
-    entries = [one._replace(ends=by_urgency or bool(rows[one.message][-1])) for one in entries if one.message in rows]
+    stored = _load(tx, entries) if entries else {}
+    entries = [
+        Entry(one.message, one.urgency, one.attempt, by_urgency or bool(stored[one.message][0].hidden))
+        for one in entries
+        if one.message in stored
+    ]
     batch = 0
     if entries:
         values = (consumer, session, lease_due, msgspec.msgpack.encode(entries))
         sql = "INSERT INTO bus_batches (consumer, session, due, entries) VALUES (?, ?, ?, ?) RETURNING id"
         batch = int(tx.execute(sql, values)[0][0])
-    found = [_delivery(batch, one, rows[one.message]) for one in entries]
+    found = [_delivery(batch, one, *stored[one.message]) for one in entries]
     next_due: int | None = tx.execute("SELECT min(due_at) FROM bus_delayed WHERE consumer = ?", (consumer,))[0][0]
     return Claimed(batch, found, next_due)
 
@@ -226,68 +268,95 @@ def _come_due(tx: Transaction, consumer: int, now_ms: int) -> None:
         (consumer, now_ms),
     )
     if due:
-        tx.executemany(_READY, [(consumer, *row) for row in due])
+        tx.insert(_READY, [(consumer, level, message, attempt, since) for level, message, attempt, since in due])
 
 
 def _pick(tx: Transaction, consumer: int, limit: int, now_ms: int, *, by_urgency: bool) -> list[Entry]:
     """Take messages from the ready ones: starved ones first, then by urgency, then in order."""
     classes = range(4) if by_urgency else (urgency(Priority.NORMAL),)
-    heads = [tx.execute(_HEAD, (consumer, level, limit)) for level in classes]
+    heads = [_decode_ready(tx.execute(_HEAD, (consumer, level, limit))[0][0]) for level in classes]
     rows = [row for head in heads for row in head]
     if by_urgency and sum(map(bool, heads)) > 1:
-        rows.sort(key=lambda row: (row[3] > now_ms - _STARVED_MS, row[1], row[0]))
-    rows = rows[:limit]
-    if not rows:
-        return []
-    if by_urgency:
-        gone = [(consumer, level, message) for message, level, _, _ in rows]
-        tx.executemany("DELETE FROM bus_ready WHERE consumer = ? AND urgency = ? AND message = ?", gone)
-    else:
-        span = (consumer, rows[0][1], rows[0][0], rows[-1][0])
-        tx.execute("DELETE FROM bus_ready WHERE consumer = ? AND urgency = ? AND message BETWEEN ? AND ?", span)
-    return [Entry(message, level, attempt + 1) for message, level, attempt, _ in rows]
+        rows.sort(key=lambda row: (row.since > now_ms - _STARVED_MS, row.urgency, row.message))
+    rows = _within_bytes(rows[:limit])
+    by_level: dict[int, list[int]] = {}
+    for row in rows:
+        by_level.setdefault(row.urgency, []).append(row.message)
+    for level, messages in by_level.items():
+        tx.execute(_TAKE, (consumer, level, _json(messages)))
+    return [Entry(row.message, row.urgency, row.attempt + 1) for row in rows]
 
 
-def _load(tx: Transaction, entries: list[Entry]) -> dict[int, tuple[Any, ...]]:
-    numbers = msgspec.json.encode([one.message for one in entries]).decode()
-    return {row[0]: row for row in tx.execute(_LOADED, (numbers,))}
+_TAKE = "DELETE FROM bus_ready WHERE consumer = ? AND urgency = ? AND message IN (SELECT value FROM json_each(?))"
 
 
-def _delivery(batch: int, entry: Entry, row: tuple[Any, ...]) -> Delivery:
-    _, subject, message_id, headers, priority, stored_at, redrives, payload, _ = row
+def _within_bytes(rows: list[_Ready]) -> list[_Ready]:
+    """As many of the first as one claim may load; at least one."""
+    size = 0
+    for count, row in enumerate(rows):
+        size += row.size
+        if count and size > _CLAIM_BYTES_MAX:
+            return rows[:count]
+    return rows
+
+
+def _load(tx: Transaction, entries: list[Entry]) -> dict[int, tuple[_Stored, bytes]]:
+    listed, payloads = tx.execute(_LOADED, (_json([one.message for one in entries]),))[0]
+    found: dict[int, tuple[_Stored, bytes]] = {}
+    start = 0
+    for row in _decode_stored(listed):
+        found[row.message] = row, payloads[start : start + row.size] if row.size else b""
+        start += row.size
+    return found
+
+
+def _delivery(batch: int, entry: Entry, row: _Stored, payload: bytes) -> Delivery:
     message = Message(
-        subject=subject,
+        subject=row.subject,
         payload=payload,
-        id=message_id,
-        headers=headers_in_use(headers),
-        priority=_PRIORITIES[priority],
+        id=row.message_id,
+        headers=headers_in_use(bytes.fromhex(row.headers)) if row.headers else {},
+        priority=_PRIORITIES[row.priority],
     )
     tag = (batch, entry)
-    return Delivery(tag=tag, message=message, attempt=entry.attempt, stored_at=stored_at, redrives=redrives)
+    return Delivery(tag=tag, message=message, attempt=entry.attempt, stored_at=row.stored_at, redrives=row.redrives)
 
 
 _PRIORITIES = {int(one): one for one in Priority}
-_DONE = "DELETE FROM bus_log WHERE id = ? RETURNING store"
 
 
-def settle(tx: Transaction, consumer: int, settlements: Sequence[Settlement], now_ms: int) -> None:
-    """Settle what is still held of it; the rest is somebody else's by now."""
+def settle(
+    tx: Transaction, consumer: int, settlements: Sequence[Settlement], whole: Collection[int], now_ms: int
+) -> None:
+    """Settle what is still held of it; the rest is somebody else's by now. Of the batches in `whole` nothing is left
+    but this.
+    """
     by_batch: dict[int, dict[int, Settlement]] = {}
     for one in settlements:
         batch, entry = one.delivery.tag
         by_batch.setdefault(batch, {})[entry.message] = one
     for batch, chosen in by_batch.items():
-        found = tx.execute("SELECT entries FROM bus_batches WHERE id = ?", (batch,))
-        if not found:
-            continue
-        held = decode_entries(found[0][0])
-        _write_batch(tx, batch, [one for one in held if one.message not in chosen])
-        for entry in held:
-            if entry.message in chosen:
-                _settle_one(tx, consumer, entry, chosen[entry.message], now_ms)
-        _finish(
-            tx, [e.message for e in held if e.ends and e.message in chosen and not isinstance(chosen[e.message], Nack)]
-        )
+        if batch in whole and all(isinstance(one, Ack) and not one.delivery.tag[1].ends for one in chosen.values()):
+            tx.execute("DELETE FROM bus_batches WHERE id = ?", (batch,))
+        else:
+            _settle_some(tx, consumer, batch, chosen, now_ms)
+
+
+def _settle_some(tx: Transaction, consumer: int, batch: int, chosen: dict[int, Settlement], now_ms: int) -> None:
+    found = tx.execute("SELECT entries FROM bus_batches WHERE id = ?", (batch,))
+    if not found:
+        return
+    held = msgspec.msgpack.decode(found[0][0])
+    _write_batch(tx, batch, [one for one in held if one[0] not in chosen])
+    ended = []
+    for one in held:
+        if one[0] in chosen:
+            entry, settlement = Entry(*one), chosen[one[0]]
+            _settle_one(tx, consumer, entry, settlement, now_ms)
+            if entry.ends and not isinstance(settlement, Nack):
+                ended.append(entry.message)
+    if ended:
+        _finish(tx, ended)
 
 
 def _settle_one(tx: Transaction, consumer: int, entry: Entry, settlement: Settlement, now_ms: int) -> None:
@@ -320,13 +389,16 @@ def put_back(tx: Transaction, consumer: int, entry: Entry, now_ms: int, delay_ms
 
 def _finish(tx: Transaction, messages: Sequence[int]) -> None:
     """Delete what nobody else is to get: commands, and what came back from the dead."""
-    stores = tx.executemany(_DONE, [(one,) for one in messages]) if messages else []
-    for store in {row[0] for row in stores}:
-        gone = sum(row[0] == store for row in stores)
+    numbers = (_json(messages),)
+    for store, gone in tx.execute(f"SELECT store, count(*) FROM bus_log WHERE {_AMONG} GROUP BY store", numbers):
         tx.execute("UPDATE bus_stores SET kept = kept - ? WHERE id = ?", (gone, store))
+    tx.execute(f"DELETE FROM bus_log WHERE {_AMONG}", numbers)
 
 
-def _write_batch(tx: Transaction, batch: int, entries: list[Entry]) -> None:
+_AMONG = "id IN (SELECT value FROM json_each(?))"
+
+
+def _write_batch(tx: Transaction, batch: int, entries: Sequence[Sequence[int]]) -> None:
     if entries:
         tx.execute("UPDATE bus_batches SET entries = ? WHERE id = ?", (msgspec.msgpack.encode(entries), batch))
     else:
@@ -400,3 +472,7 @@ def headers_at_rest(headers: dict[str, str]) -> bytes | None:
 def headers_in_use(stored: bytes | None) -> dict[str, str]:
     """Stored headers."""
     return msgspec.msgpack.decode(stored, type=dict[str, str]) if stored else {}
+
+
+def _json(values: Sequence[object]) -> str:
+    return msgspec.json.encode(values).decode()

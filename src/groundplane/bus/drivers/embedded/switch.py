@@ -33,6 +33,15 @@ class Interest(NamedTuple):
 Member: TypeAlias = "Local | int"
 
 
+def shared_pattern(local: Local) -> str:
+    """The pattern that others are told of all that follow a command of their own here, as one; "" for any other
+    subscription. Each telling is a write, which would be most of the work of a small command.
+    """
+    parts = local.pattern.split(".")
+    follows = len(parts) == 3 and parts[0] == "commands" and parts[1] in ("progress", "callback")
+    return f"commands.{parts[1]}.*" if follows and not local.team else ""
+
+
 class Team:
     """Those of one group and pattern, here and elsewhere, in turn."""
 
@@ -61,20 +70,25 @@ class Route(NamedTuple):
     teams: tuple[Team, ...]
 
 
+NOWHERE = Route((), (), ())
+
+
 class Switch:
     """The subscriptions that this bus knows of."""
 
     def __init__(self) -> None:
         self._local: dict[tuple[str, str], list[Local]] = {}
+        self._wide: set[tuple[str, str]] = set()
         self._remote: list[Interest] = []
         self._teams: dict[tuple[str, str], Team] = {}
         self._routes: dict[str, Route] = {}
 
     def add(self, local: Local) -> int:
         """Add a subscription here; how many of its pattern and team there are now."""
-        members = self._local.setdefault((local.pattern, local.team), [])
+        key = (local.pattern, local.team)
+        members = self._local.setdefault(key, [])
         members.append(local)
-        self._rebuild()
+        self._changed(key)
         return len(members)
 
     def remove(self, local: Local) -> int:
@@ -85,7 +99,7 @@ class Switch:
             members.remove(local)
         if not members:
             self._local.pop(key, None)
-        self._rebuild()
+        self._changed(key)
         return len(members)
 
     def learn(self, interests: list[Interest]) -> None:
@@ -107,15 +121,23 @@ class Switch:
         return self._local.get((pattern, team), [])
 
     def _find(self, subject: str) -> Route:
-        here = [
-            one
-            for (pattern, team), members in self._local.items()
-            if not team and _fits(pattern, subject)
-            for one in members
-        ]
+        here = list(self._local.get((subject, ""), ()))
+        for pattern, team in self._wide:
+            if matches(pattern, subject):
+                here += self._local[pattern, team]
         sessions = {one.session for one in self._remote if not one.team and _fits(one.pattern, subject)}
         teams = [team for (pattern, _), team in self._teams.items() if _fits(pattern, subject)]
         return Route(tuple(here), tuple(sorted(sessions)), tuple(teams))
+
+    def _changed(self, key: tuple[str, str]) -> None:
+        pattern, team = key
+        if team:
+            self._rebuild()
+        elif not has_wildcard(pattern):
+            self._routes.pop(pattern, None)
+        else:
+            self._routes.clear()
+            (self._wide.add if key in self._local else self._wide.discard)(key)
 
     def _rebuild(self) -> None:
         self._routes.clear()
