@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import time
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -14,6 +15,7 @@ from groundplane.bus.handlers import Handler, run
 from groundplane.bus.port import LEASE_S, Ack, ConsumerSpec, Delivery, Message, Nack, Reject, Settlement
 from groundplane.bus.sending import Sender, check_count, check_headers, check_timeout, error_record
 from groundplane.bus.subjects import check_pattern, check_subject, check_token
+from groundplane.bus.timeouts import Timeout
 from groundplane.bus.working import Worker
 from groundplane.core.codec import Codec
 from groundplane.core.errors import DeadlineExceeded, ErrorRecord, GroundplaneError, InvalidArgument
@@ -148,7 +150,8 @@ def _major_of(version: str) -> int:
 def read_event(delivery: Delivery) -> ReceivedEvent:
     """The event of a delivery; `invalid_argument` (`msg_parsing_error`) where it is none."""
     message = delivery.message
-    media = next((v for k, v in message.headers.items() if k.lower() == cloudevents.CONTENT_TYPE), "")
+    headers = message.headers
+    media = next((v for k, v in headers.items() if k.lower() == cloudevents.CONTENT_TYPE), "") if headers else ""
     if media.startswith(cloudevents.MEDIA_TYPE):
         event = cloudevents.read(message.payload)
     else:
@@ -196,6 +199,7 @@ class Subscription:
             max_in_flight=max(options.prefetch, options.concurrency),
         )
         self._worker = Worker(sender, self.spec, self._handle, concurrency=options.concurrency)
+        self._timeouts: list[Timeout] = []
 
     def __repr__(self) -> str:
         return f"<Subscription {self.pattern!r} of {self.options.group!r}, {self.options.mode}>"
@@ -212,12 +216,13 @@ class Subscription:
     async def aclose(self) -> None:
         """Handle no more here; the durable subscription stays. Idempotent, ≤ 10 s."""
         await self._worker.aclose()
+        for timeout in self._timeouts:
+            timeout.close()
 
     async def _handle(self, delivery: Delivery) -> Settlement:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         settlement, outcome = await self._decide(delivery)
-        self._sender.counters.ended("events", outcome, loop.time() - began)
+        self._sender.counters.ended("events", outcome, time.monotonic() - began)
         return settlement
 
     async def _decide(self, delivery: Delivery) -> tuple[Settlement, str]:
@@ -242,17 +247,22 @@ class Subscription:
         return Nack(delivery, self.options.backoff.delay_s(delivery.attempt)), "retried"
 
     async def _call(self, event: ReceivedEvent) -> ErrorRecord | None:
-        timeout = asyncio.timeout(self.options.timeout_s)
+        timeout = self._timeouts.pop() if self._timeouts else Timeout(self.options.timeout_s)
         try:
-            async with timeout:
-                await run(self._handler, event, asynchronous=self._asynchronous)
+            with timeout:
+                if self._asynchronous:
+                    await self._handler(event)
+                else:
+                    await run(self._handler, event, asynchronous=False)
         except TimeoutError as raised:
-            if not timeout.expired():
+            if not timeout.expired:
                 return error_record(raised)
             late = DeadlineExceeded(f"{self.pattern}: the handler took longer than {self.options.timeout_s:g} s")
             return late.to_record()
         except Exception as raised:  # noqa: BLE001  whatever a handler raises is counted, retried, and kept
             return error_record(raised)
+        finally:
+            self._timeouts.append(timeout)
         return None
 
 

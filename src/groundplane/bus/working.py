@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,7 +15,9 @@ from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError
 from groundplane.core.retry import RetryPolicy
 
 GRACE_S = 4.0
-_SETTLED_AT_ONCE = 32
+_SETTLED_AT_ONCE = 64
+_TURN_S = 0.002
+"""How long handlers that never wait run before others get their turn."""
 _REOPEN = RetryPolicy(attempts=1, base_s=0.05, factor=2.0, cap_s=2.0)
 _STEADY_S = 5.0
 """A consumer that worked for so long failed for a new reason: it is opened again without a long wait."""
@@ -45,7 +48,7 @@ class Worker:
         self._waiting: deque[Delivery] = deque()
         self._in_hand: dict[int, Delivery] = {}
         self._settled: list[Settlement] = []
-        self._work = asyncio.Event()
+        self._unoccupied: deque[asyncio.Future[None]] = deque()
         self._room = asyncio.Event()
         self._done = asyncio.Event()
         self._idle = asyncio.Event()
@@ -106,6 +109,7 @@ class Worker:
         self._waiting.clear()
         self._in_hand.clear()
         self._settled.clear()
+        self._unoccupied.clear()
         self._running = 0
         self._idle.set()
         try:
@@ -124,7 +128,7 @@ class Worker:
         most = self.spec.max_in_flight
         while True:
             room = most - len(self._in_hand)
-            if room <= 0 or self._stopping:
+            if room <= 0 or (self._waiting and room < most // 2) or self._stopping:
                 self._room.clear()
                 await self._room.wait()
                 if self._stopping:
@@ -133,14 +137,22 @@ class Worker:
             for delivery in await consumer.receive(room):
                 self._in_hand[id(delivery)] = delivery
                 self._waiting.append(delivery)
-            self._work.set()
+            for _ in range(min(len(self._waiting), len(self._unoccupied))):
+                unoccupied = self._unoccupied.popleft()
+                if not unoccupied.done():
+                    unoccupied.set_result(None)
 
     async def _handle_all(self) -> None:
+        loop, clock = asyncio.get_running_loop(), time.monotonic
+        turn_ends = 0.0
         while True:
             while not self._waiting or self._stopping:
-                self._work.clear()
-                await self._work.wait()
+                unoccupied = loop.create_future()
+                self._unoccupied.append(unoccupied)
+                await unoccupied
             delivery = self._waiting.popleft()
+            if not self._waiting:
+                self._room.set()
             self._running += 1
             self._idle.clear()
             try:
@@ -151,8 +163,9 @@ class Worker:
                     self._idle.set()
             self._settled.append(settlement)
             self._done.set()
-            if not self._waiting or len(self._settled) >= _SETTLED_AT_ONCE:
+            if not self._waiting or len(self._settled) >= _SETTLED_AT_ONCE or clock() > turn_ends:
                 await asyncio.sleep(0)  # also where no handler ever waits, others get their turn
+                turn_ends = clock() + _TURN_S
 
     async def _settle(self, consumer: BusConsumer) -> None:
         while True:

@@ -8,15 +8,18 @@ import time
 import uuid
 
 _NAMESPACE = uuid.UUID("5a0c9b8e-6a54-5f0f-9d0b-67706c616e65")
+_POOL_BYTES = 4096
 _lock = threading.Lock()
 _last = 0
+_pool = b""
+_used = 0
 
 
 def new_id() -> str:
     """A new UUIDv7 in its usual text form; ids of one process sort in the order in which they were made."""
     global _last
-    random = int.from_bytes(os.urandom(8), "big")
     with _lock:
+        random = int.from_bytes(_random(8), "big")
         # 48 bits of milliseconds and 12 of their fraction, raised by one where the clock stands still or goes back
         ticks = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
         _last = ticks
@@ -38,3 +41,21 @@ def joined_id(parent_id: str, hop: int) -> str:
 def call_id(session_id: str, request_id: str | int) -> str:
     """The id of the job of a session's request: whoever knows both finds the job. `7` and `"7"` are one request."""
     return str(uuid.uuid5(_NAMESPACE, f"call/{session_id}/{request_id}"))
+
+
+def _random(count: int) -> bytes:
+    """Random bytes of the system, which is asked for many at once: each time gives up the interpreter's lock."""
+    global _pool, _used
+    if _used + count > len(_pool):
+        _pool, _used = os.urandom(_POOL_BYTES), 0
+    _used += count
+    return _pool[_used - count : _used]
+
+
+def _after_fork() -> None:
+    """A child never gives what its parent gives."""
+    global _lock, _pool, _used
+    _lock, _pool, _used = threading.Lock(), b"", 0
+
+
+os.register_at_fork(after_in_child=_after_fork)

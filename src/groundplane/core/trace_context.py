@@ -6,6 +6,7 @@ and of queue messages. Rules: https://www.w3.org/TR/trace-context/ (level 1, wit
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -68,10 +69,7 @@ def parse(traceparent: object, tracestate: object = "") -> TraceContext | None:
     """The context that the two texts say; None where `traceparent` is none, which callers treat as absent. A
     `tracestate` that is none is left out.
     """
-    if not isinstance(traceparent, str) or len(traceparent) > TRACEPARENT_MAX:
-        return None
-    found = _PARENT.fullmatch(traceparent)
-    if found is None or (found[1] == "00" and found[2] is not None):
+    if not isinstance(traceparent, str) or len(traceparent) > TRACEPARENT_MAX or not _is_parent(traceparent):
         return None
     return TraceContext(traceparent, _state(tracestate) if tracestate else "")
 
@@ -80,6 +78,12 @@ def carried(headers: Mapping[str, Any]) -> TraceContext | None:
     """The context in the headers of an envelope or a message, or in `_meta`."""
     traceparent = headers.get(TRACEPARENT)
     return None if traceparent is None else parse(traceparent, headers.get(TRACESTATE))
+
+
+@functools.lru_cache(maxsize=256)
+def _is_parent(text: str) -> bool:
+    found = _PARENT.fullmatch(text)
+    return found is not None and not (found[1] == "00" and found[2] is not None)
 
 
 def _state(text: object) -> str:

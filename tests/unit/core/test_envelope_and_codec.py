@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -141,6 +143,16 @@ def test_ids_sort_also_while_the_clock_stands_still_or_goes_back(monkeypatch: py
     monkeypatch.setattr(time, "time_ns", lambda: next(times))
     made = [new_id() for _ in range(600)]
     assert made == sorted(set(made))
+
+
+def test_a_forked_child_gives_other_ids_than_its_parent() -> None:
+    code = (
+        "import os; from groundplane.core.ids import new_id; new_id(); child = os.fork(); "
+        "os.write(1, new_id()[19:].encode()); child and os.waitpid(child, 0)"
+    )
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, check=True).stdout
+    assert len(told) == 34
+    assert told[:17] != told[17:]
 
 
 def test_deterministic_ids_differ_by_parent_hop_index_and_kind() -> None:
