@@ -100,7 +100,7 @@ async def _serve(
                     health.add(f"election {one.name}", partial(_complaint, one))
                 health.started()
                 known = await _register(entries, registry, app, settings, instance, health)
-                for leadership, registration in _pairs(leaderships, known):
+                for leadership, registration in _pairs(app, leaderships, known):
                     await entries.enter_async_context(registered(leadership, registration))
                 on_ready(admin_port)
                 await stop.wait()
@@ -168,11 +168,22 @@ async def _register(
     return found
 
 
-def _pairs(leaderships: list[Leadership], known: list[Registration]) -> list[tuple[Leadership, Registration]]:
-    """Whose record tells of which election: the service of its name; of an App with one election all of them."""
+def _pairs(app: App, leaderships: list[Leadership], known: list[Registration]) -> list[tuple[Leadership, Registration]]:
+    """Whose record tells of which election; it has room for one. That of the service's name, else the first that guards
+    a handler of the service; the only one of an App is told by all of its services.
+    """
+    from groundplane.services.leadership.declared import election_of
+
     if len(leaderships) == 1:
         return [(leaderships[0], one) for one in known]
-    return [(one, each) for one in leaderships for each in known if each.service_name == one.name]
+    by_name = {one.name: one for one in leaderships}
+    found = []
+    served = [(one.service, election_of(one.handler)) for one in app.endpoints.rpc]
+    served += [(one.service, election_of(one.handler)) for one in app.endpoints.commands]
+    for each in known:
+        names = [each.service_name, *(name for service, name in served if service == each.service_name)]
+        found += [(by_name[name], each) for name in names if name in by_name][:1]
+    return found
 
 
 def _keys(registry: Registry | None) -> KV:

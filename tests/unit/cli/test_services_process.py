@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from groundplane.cli.services_process import _admin
+from groundplane.app import App
+from groundplane.cli.services_process import _admin, _pairs
 from groundplane.core.errors import InvalidArgument
 
 
@@ -24,3 +28,24 @@ def test_a_port_that_is_none_is_refused_with_its_value(monkeypatch: pytest.Monke
     monkeypatch.setenv("GROUNDPLANE_ACTOR_ADMIN_PORT", wrong)
     with pytest.raises(InvalidArgument, match=f"GROUNDPLANE_ACTOR_ADMIN_PORT: {wrong!r}"):
         _admin()
+
+
+@pytest.mark.req("LEAD-05.2")
+def test_a_service_tells_of_the_election_of_its_name_else_of_that_which_guards_its_handlers() -> None:
+    app = App("desk")
+    pricing, desk = app.single_active("pricing"), app.single_active("desk")
+
+    async def handler() -> None:
+        return
+
+    app.rpc("quotes.get")(handler)
+    app.rpc("quotes.set")(pricing(handler))
+    app.rpc("desk.place")(pricing(handler))
+    app.command("ledger.book")(desk(handler))
+    app.rpc("free.get")(handler)
+    leaderships: Any = [SimpleNamespace(name=name) for name in ("pricing", "desk")]
+    known: Any = [SimpleNamespace(service_name=name) for name in ("quotes", "desk", "ledger", "free")]
+    told = {each.service_name: leadership.name for leadership, each in _pairs(app, leaderships, known)}
+    assert told == {"quotes": "pricing", "desk": "desk", "ledger": "desk"}
+    only = {each.service_name: leadership.name for leadership, each in _pairs(app, leaderships[:1], known)}
+    assert only == dict.fromkeys(("quotes", "desk", "ledger", "free"), "pricing")

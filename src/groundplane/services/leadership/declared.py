@@ -19,6 +19,7 @@ from groundplane.services.leadership.policies import Policy, PolicyName, chosen
 P = ParamSpec("P")
 T = TypeVar("T")
 Work = Callable[[Fence], Awaitable[None]]
+_GUARDED_BY = "__groundplane_election__"
 
 
 class SingleActive:
@@ -64,6 +65,7 @@ class SingleActive:
         async def serve(*args: P.args, **kwargs: P.kwargs) -> T:
             return await self.leadership.guarded(handler)(*args, **kwargs)
 
+        setattr(serve, _GUARDED_BY, self.name)
         return serve
 
     def work(self, work: Work) -> Work:
@@ -91,6 +93,12 @@ class SingleActive:
                             task.cancel()
             finally:
                 self._leadership = None
+
+
+def election_of(handler: object) -> str | None:
+    """The name of the election whose leader alone serves this handler; None where every instance does."""
+    found: str | None = getattr(handler, _GUARDED_BY, None)
+    return found
 
 
 def _check_async(field: str, given: object) -> None:
