@@ -18,6 +18,8 @@ SECTIONS = {
     "gateway_postgres": "gateway_postgres",
     "gateway_tasks": "gateway_tasks",
     "gateway_auth": "gateway_auth",
+    "bus": "bus",
+    "services": "services",
     "kv": "kv",
     "weight": "weight",
 }
