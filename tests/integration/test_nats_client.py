@@ -27,6 +27,7 @@ from groundplane.backends.nats import (
     Synced,
     Watcher,
 )
+from groundplane.backends.nats.burst import Burst
 from groundplane.core.errors import (
     Closed,
     Conflict,
@@ -521,3 +522,35 @@ async def test_a_creds_file_opens_a_server_that_trusts_its_operator(
     with pytest.raises(PermissionDenied) as caught:
         await Link.open(Address.parse(f"{server.url}?creds={path}"))
     assert caught.value.reason == "login_refused"
+
+
+async def test_a_burst_is_answered_in_its_order_and_never_has_more_under_way_than_its_window(link: Link) -> None:
+    most = 0
+
+    def answer(message: Message) -> None:
+        nonlocal most
+        most = max(most, link.statistics().requests)
+        link.publish(message.reply, message.payload)
+
+    link.subscribe("burst.echo", answer)
+    requests = [("burst.echo", str(number).encode(), b"") for number in range(200)]
+    answers = await Burst(link, what="echoes", window=16, timeout_s=30).run(requests)
+    assert [one.payload for one in answers] == [payload for _, payload, _ in requests]
+    assert most <= 16
+    assert link.statistics().requests == 0
+
+
+async def test_a_burst_ends_with_the_first_failure_and_leaves_nothing_waiting(link: Link) -> None:
+    link.subscribe("burst.deaf", lambda _: None)
+    with pytest.raises(DeadlineExceeded) as late:
+        await Burst(link, what="the deaf", window=4, timeout_s=0.1).run([("burst.deaf", b"", b"")] * 8)
+    assert late.value.reason == "broker_slow"
+    assert link.statistics().requests == 0
+    with pytest.raises(InvalidArgument):
+        await Burst(link, what="spaces", window=4, timeout_s=30).run([("burst.deaf", b"", b""), ("a b", b"", b"")])
+    assert link.statistics().requests == 0
+    burst = asyncio.create_task(Burst(link, what="the deaf", window=4, timeout_s=30).run([("burst.deaf", b"", b"")]))
+    await eventually(lambda: link.statistics().requests == 1)
+    await link.aclose()
+    with pytest.raises(Closed):
+        await burst

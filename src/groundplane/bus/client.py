@@ -33,7 +33,7 @@ from groundplane.bus.presence import Select
 from groundplane.bus.rpc import Caller
 from groundplane.bus.sending import RETRY, Sender, check_count, check_headers, check_timeout
 from groundplane.bus.serving import Server
-from groundplane.bus.statistics import Statistics
+from groundplane.bus.statistics import REQUESTS, Statistics
 from groundplane.bus.subjects import check_pattern, check_service, check_token
 from groundplane.core.codec import Codec
 from groundplane.core.dead_letters import DeadLetterSource
@@ -89,6 +89,7 @@ class Bus:
         self.driver = driver
         self.name = name
         self.instance = check_token("instance", instance or f"i-{new_id()[-12:]}")
+        self._loop = asyncio.get_running_loop()
         self._sender = Sender(driver, source=name, instance=self.instance, codec=codec, retry=retry)
         self._caller = Caller(self._sender)
         self._parts: dict[int, _Part] = {}
@@ -142,7 +143,6 @@ class Bus:
         """What was not tried again: events and commands, with their bytes."""
         return self.driver.dead_letters
 
-    @measured("bus")
     async def request(
         self,
         service: str,
@@ -165,8 +165,8 @@ class Bus:
         `unavailable` (`no_responder`) at once where nobody serves the method, `deadline_exceeded`.
         """
         self._sender.check_open()
-        loop = asyncio.get_running_loop()
-        began, outcome = loop.time(), "cancelled"
+        began, outcome = self._loop.time(), "cancelled"
+        REQUESTS.active += 1
         try:
             result = await self._caller.request(
                 service, method, params or {}, timeout_s=timeout_s, select=select, key=key, instance=instance,
@@ -178,7 +178,8 @@ class Bus:
             outcome = str(getattr(error, "code", "broken"))
             raise
         finally:
-            self._sender.counters.ended("rpc", outcome, loop.time() - began)
+            REQUESTS.active -= 1
+            self._sender.counters.ended("rpc", outcome, self._loop.time() - began)
 
     @asynccontextmanager
     async def serve(

@@ -92,15 +92,24 @@ class Bound:
         )
         self._context: str | None = None
         self._others = False
-        self._fields: list[str] = []
+        self._optional = False
         self._shape = self._read(field, handler)
 
-    async def call(self, arguments: Mapping[str, Any], context: CallContext | CommandContext) -> Any:
-        """Check, then call. What does not fit is `invalid_argument` (`msg_parsing_error`)."""
+    @property
+    def takes_context(self) -> bool:
+        """Whether it looks at its context."""
+        return self._context is not None
+
+    async def call(self, arguments: Mapping[str, Any], context: CallContext | CommandContext | None) -> Any:
+        """Check, then call; None for a context that it does not take. What does not fit is `invalid_argument`
+        (`msg_parsing_error`).
+        """
         keywords = self._convert(arguments)
         if self._context is not None:
             keywords[self._context] = context
-        return await run(self.handler, asynchronous=self._asynchronous, keywords=keywords)
+        if self._asynchronous:
+            return await self.handler(**keywords)
+        return await run(self.handler, asynchronous=False, keywords=keywords)
 
     def schemas(self, ref_template: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """JSON Schemas of the arguments, of the result, and of what both refer to."""
@@ -126,7 +135,7 @@ class Bound:
                 )
             else:
                 fields.append(_field(parameter, annotation))
-                self._fields.append(parameter.name)
+                self._optional = self._optional or parameter.default is not parameter.empty
         return msgspec.defstruct("params", fields, forbid_unknown_fields=not self._others, kw_only=True)
 
     def _convert(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,8 +143,9 @@ class Bound:
             shaped = msgspec.convert(arguments, self._shape)
         except msgspec.ValidationError as error:
             raise InvalidArgument(f"params: {error}", reason="msg_parsing_error") from error
-        keywords = {name: getattr(shaped, name) for name in self._fields}
-        keywords = {name: value for name, value in keywords.items() if value is not msgspec.UNSET}
+        keywords = msgspec.structs.asdict(shaped)
+        if self._optional:
+            keywords = {name: value for name, value in keywords.items() if value is not msgspec.UNSET}
         if self._others:
             keywords.update({name: value for name, value in arguments.items() if name not in keywords})
         return keywords

@@ -15,6 +15,7 @@ from groundplane.bus.sending import Sender
 from groundplane.core.errors import DeadlineExceeded, GroundplaneError, InvalidArgument, Unavailable
 
 Select = Literal["round_robin", "random", "sticky"]
+_SELECTS = get_args(Select)
 INTERVAL_S = 2.0
 GONE_AFTER = 3
 """Intervals without a word after which an instance is taken for gone."""
@@ -25,8 +26,8 @@ _ASK_AGAIN_S = 1.0
 
 def check_select(select: object, key: object) -> None:
     """`invalid_argument` for no way to choose, or a key without use."""
-    if select not in get_args(Select):
-        raise InvalidArgument(f"select: {select!r} is not one of {', '.join(get_args(Select))}")
+    if select not in _SELECTS:
+        raise InvalidArgument(f"select: {select!r} is not one of {', '.join(_SELECTS)}")
     if (select == "sticky") != isinstance(key, str):
         raise InvalidArgument(f"key: {key!r} goes with select='sticky', and must be a text")
 
@@ -89,7 +90,7 @@ class Announcer:
             interval=INTERVAL_S,
             leaving=leaving,
         )
-        return self._sender.message(subject, presence)
+        return self._sender.transient(subject, presence)
 
 
 class Directory:
@@ -100,16 +101,18 @@ class Directory:
         self._service = service
         self._known: dict[str, tuple[frozenset[str], float]] = {}
         self._turns: dict[str, int] = {}
+        self._by_method: dict[str, list[str]] = {}
+        self._holds_until = float("-inf")
+        self._loop = asyncio.get_running_loop()
         self._lock = asyncio.Lock()
         self._subscription: BusSubscription | None = None
         self._asked_at = float("-inf")
 
-    async def choose(self, method: str, select: Select, key: str | None) -> str | None:
+    def choose(self, method: str, select: Select, key: str | None) -> str | None:
         """An instance that has `method`; None where nobody told of one."""
-        found = self._with(method)
-        if not found and asyncio.get_running_loop().time() - self._asked_at > _ASK_AGAIN_S:
-            await self._ask()
-            found = self._with(method)
+        if self._loop.time() > self._holds_until:
+            self._drop_gone()
+        found = self._by_method.get(method) or self._with(method)
         if not found:
             return None
         if select == "random":
@@ -122,6 +125,7 @@ class Directory:
     def forget(self, instance: str) -> None:
         """It did not answer where it should be."""
         self._known.pop(instance, None)
+        self._by_method.clear()
 
     async def aclose(self) -> None:
         """Listen no more."""
@@ -129,35 +133,46 @@ class Directory:
             await self._subscription.aclose()
 
     def _with(self, method: str) -> list[str]:
-        now = asyncio.get_running_loop().time()
-        gone = [name for name, (_, until) in self._known.items() if until < now]
-        for name in gone:
-            del self._known[name]
-        return [name for name, (methods, _) in self._known.items() if method in methods]
+        found = [name for name, (methods, _) in self._known.items() if method in methods]
+        if found:
+            self._by_method[method] = found
+        return found
 
-    async def _ask(self) -> None:
+    def _drop_gone(self) -> None:
+        now = self._loop.time()
+        self._known = {name: told for name, told in self._known.items() if told[1] >= now}
+        self._holds_until = min((until for _, until in self._known.values()), default=float("inf"))
+        self._by_method.clear()
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether the last question is so long ago that another is worth it."""
+        return self._loop.time() - self._asked_at > _ASK_AGAIN_S
+
+    async def ask(self) -> None:
         """Ask who is there; the first answer is waited for, and a moment more for those of the others."""
         async with self._lock:
-            loop = asyncio.get_running_loop()
-            if loop.time() - self._asked_at <= _ASK_AGAIN_S:
+            if not self.may_ask:
                 return
             if self._subscription is None:
                 subject = f"control.presence.{self._service}"
                 self._subscription = await self._sender.driver.subscribe(subject, self._told)
             who = wire.Who(**wire.head(self._sender.source), service=self._service)
             with suppress(Unavailable, DeadlineExceeded):
-                asked = self._sender.message(f"control.who.{self._service}", who)
+                asked = self._sender.transient(f"control.who.{self._service}", who)
                 self._told(await self._sender.driver.request(asked, _ASK_S))
                 await asyncio.sleep(_GATHER_S)
-            self._asked_at = loop.time()
+            self._asked_at = self._loop.time()
 
     def _told(self, message: Message) -> None:
         try:
             presence, _ = wire.read(message.payload, wire.Presence)
         except InvalidArgument:
             return  # of a foreign peer that is none of ours: nobody waits for it, and nothing is lost
+        self._by_method.clear()
         if presence.leaving or not presence.instance:
             self._known.pop(presence.instance, None)
             return
-        until = asyncio.get_running_loop().time() + GONE_AFTER * min(max(presence.interval, 0.1), 60.0)
+        until = self._loop.time() + GONE_AFTER * min(max(presence.interval, 0.1), 60.0)
         self._known[presence.instance] = (frozenset(presence.methods), until)
+        self._holds_until = min(self._holds_until, until)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import msgspec
@@ -14,11 +14,16 @@ from groundplane.bus.port import Message
 from groundplane.bus.presence import Directory, Select, check_select
 from groundplane.bus.sending import Sender, check_headers, check_timeout, deadline
 from groundplane.bus.subjects import check_token
+from groundplane.core.clock import SYSTEM_CLOCK, iso_z
 from groundplane.core.codec import Codec
 from groundplane.core.errors import DeadlineExceeded, GroundplaneError, Internal, InvalidArgument, from_record
+from groundplane.core.ids import new_id
 from groundplane.telemetry import trace_names as names
 from groundplane.telemetry import traces
 
+Choice = tuple[Select, str | None, str | None]
+"""How to choose an instance, by which key, or which one."""
+_NO_SPAN = nullcontext()
 _SERVICES_MAX = 10_000
 _INSTANCES_TRIED = 3
 
@@ -28,6 +33,7 @@ class Caller:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
+        self._loop = asyncio.get_running_loop()
         self._directories: dict[str, Directory] = {}
         self._giving_up: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, wire.RpcRequest] = {}
@@ -49,32 +55,45 @@ class Caller:
         """See `Bus.request`."""
         check_token("service", service)
         check_token("method", method)
-        check_select(select, key)
+        if select != "round_robin" or key is not None:
+            check_select(select, key)
         if instance is not None:
             check_token("instance", instance)
-        if not isinstance(params, Mapping):
+        if type(params) is not dict and not isinstance(params, Mapping):
             raise InvalidArgument(f"params: {params!r} must be a map of arguments by name")
         timeout_s = check_timeout("timeout_s", timeout_s)
         until = deadline.get()
         if until is not None:
-            timeout_s = min(timeout_s, until - asyncio.get_running_loop().time())
+            timeout_s = min(timeout_s, until - self._loop.time())
             if timeout_s <= 0:
                 raise DeadlineExceeded("timeout_s: the request that is handled here is past its deadline")
-        with traces.start(f"{service}.{method}", names.CLIENT):
+        with traces.start(f"{service}.{method}", names.CLIENT) if traces.on() else _NO_SPAN:
+            trace_id, carried = self._sender.traced(check_headers(headers))
             request = wire.RpcRequest(
-                **self._sender.head(check_headers(headers)),
+                message_id=new_id(),
+                trace_id=trace_id,
+                timestamp=iso_z(SYSTEM_CLOCK.now_ms()),
+                source=self._sender.source,
                 target=service,
+                headers=carried,
                 method=method,
                 params=dict(params),
                 timeout=timeout_s,
                 deadline_at=self._sender.driver.clock.now_ms() + int(timeout_s * 1000),
             )
-            message = self._sender.message(f"rpc.{service}.{method}", request, codec)
+            payload = wire.write(request, codec or self._sender.codec)
             self._waiting[request.message_id] = request
             try:
-                return await self._send(service, method, message, request, select, key, instance, result_type)
+                answer = await self._answered(service, method, payload, timeout_s, (select, key, instance))
+            except (TimeoutError, DeadlineExceeded):
+                self._give_up(service, request)
+                raise self._late(request) from None
+            except asyncio.CancelledError:
+                self._give_up(service, request)
+                raise
             finally:
                 del self._waiting[request.message_id]
+            return _result(answer, request, result_type)
 
     async def aclose(self) -> None:
         """Give up what still waits, listen no more."""
@@ -84,53 +103,29 @@ class Caller:
         if self._giving_up:
             await asyncio.wait(self._giving_up, timeout=1.0)
 
-    async def _send(
-        self,
-        service: str,
-        method: str,
-        message: Message,
-        request: wire.RpcRequest,
-        select: Select,
-        key: str | None,
-        instance: str | None,
-        result_type: Any,
-    ) -> Any:
-        try:
-            async with asyncio.timeout(request.timeout):
-                if instance is not None:
-                    answer = await self._to_instance(message, instance, request.timeout)
-                else:
-                    answer = await self._to_any(service, method, message, request.timeout, select, key)
-        except TimeoutError:
-            self._give_up(service, request)
-            raise self._late(request) from None
-        except asyncio.CancelledError:
-            self._give_up(service, request)
-            raise
-        except DeadlineExceeded:
-            self._give_up(service, request)
-            raise self._late(request) from None
-        return _result(answer, request, result_type)
-
-    async def _to_any(
-        self, service: str, method: str, message: Message, timeout_s: float, select: Select, key: str | None
-    ) -> Message:
-        directory = self._directory(service)
+    async def _answered(self, service: str, method: str, payload: bytes, timeout_s: float, choice: Choice) -> Message:
+        """The answer of the instance that was named or chosen, of any where none is known, within `timeout_s`."""
+        subject, (select, key, instance) = f"rpc.{service}.{method}", choice
+        send, raw = self._sender.driver.request, self._sender.raw
+        if instance is not None:
+            return await send(raw(f"{subject}.{instance}", payload, ""), timeout_s)
+        directory, until = self._directory(service), self._loop.time() + timeout_s
         for _ in range(_INSTANCES_TRIED):
-            instance = await directory.choose(method, select, key)
+            instance = directory.choose(method, select, key)
+            if instance is None and directory.may_ask:
+                async with asyncio.timeout_at(until):
+                    await directory.ask()
+                instance, timeout_s = directory.choose(method, select, key), until - self._loop.time()
             if instance is None:
                 break
             try:
-                return await self._to_instance(message, instance, timeout_s)
+                return await send(raw(f"{subject}.{instance}", payload, ""), timeout_s)
             except GroundplaneError as error:
                 if error.reason != "no_responder":
                     raise
                 directory.forget(instance)
-        return await self._sender.driver.request(message, timeout_s)
-
-    async def _to_instance(self, message: Message, instance: str, timeout_s: float) -> Message:
-        direct = msgspec.structs.replace(message, subject=f"{message.subject}.{instance}")
-        return await self._sender.driver.request(direct, timeout_s)
+                timeout_s = until - self._loop.time()
+        return await send(raw(subject, payload, ""), timeout_s)
 
     def _directory(self, service: str) -> Directory:
         found = self._directories.get(service)
@@ -159,7 +154,7 @@ class Caller:
     async def _tell(self, service: str, request: wire.RpcRequest) -> None:
         cancel = wire.RpcCancel(**wire.head(self._sender.source), correlation_id=request.message_id)
         with suppress(GroundplaneError):  # at most once: the handler has the deadline as well
-            await self._sender.driver.publish(self._sender.message(f"control.cancel.{service}", cancel))
+            await self._sender.driver.publish(self._sender.transient(f"control.cancel.{service}", cancel))
 
 
 def _result(answer: Message, request: wire.RpcRequest, result_type: Any) -> Any:

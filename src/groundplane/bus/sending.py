@@ -15,7 +15,7 @@ from groundplane.bus.statistics import Counters
 from groundplane.core.codec import Codec
 from groundplane.core.errors import Closed, ErrorRecord, GroundplaneError, InvalidArgument
 from groundplane.core.retry import RetryPolicy
-from groundplane.core.trace_context import TraceContext
+from groundplane.core.trace_context import TRACEPARENT
 from groundplane.telemetry import traces
 
 T = TypeVar("T")
@@ -46,9 +46,16 @@ class Sender:
 
     def head(self, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The head of a new message, in the trace of this task; without one it begins a trace."""
-        context = traces.outgoing() or _new_trace()
-        carried = {**(headers or {}), **context.headers()}
-        return {**wire.head(self.source), "trace_id": context.trace_id, "headers": carried}
+        trace_id, carried = self.traced(headers)
+        return {**wire.head(self.source), "trace_id": trace_id, "headers": carried}
+
+    def traced(self, headers: Mapping[str, str] | None = None) -> tuple[str, dict[str, str]]:
+        """The id of the trace of this task, or of a new one, and these headers with its context."""
+        context = traces.outgoing()
+        if context is None:
+            trace_id, parent = _new_trace()
+            return trace_id, {**headers, TRACEPARENT: parent} if headers else {TRACEPARENT: parent}
+        return context.trace_id, {**headers, **context.headers()} if headers else context.headers()
 
     def message(
         self,
@@ -73,7 +80,9 @@ class Sender:
         headers: Mapping[str, str] | None = None,
     ) -> Message:
         """A message of bytes. `invalid_argument` where they are too many."""
-        size = len(payload) + sum(len(key) + len(value) for key, value in (headers or {}).items())
+        size = len(payload)
+        if headers:
+            size += sum(len(key) + len(value) for key, value in headers.items())
         most = self.driver.limits.payload_bytes_max
         if size > most:
             raise InvalidArgument(
@@ -83,6 +92,10 @@ class Sender:
                 details={"bytes": size, "bytes_max": most},
             )
         return Message(subject=subject, payload=payload, id=message_id, priority=priority, headers=dict(headers or {}))
+
+    def transient(self, subject: str, content: wire.Head, codec: Codec | None = None) -> Message:
+        """A message that is not kept: its id is in it, and needs no header."""
+        return self.raw(subject, wire.write(content, codec or self.codec), "")
 
     async def publish(self, message: Message) -> None:
         """Send it at most once."""
@@ -128,7 +141,9 @@ def error_record(error: BaseException) -> ErrorRecord:
 
 def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Headers of a caller: texts by name."""
-    found = dict(headers or {})
+    if not headers:
+        return {}
+    found = dict(headers)
     texts = all(isinstance(one, str) for one in (*found, *found.values()))
     if len(found) > HEADERS_MAX or not texts:
         raise InvalidArgument(f"headers: {headers!r} must be at most {HEADERS_MAX} texts by name")
@@ -149,6 +164,7 @@ def check_count(field: str, value: object, least: int, most: int) -> int:
     return value
 
 
-def _new_trace() -> TraceContext:
+def _new_trace() -> tuple[str, str]:
+    """The id of a trace that nobody records, and its `traceparent`."""
     digits = os.urandom(24).hex()
-    return TraceContext(f"00-{digits[:32]}-{digits[32:]}-00")
+    return digits[:32], f"00-{digits[:32]}-{digits[32:]}-00"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -13,7 +13,10 @@ from groundplane.bus.handlers import Bound, CallContext
 from groundplane.bus.port import BusSubscription, Message
 from groundplane.bus.presence import Announcer
 from groundplane.bus.sending import Sender, deadline, error_record
-from groundplane.core.codec import Codec, codec_of
+from groundplane.bus.turns import Turns
+from groundplane.core.clock import SYSTEM_CLOCK, iso_z
+from groundplane.core.codec import Codec, codec_of, decode
+from groundplane.core.deadline_timer import DeadlineTimer
 from groundplane.core.errors import (
     DeadlineExceeded,
     ErrorRecord,
@@ -22,6 +25,7 @@ from groundplane.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from groundplane.core.ids import new_id
 from groundplane.core.trace_context import carried
 from groundplane.telemetry import trace_names as names
 from groundplane.telemetry import traces
@@ -32,6 +36,7 @@ GRACE_S = 5.0
 SKEW_S = 2.0
 """How far what two hosts know of the bus's clock may be apart before a request is taken for stale that is not."""
 GROUP = "service"
+Call = asyncio.Task[None]
 
 
 class Server:
@@ -42,12 +47,16 @@ class Server:
     ) -> None:
         self.service = service
         self.instance = instance
+        self._loop = asyncio.get_running_loop()
+        self._task_name = f"groundplane-bus-{service}"
         self._sender = sender
         self._handlers = dict(handlers)
         self._concurrency = concurrency
-        self._turn = asyncio.Semaphore(concurrency)
-        self._calls: dict[asyncio.Task[None], str] = {}
-        self._by_id: dict[str, asyncio.Task[None]] = {}
+        self._turns = Turns(concurrency)
+        self._calls: dict[Call, str] = {}
+        self._by_id: dict[str, Call] = {}
+        self._deadlines: DeadlineTimer[Call] = DeadlineTimer(self._is_late)
+        self._overdue: set[Call] = set()
         self._given_up: set[str] = set()
         self._leaving = False
         self._subscriptions: list[BusSubscription] = []
@@ -80,19 +89,23 @@ class Server:
             task.cancel()
         if self._calls:
             await asyncio.wait(list(self._calls), timeout=GRACE_S)
+        self._calls.clear()  # one that was cancelled before it began takes nothing out
+        self._deadlines.clear()
 
     def _take(self, method: str, message: Message) -> None:
         full = len(self._calls) >= self._concurrency + WAITING_MAX
         work = self._refuse(message) if full else self._handle(method, message)
-        task = asyncio.create_task(work, name=f"groundplane-bus-{self.service}.{method}")
-        self._calls[task] = ""
-        task.add_done_callback(self._ended)
+        self._calls[self._loop.create_task(work, name=self._task_name)] = ""
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        request_id = self._calls.pop(task, "")
+    def _ended(self, task: Call, request_id: str) -> None:
+        self._calls.pop(task, None)
         if self._by_id.get(request_id) is task:
             del self._by_id[request_id]
         self._given_up.discard(request_id)
+
+    def _is_late(self, task: Call) -> None:
+        self._overdue.add(task)
+        task.cancel()
 
     def _cancel(self, message: Message) -> None:
         with suppress(InvalidArgument):  # it cancels nothing that anybody could name
@@ -107,56 +120,69 @@ class Server:
             f"{self.service}: {self.instance!r} has {self._concurrency} calls under way and {WAITING_MAX} that wait",
             reason="too_many_calls",
         )
-        await self._answer(message, "", codec_of(message.payload), error=error.to_record())
-        self._sender.counters.ended("served", error.code, 0.0)
+        try:
+            await self._answer(message, "", codec_of(message.payload), error=error.to_record())
+        finally:
+            self._sender.counters.ended("served", error.code, 0.0)
+            self._calls.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
 
     async def _handle(self, method: str, message: Message) -> None:
-        loop = asyncio.get_running_loop()
-        began, codec, request_id = loop.time(), codec_of(message.payload), ""
+        task = asyncio.current_task()
+        assert task is not None
+        began, codec, request_id = self._loop.time(), codec_of(message.payload), ""
         try:
-            request, codec = wire.read(message.payload, wire.RpcRequest)
+            request = decode(message.payload, wire.RpcRequest)
             request_id = request.message_id
-            self._register(request_id)
-            result = await self._run(method, request, message)
+            self._register(task, request_id)
+            result = await self._run(task, method, request, message)
         except asyncio.CancelledError:
             if self._leaving and request_id not in self._given_up:
                 gone = Unavailable(f"{self.service}: {self.instance!r} stopped during the call; its outcome is unknown")
                 await self._answer(message, request_id, codec, error=gone.to_record())
-            self._sender.counters.ended("served", "cancelled", loop.time() - began)
+            self._sender.counters.ended("served", "cancelled", self._loop.time() - began)
             raise
         except Exception as error:  # noqa: BLE001  whatever a handler raises is the caller's answer
             record = error_record(error)
-            self._sender.counters.ended("served", record.code, loop.time() - began)
+            self._sender.counters.ended("served", record.code, self._loop.time() - began)
             await self._answer(message, request_id, codec, error=record)
         else:
-            self._sender.counters.ended("served", "ok", loop.time() - began)
+            self._sender.counters.ended("served", "ok", self._loop.time() - began)
             await self._answer(message, request_id, codec, result=result)
+        finally:
+            self._ended(task, request_id)
 
-    def _register(self, request_id: str) -> None:
-        task = asyncio.current_task()
-        if request_id and task is not None:
+    def _register(self, task: Call, request_id: str) -> None:
+        if request_id:
             self._calls[task] = request_id
             self._by_id[request_id] = task
 
-    async def _run(self, method: str, request: wire.RpcRequest, message: Message) -> Any:
-        loop = asyncio.get_running_loop()
+    async def _run(self, task: Call, method: str, request: wire.RpcRequest, message: Message) -> Any:
         allowed = _allowed_s(request, self._sender.driver.clock.now_ms())
-        until = loop.time() + allowed
+        until = self._loop.time() + allowed
         deadline.set(until)  # of this task alone
-        context = CallContext(request, self.service, method, until)
+        handler = self._handlers[method]
+        context = CallContext(request, self.service, method, until) if handler.takes_context else None
         parent = carried(request.headers) or carried(message.headers)
-        with traces.start_under(parent, f"{self.service}.{method}", names.SERVER):
-            timeout = asyncio.timeout(allowed)
+        with traces.start_in_task(parent, f"{self.service}.{method}", names.SERVER):
+            self._deadlines.set(task, until)
             try:
-                async with timeout, self._turn:
-                    return await self._handlers[method].call(request.params, context)
-            except TimeoutError as error:
-                if not timeout.expired():
+                if not self._turns.take():
+                    await self._turns.wait()
+                try:
+                    return await handler.call(request.params, context)
+                finally:
+                    self._turns.give_back()
+            except (TimeoutError, asyncio.CancelledError) as error:
+                others = task in self._overdue and task.uncancel()  # as `asyncio.timeout` has it, without its timer
+                if task not in self._overdue or (others and isinstance(error, asyncio.CancelledError)):
                     raise
                 raise DeadlineExceeded(
                     f"{self.service}.{method}: did not end within the {allowed:g} s that its caller waits",
                     reason="deadline_exceeded",
                 ) from error
+            finally:
+                self._deadlines.drop(task)
+                self._overdue.discard(task)
 
     async def _answer(
         self,
@@ -178,17 +204,19 @@ class Server:
             if not failure.retryable and failure.code != "closed":
                 raise
 
-    async def _reply(
+    def _reply(
         self, reply_to: str, request_id: str, codec: Codec, result: Any, error: ErrorRecord | None
-    ) -> None:
+    ) -> Awaitable[None]:
         response = wire.RpcResponse(
-            **wire.head(self.service),
+            message_id=new_id(),
+            timestamp=iso_z(SYSTEM_CLOCK.now_ms()),
+            source=self.service,
             correlation_id=request_id,
             success=error is None,
             result=result,
             error=error,
         )
-        await self._sender.driver.publish(self._sender.message(reply_to, response, codec))
+        return self._sender.driver.publish(self._sender.transient(reply_to, response, codec))
 
 
 def _allowed_s(request: wire.RpcRequest, now_ms: int) -> float:

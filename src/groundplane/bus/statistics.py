@@ -9,7 +9,8 @@ import msgspec
 from groundplane.telemetry.calls import calls_of
 
 _KEPT = 1000
-_HANDLING = {kind: calls_of("bus", f"handle_{kind}") for kind in ("served", "events", "commands")}
+REQUESTS = calls_of("bus", "request")
+_HANDLING = {"rpc": REQUESTS} | {kind: calls_of("bus", f"handle_{kind}") for kind in ("served", "events", "commands")}
 """Of this process, for Prometheus."""
 
 
@@ -44,8 +45,8 @@ class Counters:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._outcomes: dict[str, dict[str, int]] = {"rpc": {}, "served": {}, "events": {}, "commands": {}}
-        self._seconds: dict[str, deque[float]] = {}
-        self._totals: dict[str, int] = {}
+        self._seconds: dict[str, deque[float]] = {kind: deque(maxlen=_KEPT) for kind in self._outcomes}
+        self._totals = dict.fromkeys(self._outcomes, 0)
 
     def add(self, name: str, count: int = 1) -> None:
         """Count something."""
@@ -53,12 +54,11 @@ class Counters:
 
     def ended(self, kind: str, outcome: str, seconds: float) -> None:
         """A call, event or command ended."""
-        if kind in _HANDLING:
-            _HANDLING[kind].end(outcome, seconds)  # calls are counted where they are made
+        _HANDLING[kind].end(outcome, seconds)
         outcomes = self._outcomes[kind]
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        self._seconds.setdefault(kind, deque(maxlen=_KEPT)).append(seconds)
-        self._totals[kind] = self._totals.get(kind, 0) + 1
+        self._seconds[kind].append(seconds)
+        self._totals[kind] += 1
 
     def read(self, *, connections: int, reconnects: int) -> Statistics:
         """The counts now."""
@@ -76,7 +76,7 @@ class Counters:
         )
 
     def _latency(self, kind: str) -> Latency:
-        seconds = sorted(self._seconds.get(kind, ()))
+        seconds = sorted(self._seconds[kind])
         if not seconds:
             return Latency(count=0, p50=0.0, p99=0.0)
         p50, p99 = (seconds[min(len(seconds) - 1, int(len(seconds) * q))] for q in (0.5, 0.99))

@@ -104,6 +104,18 @@ def store_of(subject: str) -> Store:
     """Where a durable message of this subject is kept: `events` by age, `commands` until done, of `results` the last
     of each subject.
     """
+    store = durable_store(subject)
+    if store is None:
+        raise InvalidArgument(
+            f"subject: {subject!r} is not durable; events.…, commands.<service>.<command>, commands.callback.<id> and "
+            "commands.cancel.<id> are",
+            reason="bad_subject",
+        )
+    return store
+
+
+def durable_store(subject: str) -> Store | None:
+    """`store_of`, and None for a subject that is not durable."""
     first, _, rest = subject.partition(".")
     if first == "events":
         return "events"
@@ -113,11 +125,7 @@ def store_of(subject: str) -> Store:
             return "results"
         if second != "progress":
             return "commands"
-    raise InvalidArgument(
-        f"subject: {subject!r} is not durable; events.…, commands.<service>.<command>, commands.callback.<id> and "
-        "commands.cancel.<id> are",
-        reason="bad_subject",
-    )
+    return None
 
 
 def namespace_token(namespace: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -43,9 +44,11 @@ def boot_id() -> str:
         return str(int((time.time() - time.monotonic()) // 60))
 
 
+@functools.lru_cache(maxsize=64)
 def iso_z(unix_ms: int) -> str:
     """ISO 8601 in UTC with milliseconds and a `Z`, as on the wire: `2026-01-31T12:00:00.250Z`."""
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, ms = divmod(unix_ms, 1000)
+    return f"{datetime.fromtimestamp(second, UTC).isoformat()[:19]}.{ms:03d}Z"
 
 
 def from_iso(text: str) -> int:

@@ -6,6 +6,7 @@ scalars are always inside a map (the envelope), so the first byte decides.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal, TypeVar, overload
 
@@ -46,11 +47,18 @@ def decode(data: bytes, type_: Any = Any) -> Any:
     `msg_parsing_error`.
     """
     try:
-        if codec_of(data) == "msgpack":
+        if data[:1] >= b"\x80":  # as `codec_of`
+            if isinstance(type_, type):
+                return _msgpack_decoder(type_).decode(data)
             return msgspec.msgpack.decode(data, type=type_)
         return msgspec.json.decode(data, type=type_)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidArgument(f"message: cannot be read: {error}", reason="msg_parsing_error") from error
+
+
+@functools.lru_cache(maxsize=256)
+def _msgpack_decoder(type_: type[T]) -> msgspec.msgpack.Decoder[T]:
+    return msgspec.msgpack.Decoder(type_)
 
 
 def _refuse_nan(value: Any, depth: int = 0) -> None:

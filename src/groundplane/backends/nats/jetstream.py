@@ -13,7 +13,7 @@ import msgspec
 from groundplane.backends.nats.config import ConsumerConfig, StreamConfig, differs, document
 from groundplane.backends.nats.errors import from_api, from_status
 from groundplane.backends.nats.link import Link
-from groundplane.backends.nats.message import Message, encode_headers
+from groundplane.backends.nats.message import Message, encode_headers, is_no_responder
 from groundplane.core.errors import DeadlineExceeded, GroundplaneError, InvalidArgument, NotFound, Unavailable
 
 MESSAGE_ID = "Nats-Msg-Id"
@@ -36,6 +36,17 @@ class PubAck(msgspec.Struct, frozen=True):
     stream: str
     seq: int
     duplicate: bool = False
+
+
+class _Answered(PubAck, frozen=True):
+    """The same, or why not."""
+
+    stream: str = ""
+    seq: int = 0
+    error: dict[str, Any] | None = None
+
+
+_ACKS = msgspec.json.Decoder(_Answered)
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -281,11 +292,8 @@ class JetStream:
 
     async def _publish_once(self, subject: str, payload: bytes, head: bytes, timeout_s: float | None) -> PubAck:
         allowed_s = self.link.address.request_timeout_s if timeout_s is None else timeout_s
-        token, answer = self.link.call(subject, payload, head)
+        token, answer = self.link.call(subject, payload, head, allowed_s)
         try:
-            await asyncio.wait([answer], timeout=allowed_s)
-            if not answer.done():
-                self.link.expire(token, allowed_s)
             return read_ack(subject, await answer)
         finally:
             self.link.give_up(token)
@@ -393,17 +401,23 @@ def check_name(field: str, name: str) -> str:
 
 def read_ack(subject: str, message: Message) -> PubAck:
     """What the answer to a publish says."""
-    if not message.payload and message.status == 503:
+    if is_no_responder(message):
         raise Unavailable(
             f"subject: no stream takes {subject!r} now; make it, or wait for its leader", reason="no_responder"
         )
     try:
-        answer = msgspec.json.decode(message.payload)
+        answer = _ACKS.decode(message.payload)
     except msgspec.DecodeError as error:
-        raise Unavailable(f"subject: {subject!r} is answered by what is no stream", reason="malformed_frame") from error
-    if "error" in answer:
-        raise from_api(f"subject: {subject!r}", answer["error"])
-    return msgspec.convert(answer, PubAck)
+        raise _no_stream(subject) from error
+    if answer.error is not None:
+        raise from_api(f"subject: {subject!r}", answer.error)
+    if not answer.stream:
+        raise _no_stream(subject)
+    return answer
+
+
+def _no_stream(subject: str) -> Unavailable:
+    return Unavailable(f"subject: {subject!r} is answered by what is no stream", reason="malformed_frame")
 
 
 def stored_directly(message: Message) -> Stored:

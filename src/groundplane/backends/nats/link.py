@@ -14,8 +14,8 @@ import msgspec
 
 from groundplane.backends.nats.address import Address
 from groundplane.backends.nats.errors import no_responder, not_connected, too_late
-from groundplane.backends.nats.message import Message, encode_headers
-from groundplane.backends.nats.requests import Collector, Requests
+from groundplane.backends.nats.message import Message, encode_headers, is_no_responder
+from groundplane.backends.nats.requests import Answer, Collector, Requests
 from groundplane.backends.nats.session import ServerInfo, Session
 from groundplane.backends.nats.subscription import OnMessage, Subscription
 from groundplane.core.errors import (
@@ -225,6 +225,11 @@ class Link:
             wire.send(b"".join((f"PUB {to} {size}\r\n".encode(), payload, b"\r\n")))
         self._published += 1
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the socket takes no more for now: then `room` waits."""
+        return self._session is not None and self._session.wire.paused
+
     async def room(self) -> None:
         """Wait until the socket takes more, or the connection is over. Returns at once as a rule."""
         session = self._session
@@ -298,33 +303,32 @@ class Link:
         `deadline_exceeded`; `invalid_argument` as `publish`.
         """
         allowed_s = self.address.request_timeout_s if timeout_s is None else timeout_s
-        token, answer = self.call(subject, payload, encode_headers(headers) if headers else b"")
-        timer = self._loop.call_later(allowed_s, self._requests.expire, token, allowed_s)
+        token, answer = self.call(subject, payload, encode_headers(headers) if headers else b"", allowed_s)
         try:
             message = await answer
         finally:
-            timer.cancel()
             self._requests.forget(token)
-        if message.head and not message.payload and message.status == 503:
+        if message.head and is_no_responder(message):
             raise no_responder(subject)
         return message
 
-    def call(self, subject: str, payload: bytes, head: bytes = b"") -> tuple[str, asyncio.Future[Message]]:
+    def call(
+        self, subject: str, payload: bytes, head: bytes = b"", timeout_s: float | None = None
+    ) -> tuple[str, asyncio.Future[Message]]:
         """The half of `request` that sends: the token and the answer to come, for who has many under way.
 
-        The caller watches the time and calls `give_up(token)`; a lost connection fails the answer.
+        A lost connection fails the answer, and so does `timeout_s`; without, the caller watches the time. It ends with
+        `give_up(token)`.
         """
-        token, reply, answer = self._requests.begin(subject)
-        try:
-            self.publish_raw(subject, payload, head, reply)
-        except BaseException:
-            self._requests.forget(token)
-            raise
+        token, reply, answer = self._requests.begin(subject, timeout_s)
+        self._send(token, subject, payload, head, reply)
         return token, answer
 
-    def expire(self, token: str, after_s: float) -> None:
-        """Fail this answer with `deadline_exceeded`, where it has not come."""
-        self._requests.expire(token, after_s)
+    def call_with(self, answer: Answer, subject: str, payload: bytes, head: bytes = b"") -> str:
+        """`call` with an answer of the caller's own: the token."""
+        token, reply = self._requests.begin_with(answer, subject)
+        self._send(token, subject, payload, head, reply)
+        return token
 
     def give_up(self, token: str) -> None:
         """Nobody waits for this answer any more."""
@@ -470,6 +474,13 @@ class Link:
         self._connected_at = self._loop.time()
         self._connected.set()
         self._tell(True)
+
+    def _send(self, token: str, subject: str, payload: bytes, head: bytes, reply: str) -> None:
+        try:
+            self.publish_raw(subject, payload, head, reply)
+        except BaseException:
+            self._requests.forget(token)
+            raise
 
     def _write(self, line: bytes) -> None:
         session = self._session or self._restoring

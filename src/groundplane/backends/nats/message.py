@@ -50,6 +50,11 @@ class Message:
         return self.head.partition(b"\r\n")[0][13:].decode(errors="replace")
 
 
+def is_no_responder(message: Message) -> bool:
+    """Whether the server answers a request that nobody serves."""
+    return not message.payload and message.status == 503
+
+
 class Place(NamedTuple):
     """Where JetStream says that a delivery stands: `time_ns` since 1970 is when the stream stored it."""
 

@@ -6,9 +6,11 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from itertools import count
+from typing import Protocol
 
 from groundplane.backends.nats.errors import again, too_late
 from groundplane.backends.nats.message import Message
+from groundplane.core.deadline_timer import DeadlineTimer
 from groundplane.core.errors import GroundplaneError
 
 
@@ -44,6 +46,19 @@ class Collector:
                 raise too_late(subject, timeout_s)
 
 
+class Answer(Protocol):
+    """Where an answer goes: a future, or what looks like one."""
+
+    def done(self) -> bool:
+        """Whether it is there."""
+
+    def set_result(self, result: Message, /) -> None:
+        """It is here."""
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """It never comes."""
+
+
 class Requests:
     """The requests of one connection that wait, by token. `late` counts answers that nobody waited for any more."""
 
@@ -51,9 +66,10 @@ class Requests:
         self._inbox = inbox
         self._prefix = f"{inbox}.{secrets.token_urlsafe(15).replace('_', 'a').replace('-', 'b')}."
         self._tokens = count(1)
-        self._waiting: dict[str, tuple[str, asyncio.Future[Message]]] = {}
+        self._waiting: dict[str, tuple[str, Answer, float]] = {}
         self._collecting: dict[str, tuple[str, Collector]] = {}
         self._loop = asyncio.get_running_loop()
+        self._deadlines = DeadlineTimer(self._expire)
         self.late = 0
 
     def __len__(self) -> int:
@@ -68,12 +84,19 @@ class Requests:
         """A subject outside of it."""
         return f"{self._inbox}.{secrets.token_hex(12)}"
 
-    def begin(self, subject: str) -> tuple[str, str, asyncio.Future[Message]]:
-        """Token, reply subject, and the answer to come."""
-        token = str(next(self._tokens))
+    def begin(self, subject: str, timeout_s: float | None = None) -> tuple[str, str, asyncio.Future[Message]]:
+        """Token, reply subject, and the answer to come; `deadline_exceeded` after `timeout_s`, None: never."""
         answer: asyncio.Future[Message] = self._loop.create_future()
-        self._waiting[token] = (subject, answer)
-        return token, self._prefix + token, answer
+        token, reply = self.begin_with(answer, subject, timeout_s)
+        return token, reply, answer
+
+    def begin_with(self, answer: Answer, subject: str, timeout_s: float | None = None) -> tuple[str, str]:
+        """The same with an answer of the caller's own."""
+        token = str(next(self._tokens))
+        self._waiting[token] = (subject, answer, timeout_s or 0.0)
+        if timeout_s is not None:
+            self._deadlines.set(token, self._loop.time() + timeout_s)
+        return token, self._prefix + token
 
     def begin_collecting(self, subject: str, collector: Collector) -> tuple[str, str]:
         """Token and reply subject."""
@@ -83,14 +106,9 @@ class Requests:
 
     def forget(self, token: str) -> None:
         """Nobody waits any more. Idempotent."""
+        self._deadlines.drop(token)
         if self._waiting.pop(token, None) is None:
             self._collecting.pop(token, None)
-
-    def expire(self, token: str, timeout_s: float) -> None:
-        """Its time is over: whoever waits is told."""
-        waiting = self._waiting.pop(token, None)
-        if waiting is not None and not waiting[1].done():
-            waiting[1].set_exception(too_late(waiting[0], timeout_s))
 
     def deliver(self, message: Message) -> None:
         """An answer came."""
@@ -104,9 +122,14 @@ class Requests:
         else:
             self.late += 1
 
+    def _expire(self, token: str) -> None:
+        waiting = self._waiting.pop(token, None)
+        if waiting is not None and not waiting[1].done():
+            waiting[1].set_exception(too_late(waiting[0], waiting[2]))
+
     def refuse(self, subject: str, error: GroundplaneError) -> None:
         """The server refuses what was sent to `subject`."""
-        for token, (asked, answer) in list(self._waiting.items()):
+        for token, (asked, answer, _) in list(self._waiting.items()):
             if asked == subject:
                 del self._waiting[token]
                 if not answer.done():
@@ -120,7 +143,8 @@ class Requests:
         """No answer will come to any of them."""
         waiting, self._waiting = self._waiting, {}
         collecting, self._collecting = self._collecting, {}
-        for _, answer in waiting.values():
+        self._deadlines.clear()
+        for _, answer, _ in waiting.values():
             if not answer.done():
                 answer.set_exception(again(error))
         for _, collector in collecting.values():

@@ -62,6 +62,7 @@ class Session:
         self._greeting: asyncio.Future[None] = self._loop.create_future()
         self._refusal: GroundplaneError | None = None
         self._phase = "connecting"
+        self.deliver = keeper.deliver
         self.wire = Wire(self)
 
     async def reach(self, host: str, port: int) -> None:
@@ -104,10 +105,6 @@ class Session:
             self._refusal = error
             if self._phase == "up":
                 self._keeper.on_refused(error)
-
-    def deliver(self, sid: int, message: Message) -> None:
-        """A message."""
-        self._keeper.deliver(sid, message)
 
     def on_lost(self, wire: Wire, error: GroundplaneError) -> None:
         """The wire has ended: tell why, the server's last words before the socket's."""

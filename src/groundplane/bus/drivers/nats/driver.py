@@ -9,8 +9,10 @@ from pathlib import Path
 
 from groundplane.backends.nats import Address, JetStream, Link, Pool, Subscription, encode_headers
 from groundplane.backends.nats import Message as Arrived
-from groundplane.backends.nats.errors import too_late
+from groundplane.backends.nats.burst import Burst, Request
+from groundplane.backends.nats.errors import no_responder
 from groundplane.backends.nats.jetstream import read_ack
+from groundplane.backends.nats.message import is_no_responder
 from groundplane.bus.drivers.nats.commands import CommandConsumer
 from groundplane.bus.drivers.nats.consumer import Consumer, Declaration, EventConsumer
 from groundplane.bus.drivers.nats.dead_letters import NatsDeadLetters
@@ -52,6 +54,7 @@ class NatsBus:
     def __init__(self, pool: Pool, naming: Naming) -> None:
         self._pool = pool
         self._link: Link = pool.links[0]
+        self._alone = len(pool.links) == 1
         self.native = JetStream(self._link)
         self.naming = naming
         self.limits = Limits(payload_bytes_max=min(PAYLOAD_BYTES_MAX, self._link.max_payload - _HEADERS_BYTES))
@@ -102,30 +105,37 @@ class NatsBus:
     async def publish(self, message: Message) -> None:
         """See `BusDriver.publish`."""
         self._check_open()
-        await self._link.room()
+        if self._link.is_full:
+            await self._link.room()
         self._link.publish_raw(self.naming.subject(message), message.payload, head_of(message))
 
     async def request(self, message: Message, timeout_s: float) -> Message:
         """See `BusDriver.request`. The links take turns."""
         self._check_open()
-        link = self._pool.link()
+        link = self._link if self._alone else self._pool.link()
+        subject = self.naming.subject(message)
+        token, coming = link.call(subject, message.payload, head_of(message), timeout_s)
         try:
-            headers = {**message.headers, "Nats-Msg-Id": message.id} if message.id else message.headers
-            answer = await link.request(
-                self.naming.subject(message), message.payload, timeout_s=timeout_s, headers=headers
-            )
+            answer = await coming
         except Unavailable as error:
             if error.reason == "connection_lost":
                 error.details["sent"] = True
             raise
-        return Message(subject=answer.subject, payload=answer.payload, headers=dict(answer.headers))
+        finally:
+            link.give_up(token)
+        if answer.head and is_no_responder(answer):
+            raise no_responder(subject)
+        return Message(
+            subject=answer.subject, payload=answer.payload, headers=dict(answer.headers) if answer.head else {}
+        )
 
     async def subscribe(self, pattern: str, deliver: Deliver, *, group: str = "") -> BusSubscription:
         """See `BusDriver.subscribe`."""
         self._check_open()
+        arrived = self.naming.reader(pattern)
 
         def take(message: Arrived) -> None:
-            found = self.naming.arrived(pattern, message)
+            found = arrived(message)
             if found is not None:
                 deliver(found)
 
@@ -144,12 +154,12 @@ class NatsBus:
     async def append(self, messages: Sequence[Message]) -> None:
         """See `BusDriver.append`. Up to 500 are under way at once."""
         self._check_open()
-        for at in range(0, len(messages), WINDOW):
-            part = messages[at : at + WINDOW]
-            missing = [one for one in part if self._stream_missing(one.subject)]
-            for name in sorted({self.naming.stream_of(one.subject) for one in missing}):
+        for name in sorted({self.naming.stream_of(subject) for subject in {one.subject for one in messages}}):
+            if name not in self._made:
                 await self.make(name)
-            await self._append(part)
+        sent = [(self.naming.subject(one), one.payload, head_of(one)) for one in messages]
+        for message, answer in zip(messages, await self._append(sent), strict=True):
+            await self._stored(message, answer)
 
     @asynccontextmanager
     async def consume(self, spec: ConsumerSpec) -> AsyncIterator[BusConsumer]:
@@ -227,26 +237,20 @@ class NatsBus:
             with suppress(GroundplaneError):  # the server is away: our own clock tells on
                 await self._clock.ask(self.native, self.naming.results)
 
-    async def _append(self, messages: Sequence[Message]) -> None:
+    async def _append(self, requests: Sequence[Request]) -> list[Arrived]:
         allowed_s = self._link.address.request_timeout_s
-        await self._link.room()
-        tokens, answers = [], []
-        try:
-            for message in messages:
-                head = head_of(message)
-                token, answer = self._link.call(self.naming.subject(message), message.payload, head)
-                tokens.append(token)
-                answers.append(answer)
-            _, late = await asyncio.wait(answers, timeout=allowed_s) if answers else (None, None)
-            if late:
-                raise too_late("append", allowed_s)
-            for message, answer in zip(messages, answers, strict=True):
-                await self._stored(message, answer.result())
-        finally:
-            for token, answer in zip(tokens, answers, strict=True):
+        if len(requests) > 1:
+            return await Burst(self._link, what="append", window=WINDOW, timeout_s=allowed_s).run(requests)
+        if self._link.is_full:
+            await self._link.room()
+        answers = []
+        for request in requests:
+            token, answer = self._link.call(*request, allowed_s)
+            try:
+                answers.append(await answer)
+            finally:
                 self._link.give_up(token)
-                if answer.done() and not answer.cancelled():
-                    answer.exception()  # told once is enough
+        return answers
 
     async def _stored(self, message: Message, answer: Arrived) -> None:
         subject = self.naming.subject(message)
@@ -261,9 +265,6 @@ class NatsBus:
                 f"append: nobody stored {subject!r}; its stream was made anew, append again",
                 reason="jetstream_unavailable",
             ) from error
-
-    def _stream_missing(self, subject: str) -> bool:
-        return self.naming.stream_of(subject) not in self._made
 
     def _check_open(self) -> None:
         if self._closing is not None:

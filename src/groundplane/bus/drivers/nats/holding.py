@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 
 from groundplane.backends.nats import JetStream, place_of
 from groundplane.backends.nats import Message as Arrived
-from groundplane.backends.nats.errors import too_late
+from groundplane.backends.nats.burst import Burst
 from groundplane.bus.drivers.nats.dead_letters import NatsDeadLetters
 from groundplane.bus.drivers.nats.naming import Naming
 from groundplane.bus.drivers.nats.sparing import Spared
 from groundplane.bus.port import Ack, ConsumerSpec, Delivery, Nack, Reject, Settlement
 from groundplane.core.errors import FailedPrecondition, Unavailable
 
+WINDOW = 500
 _ACK, _IN_PROGRESS = b"+ACK", b"+WPI"
 
 
@@ -112,26 +113,28 @@ class Holding:
             await self._tell([(tag, b"-NAK") for tag in tags])
 
     async def _tell(self, words: Sequence[tuple[str, bytes]]) -> None:
-        if not words:
-            return
-        allowed_s = self._link.address.request_timeout_s
-        calls = []
-        try:
-            for tag, word in words:
-                calls.append(self._link.call(tag, word))
-            _, late = await asyncio.wait([answer for _, answer in calls], timeout=allowed_s)
-            if late:
-                raise too_late("settle", allowed_s)
-            if any(answer.result().status == 503 for _, answer in calls):
+        """Say all in one go, and wait until the server has taken each."""
+        asked = words if self._link.info.cluster else self._said_before_the_last(words)
+        if asked:
+            burst = Burst(self._link, what="settle", window=WINDOW, timeout_s=self._link.address.request_timeout_s)
+            answers = await burst.run((tag, word, b"") for tag, word in asked)
+            if any(answer.status == 503 for answer in answers):
                 raise Unavailable(
                     f"settle: the consumer {self._spec.name!r} is not there now: it elects a leader, or is made anew",
                     reason="jetstream_unavailable",
                 )
-        finally:
-            for token, answer in calls:
-                self._link.give_up(token)
-                if answer.done() and not answer.cancelled():
-                    answer.exception()
+
+    def _said_before_the_last(self, words: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        """Say all but the last word of each consumer: a server by itself takes what a connection says of a consumer in
+        its order, and its answer to the last is one to all. In a cluster the leader may change in between.
+        """
+        last: dict[str, tuple[str, bytes]] = {}
+        for tag, word in words:
+            consumer = tag.rsplit(".", 5)[0]
+            if consumer in last:
+                self._link.publish_raw(*last[consumer])
+            last[consumer] = tag, word
+        return list(last.values())
 
     def _forget(self, tags: Sequence[str]) -> None:
         count = 0

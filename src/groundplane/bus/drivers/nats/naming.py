@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from groundplane.backends.nats import MESSAGE_ID, StreamConfig, encode_headers
 from groundplane.backends.nats import Message as Arrived
 from groundplane.bus.port import DEDUP_WINDOW_S, EVENTS_KEPT_S, RESULTS_KEPT_S, Message, Priority
-from groundplane.bus.subjects import has_wildcard, matches, namespace_token, store_of
-from groundplane.core.errors import InvalidArgument, Unsupported
+from groundplane.bus.subjects import durable_store, has_wildcard, matches, namespace_token, store_of
+from groundplane.core.errors import Unsupported
 
 SUBJECT = "Groundplane-Subject"
 REDRIVES = "Groundplane-Redrives"
@@ -45,18 +48,36 @@ class Naming:
         subject = message.subject
         if subject.startswith(self._inbox):
             return subject
-        if message.priority != Priority.NORMAL and _of_commands(subject):
+        if message.priority is not Priority.NORMAL and durable_store(subject) == "commands":
             return self._prefix + _URGENCY[message.priority] + subject[len("commands") :]
         return self._prefix + subject
 
     def patterns(self, pattern: str) -> list[str]:
         """What to subscribe to for a pattern of the bus: also the commands beside it."""
         first, dot, rest = pattern.partition(".")
-        tokens = _URGENCY.values() if first == "commands" and dot and _of_commands(pattern) else [first]
+        tokens = _URGENCY.values() if first == "commands" and dot and durable_store(pattern) == "commands" else [first]
         return [f"{self._prefix}{token}{dot}{rest}" for token in tokens]
 
-    def arrived(self, pattern: str, message: Arrived) -> Message | None:
-        """A message as the bus knows it; None for one that is not on `pattern` (its own names have a `~`)."""
+    def reader(self, pattern: str) -> Callable[[Arrived], Message | None]:
+        """What makes of an arrived message one that the bus knows; None of one that is not on `pattern` (its own names
+        have a `~`).
+        """
+        if has_wildcard(pattern) or durable_store(pattern) == "commands":
+            return partial(self._arrived, pattern)
+        durable = durable_store(pattern) is not None
+
+        def read(message: Arrived) -> Message:
+            reply_to = "" if durable else message.reply
+            if not message.head:
+                return Message(subject=pattern, payload=message.payload, reply_to=reply_to)
+            id_ = message.headers.get(MESSAGE_ID, "")
+            return Message(
+                subject=pattern, payload=message.payload, id=id_, headers=carried(message), reply_to=reply_to
+            )
+
+        return read
+
+    def _arrived(self, pattern: str, message: Arrived) -> Message | None:
         subject, priority = self._plain(message.subject)
         if not subject or (has_wildcard(pattern) and not matches(pattern, subject)):
             return None
@@ -65,7 +86,7 @@ class Naming:
             payload=message.payload,
             id=message.headers.get(MESSAGE_ID, ""),
             headers=carried(message),
-            reply_to="" if _is_durable(subject) else message.reply,
+            reply_to="" if durable_store(subject) else message.reply,
             priority=priority,
         )
 
@@ -202,9 +223,9 @@ class Naming:
 
 def head_of(message: Message) -> bytes:
     """The headers of a message as bytes, its id among them."""
-    if message.id:
-        return encode_headers({**message.headers, MESSAGE_ID: message.id})
-    return encode_headers(message.headers) if message.headers else b""
+    if message.headers:
+        return encode_headers({**message.headers, MESSAGE_ID: message.id} if message.id else message.headers)
+    return encode_headers({MESSAGE_ID: message.id}) if message.id else b""
 
 
 def carried(message: Arrived) -> dict[str, str]:
@@ -212,18 +233,3 @@ def carried(message: Arrived) -> dict[str, str]:
     return (
         {name: value for name, value in message.headers.items() if not name.startswith(_OURS)} if message.head else {}
     )
-
-
-def _of_commands(subject: str) -> bool:
-    try:
-        return store_of(subject) == "commands"
-    except InvalidArgument:
-        return False
-
-
-def _is_durable(subject: str) -> bool:
-    try:
-        store_of(subject)
-    except InvalidArgument:
-        return False
-    return True
