@@ -112,7 +112,8 @@ def markdown(rows: list[Row]) -> str:
 
 def page(rows: list[Row], sections: list[str], rounds: int, file: Path) -> str:
     """The tables as a page of the documentation, with the command that makes them again."""
-    title = "of the gateway" if all(name.startswith("gateway") for name in sections) else "on servers"
+    about = {"bus": "of the bus, services and keys", "gateway": "of the gateway"}
+    title = about.get(sections[0].partition("_")[0], "on servers") if sections else "on servers"
     head = [
         f"# Benchmarks {title}",
         "",
