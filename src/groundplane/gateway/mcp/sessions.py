@@ -223,6 +223,10 @@ class SessionManager(StreamableHTTPSessionManager):
                 return
             await self.subscriptions(held)
 
+    def holds(self, held: Held) -> bool:
+        """Whether it is still held here, and not made anew meanwhile."""
+        return self._held.get(held.session_id) is held
+
     def streaming(self) -> list[Held]:
         """The sessions whose clients listen here."""
         return [one for one in self._held.values() if one.streams and one.connection is not None and one.handshake]

@@ -173,6 +173,8 @@ class Subscriptions:
             except NotFound:
                 continue  # it was ended on another replica
             connection = held.connection
+            if not self._manager.holds(held):
+                continue  # it went while the store was asked; who adopts it again has another connection
             for uri in uris:
                 if uri in wanted and connection is not None and held.streams:
                     told = self._sessions.setdefault(held.session_id, _Subscriber(_sender(connection)))
