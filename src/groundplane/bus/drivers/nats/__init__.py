@@ -14,7 +14,8 @@ held is handed out again when its lease ends.
 
 Limits: the server's `max_payload`, of which headers and up to 1 KiB of ours take a part; at most 1 MiB.
 
-What is handed back costs no attempt: JetStream counts it, a record of ours takes that off again (`sparing`).
+What is handed back costs no attempt: JetStream counts it, a record of ours takes that off again (`sparing`). Only what
+was on its way to a consumer that closed in that moment, and reached nobody, is counted by the server all the same.
 
 Cannot: consume commands of several services under one name (`unsupported`). Priorities are exact but for one message
 per receiver under way.
