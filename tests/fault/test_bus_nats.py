@@ -9,8 +9,8 @@ from itertools import count
 
 import pytest
 
-from groundplane.bus import Bus
-from groundplane.core.errors import GroundplaneError, Unavailable
+from groundplane.bus import Bus, serving
+from groundplane.core.errors import DeadlineExceeded, GroundplaneError, Unavailable
 from groundplane.testing import Proxy, eventually
 from groundplane.testing.servers.contract import Running
 
@@ -170,6 +170,33 @@ async def test_an_event_whose_acknowledgement_was_lost_is_handled_once(
         await through.publish("a", "b", 2)
         await eventually(lambda: 2 in seen)
         assert seen == [1, 2]
+
+
+@pytest.mark.req("BUS-03")
+async def test_a_request_that_timed_out_while_the_server_was_frozen_arrives_when_it_is_back_and_is_not_run(
+    server: Running, plane: str
+) -> None:
+    ran: list[str] = []
+
+    async def buy(word: str) -> None:
+        ran.append(word)
+
+    url = server.url + "?ping_interval=60"  # nobody reconnects: what was sent arrives
+    async with Bus.open(url, namespace=plane) as taking, Bus.open(url, namespace=plane) as asking:
+        arrived: list[object] = []
+        async with taking.serve("desk", {"buy": buy}), taking.listen("rpc.desk.>", arrived.append):
+            await asking.request("desk", "buy", {"word": "before"})
+            server.pause()
+            try:
+                with pytest.raises(DeadlineExceeded):
+                    await asking.request("desk", "buy", {"word": "late"}, timeout_s=0.3)
+                stale_at = time.monotonic() + serving.SKEW_S + 0.5  # nobody relies on clocks being closer than that
+                await eventually(lambda: time.monotonic() > stale_at)
+            finally:
+                server.resume()
+            await asking.request("desk", "buy", {"word": "after"}, timeout_s=30)
+            assert ran == ["before", "after"]
+            await eventually(lambda: len(arrived) == 3)
 
 
 @pytest.mark.req("BUS-16.4")
