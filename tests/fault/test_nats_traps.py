@@ -442,6 +442,23 @@ async def test_a_watcher_sees_what_was_stored_while_it_was_deaf(
         await eventually(lambda: watcher.hearing)
 
 
+async def test_a_watcher_without_a_connection_says_at_once_that_it_hears_nothing(
+    server: Running, proxy: Proxy, stream: str
+) -> None:
+    async with (
+        await Link.open(Address.parse(proxy.through(server.url))) as through,
+        Watcher(JetStream(through), stream, [f"{stream}.>"]) as watcher,
+    ):
+        assert isinstance(await _next_of(watcher), Synced)
+        heard: list[bool] = []
+        through.on_state(lambda connected: heard.append(watcher.hearing))
+        proxy.down()
+        await eventually(lambda: heard)
+        assert heard[0] is False
+        proxy.restore()
+        await eventually(lambda: watcher.hearing)
+
+
 async def test_a_watcher_that_was_cut_off_tells_of_removals_whose_markers_are_gone(
     server: Running, proxy: Proxy, stream: str, link: Link
 ) -> None:

@@ -141,8 +141,10 @@ class Watcher:
 
     @property
     def hearing(self) -> bool:
-        """Whether the server was heard of lately: what is stored is told."""
-        return self._subscription is not None and self._loop.time() - self._heard_at < self._deaf_s
+        """Whether there is a connection, and the server was heard of lately: what is stored is told."""
+        if self._subscription is None or not self._link.is_connected:
+            return False
+        return self._loop.time() - self._heard_at < self._deaf_s
 
     async def aclose(self) -> None:
         """End it; a blocked reader is told. Idempotent."""
