@@ -237,6 +237,16 @@ def test_a_client_that_resets_while_half_open_is_not_noticed_by_the_server(proxy
     wait_until(lambda: echo.ends == ["ConnectionResetError"])
 
 
+def test_a_connection_that_never_reached_the_server_is_reset_by_restore(proxy: Proxy, echo: Echo) -> None:
+    proxy.half_open("to_server")
+    with connected(proxy) as client:
+        wait_until(lambda: proxy.traffic().open == 1)
+        proxy.restore()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    assert echo.sockets == []
+
+
 def test_a_reset_of_one_side_reaches_the_other(proxy: Proxy, echo: Echo) -> None:
     with connected(proxy) as client:
         ask(client, b"x")

@@ -133,7 +133,7 @@ class Relay:
         self.cut()
 
     def restore(self) -> None:
-        """Lift every fault, and reset the connections that lost bytes."""
+        """Lift every fault, and reset the connections that lost bytes or never reached the server."""
         self._resets_new, self._answers = False, True
         for link in list(self._links):
             if link.lost:
@@ -218,12 +218,13 @@ class _Link:
     def __init__(self, client: socket.socket, ways: dict[str, Way]) -> None:
         self._client = client
         self._ways = ways
+        self._unreached = False
         self._pipes: list[Pipe] = []
 
     @property
     def lost(self) -> bool:
-        """Bytes are missing."""
-        return any(pipe.lost for pipe in self._pipes)
+        """Bytes are missing, or the server that the client believes to have reached."""
+        return self._unreached or any(pipe.lost for pipe in self._pipes)
 
     def close(self) -> None:
         """For the task that was cancelled before it began."""
@@ -234,7 +235,8 @@ class _Link:
         server: socket.socket | None = None
         reset = True
         try:
-            if not self._ways["to_server"].swallows:
+            self._unreached = self._ways["to_server"].swallows
+            if not self._unreached:
                 server = socket.socket(target[0], socket.SOCK_STREAM)
                 server.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(server, target[1])
