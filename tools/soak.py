@@ -1,7 +1,7 @@
 """`make soak`: the fault tests with many rounds, and the table of what was survived (docs/reference/soak.md).
 
-`--rounds N` of each window and stack, `--outage S` seconds for which servers are away, `--fuzz N` cases of mutated
-JSON-RPC (`--select fuzz` or `--select mutated` runs those alone). The tests are the ones of
+`--rounds N` of each window and stack (there are nine on NATS alone), `--outage S` seconds for which servers are away,
+`--fuzz N` cases of mutated JSON-RPC (`--select fuzz` or `--select mutated` runs those alone). The tests are the ones of
 `make test`; only the numbers differ. Exit 1 when a test failed: the table is written all the same, and says so.
 """
 
@@ -25,8 +25,9 @@ _HEAD = """# Soak
 `make soak` kills every process of a plane, and kills, pauses, cuts off, slows and restarts every server, in every
 window of a message, while customers order. The table has what the run below came to. After each round old orders must
 have ended; after each test the books are audited: nothing lost, no keyed effect twice, no terminal state changed,
-queues and outbox empty, nothing left behind. What is guaranteed and what is not:
-[guarantees](../explanation/guarantees.md).
+queues and outbox empty, nothing left behind. The second table is of RabbitMQ and NATS alone, under queues, the bus,
+keys, heartbeats and leadership: what was confirmed is there once, and at most one is active. What is guaranteed and
+what is not: [guarantees](../explanation/guarantees.md).
 """
 
 
@@ -59,7 +60,7 @@ def _run(given: argparse.Namespace, log: Path) -> int:
         "GROUNDPLANE_TEST_FAULT_ROUNDS": str(given.rounds),
         "GROUNDPLANE_TEST_OUTAGE_S": str(given.outage),
         "GROUNDPLANE_TEST_SOAK_LOG": str(log),
-        "GROUNDPLANE_REQUIRE_SERVERS": os.environ.get("GROUNDPLANE_REQUIRE_SERVERS", "rabbitmq,postgres,s3"),
+        "GROUNDPLANE_REQUIRE_SERVERS": os.environ.get("GROUNDPLANE_REQUIRE_SERVERS", "rabbitmq,postgres,s3,nats"),
     }
     chosen = ["-k", given.select] if given.select else []
     if given.fuzz:
@@ -77,9 +78,11 @@ def _run(given: argparse.Namespace, log: Path) -> int:
 
 def _page(log: list[dict[str, Any]], given: argparse.Namespace) -> str:
     day = datetime.datetime.now(datetime.UTC).date()
-    facts, runs = [one for one in log if "hits" in one], [one for one in log if "code" in one]
+    facts, runs = [one for one in log if "stack" in one], [one for one in log if "code" in one]
     facts.sort(key=lambda one: str(one["stack"]))
-    rounds, seconds = sum(int(one["hits"]) for one in facts), sum(float(one["seconds"]) for one in runs)
+    parts = [one for one in log if "rounds" in one]
+    rounds = sum(int(one["hits"]) for one in facts) + sum(int(one["rounds"]) for one in parts)
+    seconds = sum(float(one["seconds"]) for one in runs)
     codes = sorted({int(one["code"]) for one in runs})
     passed = "all tests passed" if codes == [0] else f"**pytest ended with {codes}**"
     lines = [
@@ -94,6 +97,18 @@ def _page(log: list[dict[str, Any]], given: argparse.Namespace) -> str:
         f"| {one['stack']} | {one['window']} | {one['hits']} | {one['seed']} | {one['victims']} | "
         f"{one['slowest_s']:.1f} s | {one['jobs']} | {one['again']} |"
         for one in facts
+    ]
+    if parts:
+        lines += [
+            "",
+            "| alone | rounds | seed | faults | slowest recovery | minutes |",
+            "|---|---:|---:|---|---:|---:|",
+        ]
+    lines += [
+        f"| {one['test']} | {one['rounds']} | {one['seed']} | "
+        f"{', '.join(f'{name} {hits}' for name, hits in sorted(one.get('hits', {}).items()))} | "
+        f"{one['slowest_s']:.1f} s | {one['seconds'] / 60:.1f} |"
+        for one in sorted(parts, key=lambda one: str(one["test"]))
     ]
     fuzzed = [one for one in log if str(one.get("test", "")).startswith("fuzz-")]
     if fuzzed:
