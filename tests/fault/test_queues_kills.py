@@ -45,7 +45,8 @@ def _atomic(queues: Queues) -> bool:
 async def _take_all(queues: Queues, queue: str, quiet_s: float = 0.2) -> list[Delivery]:
     got: list[Delivery] = []
     async with queues.consume(queue, max_in_flight=1000) as consumer:
-        while batch := await consumer.receive(1000, quiet_s):
+        # what a busy broker has not handed out within a moment is still there
+        while (batch := await consumer.receive(1000, quiet_s)) or (await queues.depth(queue)).ready:
             await consumer.settle([Ack(one) for one in batch])
             got += batch
     return got

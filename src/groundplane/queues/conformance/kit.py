@@ -110,7 +110,7 @@ async def take_all(queues: Queues, queue: str) -> list[Delivery]:
     """Everything that is ready now, acknowledged, in the order of delivery."""
     found: list[Delivery] = []
     async with queues.consume(queue, max_in_flight=1000) as consumer:
-        while got := await consumer.receive(1000, QUIET_S):
+        while (got := await consumer.receive(1000, QUIET_S)) or (await queues.depth(queue)).ready:
             await consumer.settle([Ack(one) for one in got])
             found += got
     return found
