@@ -182,8 +182,8 @@ BACKEND_REASONS: dict[str, Reason] = {
     "not_a_cluster": Reason(
         "failed_precondition",
         False,
-        "The server, or its cluster, has fewer nodes than the replicas that are asked for.",
-        "Use replicas=1, or add nodes.",
+        "The server, or its cluster, has fewer nodes up than the replicas that are asked for.",
+        "Start or add nodes, or use replicas=1.",
     ),
     # the cluster (Kubernetes)
     "cluster_config": Reason(

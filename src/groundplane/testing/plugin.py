@@ -5,7 +5,7 @@ workers of pytest-xdist share its servers, two runs side by side have their own,
 however.
 
 Fixtures: `<name>_server` (shared; never put faults on it), `<name>_url` (a namespace of this test's own), `own_server`
-(a private one for faults), `unique_name`. See docs/howto/servers.md.
+(a private one for faults), `own_nats_cluster`, `unique_name`. See docs/howto/servers.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from groundplane.testing.servers.names import MODULES
 if TYPE_CHECKING:
     from groundplane.testing.plugin_run import Run
     from groundplane.testing.servers.contract import Running
+    from groundplane.testing.servers.nats_cluster import NatsCluster
     from groundplane.testing.servers.smtp import Mailbox
 
 pytest_plugins = ("groundplane.testing.toolchain_fixtures", "groundplane.testing.plugin_planes")
@@ -211,3 +212,20 @@ def _own(scope: str) -> Callable[[pytest.FixtureRequest], Iterator[Callable[...,
 own_server = pytest.fixture(name="own_server")(_own("function"))
 own_server_of_class = pytest.fixture(name="own_server_of_class", scope="class")(_own("class"))
 own_server_of_module = pytest.fixture(name="own_server_of_module", scope="module")(_own("module"))
+
+
+def _cluster(scope: str, own: str) -> Any:
+    def fixture(request: pytest.FixtureRequest) -> Iterator[NatsCluster]:
+        from groundplane.testing.servers.nats_cluster import NatsCluster
+
+        with NatsCluster.open(request.getfixturevalue(own)) as cluster:
+            yield cluster
+
+    fixture.__doc__ = f"Three NATS servers that are one cluster; any may be killed or frozen. Ended with the {scope}."
+    return fixture
+
+
+own_nats_cluster = pytest.fixture(name="own_nats_cluster")(_cluster("function", "own_server"))
+own_nats_cluster_of_module = pytest.fixture(name="own_nats_cluster_of_module", scope="module")(
+    _cluster("module", "own_server_of_module")
+)

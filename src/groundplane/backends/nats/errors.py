@@ -118,7 +118,7 @@ MEANINGS: dict[int, Meaning] = {
     10025: _CONFIG,
     10052: _CONFIG,
     10074: Meaning(FailedPrecondition, "not_a_cluster", "use replicas=1, or a cluster of enough nodes"),
-    10005: Meaning(FailedPrecondition, "not_a_cluster", "use fewer replicas, or add nodes with JetStream"),
+    10005: Meaning(FailedPrecondition, "not_a_cluster", "have as many nodes with JetStream up, or use fewer replicas"),
 }
 _BY_STATUS: dict[int, Meaning] = {400: _CONFIG, 404: _NO_MESSAGE, 409: _NOT_NOW, 429: MEANINGS[10167], 503: _NOT_NOW}
 

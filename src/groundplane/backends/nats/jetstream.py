@@ -13,7 +13,7 @@ import msgspec
 from groundplane.backends.nats.config import ConsumerConfig, StreamConfig, differs, document
 from groundplane.backends.nats.errors import from_api, from_status
 from groundplane.backends.nats.link import Link
-from groundplane.backends.nats.message import Message, encode_headers, is_no_responder
+from groundplane.backends.nats.message import Message, decode_headers, encode_headers, is_no_responder
 from groundplane.core.errors import DeadlineExceeded, GroundplaneError, InvalidArgument, NotFound, Unavailable
 
 MESSAGE_ID = "Nats-Msg-Id"
@@ -59,6 +59,16 @@ class Stored(msgspec.Struct, frozen=True):
     time_ns: int
     payload: bytes
     headers: dict[str, str]
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """A message as the leader of a stream hands it out."""
+
+    subject: str
+    seq: int
+    time: str
+    data: bytes = b""
+    hdrs: bytes = b""
 
 
 class StreamState(msgspec.Struct, frozen=True):
@@ -184,7 +194,11 @@ class JetStream:
     # -- stored messages
 
     async def get_last(self, stream: str, subject: str) -> Stored | None:
-        """The last message of a subject, by direct get (`allow_direct`): any replica answers, also without quorum."""
+        """The last message of a subject, by direct get (`allow_direct`); in a cluster of the stream's leader, as its
+        other replicas may be behind.
+        """
+        if self._clustered:
+            return await self._get_of_leader(stream, {"last_by_subj": subject})
         message = await self._answered(f"{self._prefix}DIRECT.GET.{stream}.{subject}", b"")
         return self._stored_or_none(stream, message)
 
@@ -194,7 +208,9 @@ class JetStream:
         return self._stored_or_none(stream, await self._answered(f"{self._prefix}DIRECT.GET.{stream}", body))
 
     async def get_next(self, stream: str, subject: str, seq: int = 1) -> Stored | None:
-        """The first message of a subject (or filter) from this sequence on, by direct get."""
+        """The first message of a subject (or filter) from this sequence on, as `get_last` reads."""
+        if self._clustered:
+            return await self._get_of_leader(stream, {"seq": max(1, seq), "next_by_subj": subject})
         body = msgspec.json.encode({"seq": max(1, seq), "next_by_subj": subject})
         return self._stored_or_none(stream, await self._answered(f"{self._prefix}DIRECT.GET.{stream}", body))
 
@@ -217,11 +233,29 @@ class JetStream:
 
     async def get_last_many(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
         """The last messages of subjects or filters, one round trip per 256 of them, in order of their sequence within
-        it. `resource_exhausted` where one filter has more than 1,024.
+        it. `resource_exhausted` where one filter has more than 1,024. In a cluster subjects alone, not filters.
         """
+        if self._clustered:
+            each = await asyncio.gather(*(self.get_last(stream, subject) for subject in subjects))
+            return sorted((one for one in each if one is not None), key=lambda one: one.seq)
         parts = [subjects[at : at + _MANY] for at in range(0, len(subjects), _MANY)]
         found = await asyncio.gather(*(self._last_of(stream, list(part)) for part in parts))
         return [one for part in found for one in part]
+
+    @property
+    def _clustered(self) -> bool:
+        return bool(self.link.info.cluster)
+
+    async def _get_of_leader(self, stream: str, which: dict[str, Any]) -> Stored | None:
+        try:
+            answer = await self.api(f"STREAM.MSG.GET.{check_name('stream', stream)}", which, field=_of(stream))
+        except NotFound as error:
+            if error.reason != "message_not_found":
+                raise
+            return None
+        found = msgspec.convert(answer["message"], _Found)
+        headers = decode_headers(found.hdrs)
+        return Stored(found.subject, found.seq, nanoseconds(found.time), found.data, headers)
 
     async def _last_of(self, stream: str, subjects: list[str]) -> list[Stored]:
         found: list[Stored] = []

@@ -3,7 +3,8 @@
 An ephemeral push consumer with flow control and a heartbeat. It is taken for deaf after a reconnect, when no frame came
 for 1.2 s, when its sequence has a gap, when a heartbeat knows of deliveries that did not arrive, or when its reader let
 the server wait so long that removals may have come and gone. Then it is built anew from the last message of each
-subject and compared with the subjects that were known: one that is absent is gone.
+subject and compared with the subjects that were known: one that is absent is gone. In a cluster the leader is asked
+about each of these: the consumer may lie on a replica that is behind.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Watcher:
         self._seq = after
         self._known: set[str] = set()
         self._seen: set[str] | None = None
+        self._absent: set[str] = set()
         self._heard_at = self._loop.time()
         self._forget_listener: Callable[[], None] = lambda: None
         self.synced = False
@@ -186,6 +188,7 @@ class Watcher:
             self._go_deaf()
 
     def _take(self, message: Stored) -> None:
+        self._absent.discard(message.subject)
         if self._is_gone(message):
             self._known.discard(message.subject)
         else:
@@ -199,12 +202,31 @@ class Watcher:
     def _complete(self) -> None:
         """All that was there when the consumer was built has come: what is known and was not among it is gone."""
         if self._seen is not None:
-            for subject in sorted(self._known - self._seen):
-                self._tell(Gone(subject, self._seq))
-            self._known, self._seen = self._seen & self._known, None
+            absent, self._seen = self._known - self._seen, None
+            if absent and self._link.info.cluster:
+                self._absent = absent
+                self._life.spawn(self._look_for(sorted(absent)), name="absent")
+            else:
+                self._lose(absent)
         if not self.synced:
             self.synced = True
             self._tell(Synced())
+
+    async def _look_for(self, subjects: list[str]) -> None:
+        """Ask the leader about those that the consumer did not tell; what it tells meanwhile is there."""
+        try:
+            for subject in subjects:
+                found = await self._jetstream.get_last(self._stream, subject)
+                if subject in self._absent and (found is None or self._is_gone(found)):
+                    self._lose({subject})
+        except GroundplaneError as error:
+            self.error = error
+            self._go_deaf()
+
+    def _lose(self, subjects: set[str]) -> None:
+        self._known -= subjects
+        for subject in sorted(subjects):
+            self._tell(Gone(subject, self._seq))
 
     def _tell(self, event: Event | str) -> None:
         self._events.append(event)
@@ -266,6 +288,7 @@ class Watcher:
         if info.state.last_seq < self._seq or (self._created and info.created != self._created):
             self._seq = 0  # the stream was made anew, and counts from the beginning
         self._created = info.created
+        self._absent = set()
         self._seen, self._consumer_seq, self._consumer = set(), 0, f"w{secrets.token_hex(10)}"
         inbox = self._link.new_inbox()
         self._subscription = subscription = self._link.subscribe(inbox, self._on_frame)

@@ -1,10 +1,14 @@
-"""NATS with JetStream, built from its Go module. Many accounts: each test has subjects and streams of its own."""
+"""NATS with JetStream, built from its Go module. Many accounts: each test has subjects and streams of its own.
+
+A node of a cluster has one account. Its peers drop a connection to a node that is frozen after three seconds: until
+then they hand it a share of what its queue groups are asked.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from groundplane.testing.servers import wire
 from groundplane.testing.servers.contract import Place, Program, Server, Source
@@ -22,7 +26,10 @@ class NatsServer(Server):
     light = True
     ports = ("client", "monitor")
     customary = ("NATS_URL",)
-    options: ClassVar[Mapping[str, str]] = {"config": "Settings of the configuration file, as a mapping."}
+    options: ClassVar[Mapping[str, str]] = {
+        "config": "Settings of the configuration file, as a mapping.",
+        "cluster": "Makes it a node: `ports` of all nodes' routes, and `node`, its place among them (`NatsCluster`).",
+    }
 
     def sources(self) -> Sequence[Source]:
         module = "github.com/nats-io/nats-server/v2"
@@ -32,15 +39,10 @@ class NatsServer(Server):
         )
 
     def launch(self, place: Place) -> Sequence[Program]:
-        accounts = {
-            f"T{n}": {"users": [{"user": f"t{n}", "password": f"t{n}"}], "jetstream": "enabled"}
-            for n in range(ACCOUNTS)
-        }
-        accounts["KIT"] = {"users": [{"user": "kit", "password": "kit"}], "jetstream": "enabled"}
         settings = {
             "host": wire.HOST, "port": place.port, "http": f"{wire.HOST}:{place.ports['monitor']}",
-            "jetstream": {"store_dir": str(place.data), "sync_interval": "always"},
-            "accounts": accounts, "no_auth_user": "kit", **place.options.get("config", {}),
+            **(_as_node(place) if "cluster" in place.options else _alone(place)),
+            "no_auth_user": "kit", **place.options.get("config", {}),
         }  # fmt: skip
         path = place.folder / "nats.conf"
         path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
@@ -51,6 +53,30 @@ class NatsServer(Server):
 
     def url(self, place: Place) -> str:
         return f"nats://{wire.HOST}:{place.port}"
+
+
+def _alone(place: Place) -> dict[str, Any]:
+    return {
+        "accounts": {"KIT": _account("kit"), **{f"T{n}": _account(f"t{n}") for n in range(ACCOUNTS)}},
+        "jetstream": {"store_dir": str(place.data), "sync_interval": "always"},
+    }
+
+
+def _as_node(place: Place) -> dict[str, Any]:
+    ports, node = place.options["cluster"]["ports"], place.options["cluster"]["node"]
+    return {
+        "accounts": {"KIT": _account("kit")},
+        "jetstream": {"store_dir": str(place.data)},
+        "server_name": f"n{node}",
+        "cluster": {
+            "name": "kit", "host": wire.HOST, "port": ports[node], "ping_interval": "1s", "ping_max": 2,
+            "routes": [f"nats-route://{wire.HOST}:{port}" for port in ports],
+        },
+    }  # fmt: skip
+
+
+def _account(user: str) -> dict[str, Any]:
+    return {"users": [{"user": user, "password": user}], "jetstream": "enabled"}
 
 
 SERVER = NatsServer()

@@ -1,7 +1,7 @@
 """The driver for NATS with JetStream: messages among all processes of a plane, on any machines.
 
 Address: `nats://user:password@host1:4222,host2:4222`, `tls://…`; parameters: those of `backends.nats.Address`,
-`connections` (1 to 16, default 1) and `replicas` (1 to 5, by default those that a stream has) of the streams.
+`connections` (1 to 16, default 1) and `replicas` of streams and their consumers (1, 3 or 5; by default as they are).
 
 Subjects: those of the bus behind the plane's name (`acme.events.orders.created`). Commands that are not of normal
 priority lie beside it (`acme.commands~high.…`); a foreign client's commands are normal. Streams: `bus+acme+events` (7

@@ -43,7 +43,7 @@ _STATUS_S = 2.0
 _CLOCK_EVERY_S = 60.0
 _CLOSE_S = 5.0
 _DRAIN_S = 2.0
-NUMBERS = {"connections": (1, 16), "replicas": (1, 5)}
+NUMBERS = {"connections": range(1, 17), "replicas": (1, 3, 5)}
 
 
 class NatsBus:
@@ -300,12 +300,10 @@ def check_server(link: Link) -> None:
 
 
 def _number(address: Address, name: str) -> int:
-    least, most = NUMBERS[name]
-    text = address.options.get(name, str(least))
-    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-        raise InvalidArgument(
-            f"bus: {address.masked()!r} has {name}={text!r}; write a whole number from {least} to {most}"
-        )
+    known = [str(number) for number in NUMBERS[name]]
+    text = address.options.get(name, known[0])
+    if text not in known:
+        raise InvalidArgument(f"bus: {address.masked()!r} has {name}={text!r}; write one of {', '.join(known)}")
     return int(text)
 
 

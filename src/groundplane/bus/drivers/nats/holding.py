@@ -74,7 +74,7 @@ class Holding:
         free = [one.delivery.tag for one in told if isinstance(one, Nack) and not one.counts]
         if free:
             await self._spared.spare(free)
-        await self._tell([(one.delivery.tag, _words(one)) for one in told])
+        await self._tell([(one.delivery.tag, _words(one)) for one in self._last_of_each(told)])
         self._forget([one.delivery.tag for one in settlements])
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -111,6 +111,14 @@ class Holding:
         finally:  # if need be it costs one
             self._forget(tags)
             await self._tell([(tag, b"-NAK") for tag in tags])
+
+    def _last_of_each(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        """In a cluster, of several deliveries of one message the last: of two that are under way at once, the server
+        answers one.
+        """
+        if not self._link.info.cluster:
+            return settlements
+        return list({place_of(one.delivery.tag).stream_seq: one for one in settlements}.values())
 
     async def _tell(self, words: Sequence[tuple[str, bytes]]) -> None:
         """Say all in one go, and wait until the server has taken each."""
