@@ -119,10 +119,14 @@ class Contenders:
         """In the order of terms."""
         return sorted((reign for one in self.all for reign in one.reigns()), key=lambda reign: reign.term)
 
+    def effects(self) -> list[tuple[int, int]]:
+        """Revision and term of what leaders have stored, in the order of revisions."""
+        return sorted((one[2], one[1]) for member in self.all for one in member.said("effect"))
+
     def judge(self) -> None:
         """Raise where two were active at once, a term was had twice, or an effect came after one of a newer term."""
         judge(self.reigns())
-        effects = sorted((one[2], one[1]) for member in self.all for one in member.said("effect"))
+        effects = self.effects()
         terms = [term for _, term in effects]
         assert terms == sorted(terms), f"an effect of an older term was stored after one of a newer: {effects}"
 

@@ -11,6 +11,7 @@ from itertools import count
 from typing import TypeVar
 
 from groundplane.bus import Bus
+from groundplane.bus.events import OutgoingEvent
 from groundplane.core.errors import AlreadyExists, Conflict, DeadlineExceeded, Unavailable
 from groundplane.kv import KV
 from groundplane.testing import eventually
@@ -19,6 +20,7 @@ from groundplane.testing.servers.nats_cluster import NatsCluster
 T = TypeVar("T")
 
 PLANE = "acme"
+_BATCH = 10
 PATIENCE_S = 90.0
 _PACE_S = 0.01
 OUTAGE = (Unavailable, DeadlineExceeded)
@@ -93,11 +95,13 @@ class Load:
         return number * number
 
     async def _publish(self, n: int) -> None:
-        async for number in self._numbers():
-            name = f"e{n}-{number}"
-            await self.until_done(lambda name=name: self.buses[n].publish("orders", "made", name, event_id=name))  # type: ignore[misc]
-            self.published.add(name)
-            self.counts["published"] += 1
+        """In batches: several are under way when a node is lost."""
+        async for number in self._numbers(2):
+            names = [f"e{n}-{number}-{at}" for at in range(_BATCH)]
+            batch = [OutgoingEvent(domain="orders", type="made", payload=name, id=name) for name in names]
+            await self.until_done(lambda batch=batch: self.buses[n].publish_many(batch))  # type: ignore[misc]
+            self.published.update(names)
+            self.counts["published"] += _BATCH
 
     async def _send(self, n: int) -> None:
         async for number in self._numbers(5):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import random
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
-from fault.cluster_load import OUTAGE, PATIENCE_S, opened
+from fault.cluster_load import OUTAGE, PATIENCE_S, PLANE, load_on, opened
 from groundplane.backends.nats import Address, Gone, JetStream, Link, StreamConfig, Watcher
 from groundplane.bus import Bus
 from groundplane.bus.drivers.nats import NatsBus
 from groundplane.bus.port import Ack, ConsumerSpec, Message
-from groundplane.core.errors import FailedPrecondition, InvalidArgument
+from groundplane.core.errors import FailedPrecondition, InvalidArgument, Unavailable
 from groundplane.kv import KV
 from groundplane.testing import eventually, unique
 from groundplane.testing.servers.nats_cluster import NatsCluster
+from leadership_processes import contenders
 
 ROUNDS = int(os.environ.get("GROUNDPLANE_TEST_FAULT_ROUNDS", "3"))
 """Of the loss of a node; six are each node by each signal."""
@@ -139,3 +143,44 @@ async def test_a_watcher_whose_replica_is_behind_does_not_take_for_gone_what_the
                     break
             assert event.subject == f"{name}.none"
             assert watcher._known == {f"{name}.seen", f"{name}.unseen"}
+
+
+@pytest.mark.slow
+@pytest.mark.req("BUS-24.2", "BUS-09.3", "KV-14", "LEAD-01.1")
+async def test_the_loss_of_any_node_under_load_loses_nothing_and_doubles_nothing(
+    cluster: NatsCluster, tmp_path: Path
+) -> None:
+    async with (
+        load_on(cluster) as (load, task),
+        contenders(f"{cluster.url_from(1)}?replicas=3", tmp_path, unique("lead"), 2, "balanced") as them,
+    ):
+        await them.add(f"{cluster.url_from(2)}?replicas=3")
+        await load.goes_on(task)
+        first = await asyncio.to_thread(cluster.leader_of, f"bus+{PLANE}+events")
+        for number in range(ROUNDS):
+            node, frozen = cluster.nodes[(first + number) % 3], number % 2 == 1
+            await asyncio.to_thread(node.pause if frozen else node.kill)
+            with pytest.raises(Unavailable, match="not whole"):
+                await asyncio.to_thread(cluster.wait_current, 0)
+            await load.goes_on(task)
+            await asyncio.to_thread(node.resume if frozen else node.start)
+            await asyncio.to_thread(cluster.wait_current)
+        effects = len(them.effects())
+        await eventually(lambda: len(them.effects()) > effects, "one leads", timeout_s=PATIENCE_S)
+        load.stop()
+        await task
+        them.judge()
+
+        jetstream: JetStream = load.buses[0].driver.native  # type: ignore[attr-defined]
+        events = await load.until_done(lambda: jetstream.stream_info(f"bus+{PLANE}+events"))
+        assert events.state.messages == len(load.published)
+        assert load.handled.keys() == load.published
+        for name, number in load.sent.items():
+            assert await load.until_done(lambda name=name: load.buses[0].result(name)) == number**2  # type: ignore[misc]
+        entry = await load.until_done(lambda: load.stores[0].get("names"))
+        assert entry is not None
+        names = json.loads(entry.value)
+        assert len(names) == len(set(names))
+        assert load.noted <= set(names)
+        assert not load.refused & set(names)
+        assert not load.deleted & set((await load.until_done(lambda: load.stores[0].keys("k"))).items)
