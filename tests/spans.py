@@ -69,6 +69,8 @@ _WORDS = {
     "MESSAGE": r"[a-z]+(/[a-zA-Z_]+)*( \S+)?",
     "QUEUE": r"[\w-]+",
     "ACTOR": r"\w+",
+    "ENDPOINT": r"[\w-]+\.[\w-]+",
+    "SUBJECT": r"(events|commands)\.[\w.-]+",
 }
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from groundplane.core.retry import RetryPolicy
     from groundplane.core.settings import Settings
     from groundplane.gateway.client import Client
-    from groundplane.mesh.runtime import Context, Declined, FanOut, Reject, Retry, Stop
+    from groundplane.mesh.runtime import Context, Declined, FanOut, Fault, Reject, Retry, Stop
     from groundplane.plane import Plane
 
 _ERRORS = (
@@ -66,6 +66,7 @@ _MODULES = {
     "Declined": "groundplane.mesh.runtime",
     "Envelope": "groundplane.core.envelope",
     "FanOut": "groundplane.mesh.runtime",
+    "Fault": "groundplane.mesh.runtime",
     "Plane": "groundplane.plane",
     "Reject": "groundplane.mesh.runtime",
     "Retry": "groundplane.mesh.runtime",
@@ -87,6 +88,7 @@ __all__ = [
     "Envelope",
     "FailedPrecondition",
     "FanOut",
+    "Fault",
     "GroundplaneError",
     "Internal",
     "InvalidArgument",

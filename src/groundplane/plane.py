@@ -199,9 +199,7 @@ class Plane:
 
             return KV.open(url, **options, ttl=True)
         if port == "bus":
-            from groundplane.bus import Bus
-
-            return Bus.open(url, **options, name=bus_name(settings.name))
+            return open_bus(url, **options, name=settings.name)
         if port == "security":
             from groundplane.security import Security
 
@@ -224,8 +222,15 @@ def has_keys(settings: Settings) -> bool:
     return settings.kv.scheme != "embedded" or settings.jobs.scheme == "embedded"
 
 
+def open_bus(url: str, *, name: str, **options: Any) -> AbstractAsyncContextManager[Bus]:
+    """Open a bus in the name of a plane or an actor: what sidecars find here, as the mesh knows no bus."""
+    from groundplane.bus import Bus
+
+    return Bus.open(url, **options, name=bus_name(name))
+
+
 def bus_name(plane: str) -> str:
-    """Who sends on the bus for a plane: its name, as far as the bus allows."""
+    """Who sends on the bus for a plane or an actor: its name, as far as the bus allows."""
     return plane.replace(".", "-")[:48]
 
 

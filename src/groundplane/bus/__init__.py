@@ -10,11 +10,12 @@ async with Bus.open("embedded://", state=".groundplane", name="shop") as bus:
 
 from __future__ import annotations
 
+from groundplane.bus.calling import Calls, JobStarter
 from groundplane.bus.client import Bus
 from groundplane.bus.commands import CommandWorker, Progress, Sent, Tracked
 from groundplane.bus.endpoints import Endpoints, start
 from groundplane.bus.events import OutgoingEvent, ReceivedEvent, Subscription
-from groundplane.bus.handlers import CallContext, CommandContext
+from groundplane.bus.handlers import CallContext, CommandContext, EventContext
 from groundplane.bus.port import (
     Ack,
     BusConsumer,
@@ -43,6 +44,7 @@ __all__ = [
     "BusDriver",
     "BusSubscription",
     "CallContext",
+    "Calls",
     "Capability",
     "CommandCallback",
     "CommandContext",
@@ -50,6 +52,8 @@ __all__ = [
     "ConsumerSpec",
     "Delivery",
     "Endpoints",
+    "EventContext",
+    "JobStarter",
     "Lag",
     "Latency",
     "Limits",

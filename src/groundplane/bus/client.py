@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from groundplane.bus import commands, events, serving, wire
+from groundplane.bus.calling import Calls, JobStarter
 from groundplane.bus.commands import CommandWorker, Sent, Tracked, check_priority, read_end, result_of
 from groundplane.bus.drivers import open_driver
 from groundplane.bus.events import Mode, OutgoingEvent, Subscription, SubscriptionOptions, make_message
@@ -87,10 +88,13 @@ class Bus:
         if codec not in ("msgpack", "json"):
             raise InvalidArgument(f"codec: {codec!r} is not 'msgpack' or 'json'")
         self.driver = driver
+        self.job_starter: JobStarter | None = None
+        """What starts the jobs that handlers ask for."""
         self.name = name
         self.instance = check_token("instance", instance or f"i-{new_id()[-12:]}")
         self._loop = asyncio.get_running_loop()
         self._sender = Sender(driver, source=name, instance=self.instance, codec=codec, retry=retry)
+        self._sender.bus = self
         self._caller = Caller(self._sender)
         self._parts: dict[int, _Part] = {}
         self._connections = (0, 0)
@@ -376,6 +380,12 @@ class Bus:
         worker = CommandWorker(self._sender, service, bound, concurrency=concurrency, backoff=backoff, lease_s=lease_s)
         async with self._running(worker) as running:
             yield running
+
+    def calls(self, scope: str, until: float | None = None) -> Calls:
+        """The bus as one piece of work sees it, which is named by `scope`: repeated, it sends messages of the same ids.
+        All that it asks ends at `until`, by the loop's clock.
+        """
+        return Calls(self, scope, until)
 
     @asynccontextmanager
     async def listen(self, pattern: str, take: Deliver) -> AsyncIterator[BusSubscription]:

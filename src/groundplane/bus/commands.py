@@ -306,7 +306,7 @@ class CommandWorker:
         command_id = command.message_id
         until = asyncio.get_running_loop().time() + left_s
         report = partial(self._report, command_id, codec)
-        context = CommandContext(command, self.service, delivery.attempt, until, report)
+        context = CommandContext(self._sender.bus, command, self.service, delivery.attempt, until, report)
         parent = carried(command.headers) or carried(delivery.message.headers)
         with traces.start_under(parent, names.on_queue(names.PROCESS, delivery.message.subject), names.CONSUMER):
             await report(0.0, "")

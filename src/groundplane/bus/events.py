@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from groundplane.bus import cloudevents, wire
-from groundplane.bus.handlers import Handler, run
+from groundplane.bus.handlers import EventContext, Handler, context_of, run
 from groundplane.bus.port import LEASE_S, Ack, ConsumerSpec, Delivery, Message, Nack, Reject, Settlement
 from groundplane.bus.sending import Sender, check_count, check_headers, check_timeout, error_record
 from groundplane.bus.subjects import check_pattern, check_subject, check_token
@@ -189,6 +189,7 @@ class Subscription:
         self._asynchronous = asyncio.iscoroutinefunction(handler) or asyncio.iscoroutinefunction(
             getattr(handler, "__call__", None)  # noqa: B004
         )
+        self._context = context_of(handler)
         broadcast = options.mode == "broadcast"
         self.spec = ConsumerSpec(
             name=consumer_name(options.group, subject, sender.instance if broadcast else ""),
@@ -250,7 +251,10 @@ class Subscription:
         timeout = self._timeouts.pop() if self._timeouts else Timeout(self.options.timeout_s)
         try:
             with timeout:
-                if self._asynchronous:
+                if self._context is not None:
+                    asked = {self._context: EventContext(self._sender.bus, self.spec.name, event.id)}
+                    await run(self._handler, event, asynchronous=self._asynchronous, keywords=asked)
+                elif self._asynchronous:
                     await self._handler(event)
                 else:
                     await run(self._handler, event, asynchronous=False)

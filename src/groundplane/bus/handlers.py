@@ -3,7 +3,8 @@
     async def quote(symbol: str, ctx: CallContext) -> dict: ...
 
 Arguments come by name from `params` of a request or `payload` of a command; a parameter `ctx`, or one annotated with a
-context, gets the context. A function that is not asynchronous runs in a thread, where it cannot be cancelled.
+context, gets the context: what is known of the message, and the bus (`Calls`). A function
+that is not asynchronous runs in a thread, where it cannot be cancelled.
 """
 
 from __future__ import annotations
@@ -12,45 +13,55 @@ import asyncio
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from groundplane.bus import wire
+from groundplane.bus.calling import IDEMPOTENCY_KEY, Calls
 from groundplane.core.errors import InvalidArgument
+from groundplane.core.ids import new_id
+
+if TYPE_CHECKING:
+    from groundplane.bus.client import Bus
 
 Handler = Callable[..., Any]
 
 
-class CallContext:
-    """What a handler of a request may want to know."""
+class CallContext(Calls):
+    """What a handler of a request may want to know, and to ask. `idempotency_key` is the same whenever the work that
+    makes the request is repeated, where that work has an identity; else it is the request's id.
+    """
 
-    def __init__(self, request: wire.RpcRequest, service: str, method: str, until: float) -> None:
+    def __init__(self, bus: Bus, request: wire.RpcRequest, service: str, method: str, until: float) -> None:
+        self.idempotency_key = request.headers.get(IDEMPOTENCY_KEY) or request.message_id
+        super().__init__(bus, f"rpc/{service}.{method}/{self.idempotency_key or new_id()}", until)
         self.request_id = request.message_id
         self.service = service
         self.method = method
         self.source = request.source
         self.headers = request.headers
         self.trace_id = request.trace_id
-        self._until = until
 
     @property
     def remaining_s(self) -> float:
         """Seconds until nobody waits for the answer any more."""
-        return max(0.0, self._until - asyncio.get_running_loop().time())
+        return max(0.0, (self._until or 0.0) - asyncio.get_running_loop().time())
 
 
-class CommandContext:
-    """What a handler of a command may want to know, and how it tells how far it is."""
+class CommandContext(Calls):
+    """What a handler of a command may want to know, and to ask, and how it tells how far it is."""
 
     def __init__(
         self,
+        bus: Bus,
         command: wire.Command,
         service: str,
         attempt: int,
         until: float,
         report: Callable[[float, str], Awaitable[None]],
     ) -> None:
+        super().__init__(bus, f"command/{service}.{command.command}/{command.message_id or new_id()}", until)
         self.command_id = command.message_id
         self.service = service
         self.command = command.command
@@ -59,14 +70,13 @@ class CommandContext:
         self.source = command.source
         self.headers = command.headers
         self.trace_id = command.trace_id
-        self._until = until
         self._report = report
         self._percent = 0.0
 
     @property
     def remaining_s(self) -> float:
         """Seconds until the command's timeout."""
-        return max(0.0, self._until - asyncio.get_running_loop().time())
+        return max(0.0, (self._until or 0.0) - asyncio.get_running_loop().time())
 
     async def progress(self, percent: float, message: str = "") -> None:
         """Tell how far it is: 0 to 100. Less than was told before is told as that; 100 is told at the end alone."""
@@ -76,7 +86,27 @@ class CommandContext:
         await self._report(self._percent, message)
 
 
-_CONTEXTS = (CallContext, CommandContext)
+class EventContext(Calls):
+    """What a handler of events may want to ask: `handler(event, ctx)`. One event is one piece of work for its
+    `consumer`, the durable subscription, however often it is handed out.
+    """
+
+    def __init__(self, bus: Bus, consumer: str, event_id: str) -> None:
+        super().__init__(bus, f"event/{consumer}/{event_id or new_id()}")
+        self.consumer = consumer
+
+
+_CONTEXTS = (CallContext, CommandContext, EventContext)
+
+
+def context_of(handler: Handler) -> str | None:
+    """The parameter of a handler of events that gets the context."""
+    try:
+        parameters = list(inspect.signature(handler).parameters.values())[1:]
+    except (TypeError, ValueError):  # a builtin
+        return None
+    hints = _hints(handler)
+    return next((one.name for one in parameters if one.name == "ctx" or hints.get(one.name) in _CONTEXTS), None)
 
 
 class Bound:

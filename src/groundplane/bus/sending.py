@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from groundplane.bus import wire
 from groundplane.bus.port import BusDriver, Message, Priority
@@ -17,6 +17,9 @@ from groundplane.core.errors import Closed, ErrorRecord, GroundplaneError, Inval
 from groundplane.core.retry import RetryPolicy
 from groundplane.core.trace_context import TRACEPARENT
 from groundplane.telemetry import traces
+
+if TYPE_CHECKING:
+    from groundplane.bus.client import Bus
 
 T = TypeVar("T")
 
@@ -29,6 +32,9 @@ deadline: ContextVar[float | None] = ContextVar("groundplane_bus_deadline", defa
 
 class Sender:
     """Sends messages of one bus. Everything may be called concurrently."""
+
+    bus: Bus
+    """Whose it is: what handlers' contexts ask."""
 
     def __init__(self, driver: BusDriver, *, source: str, instance: str, codec: Codec, retry: RetryPolicy) -> None:
         self.driver = driver

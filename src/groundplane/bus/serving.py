@@ -161,7 +161,8 @@ class Server:
         until = self._loop.time() + allowed
         deadline.set(until)  # of this task alone
         handler = self._handlers[method]
-        context = CallContext(request, self.service, method, until) if handler.takes_context else None
+        bus = self._sender.bus
+        context = CallContext(bus, request, self.service, method, until) if handler.takes_context else None
         parent = carried(request.headers) or carried(message.headers)
         with traces.start_in_task(parent, f"{self.service}.{method}", names.SERVER):
             self._deadlines.set(task, until)

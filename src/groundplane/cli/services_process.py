@@ -73,6 +73,7 @@ async def _serve(
     from groundplane.plane import Plane
     from groundplane.services.leadership import registered
     from groundplane.services.registration import made_instance_id
+    from groundplane.starting import ToolJobs
     from groundplane.telemetry.admin import serve_admin
     from groundplane.telemetry.health import Health, backend_of
     from groundplane.telemetry.process import process_registry
@@ -85,6 +86,7 @@ async def _serve(
     admin_port = await stack.enter_async_context(serve_admin(*_admin(), metrics, health))
     patiently = partial(_patiently, stack, health, stop, admin_port)
     plane = await patiently("the bus", lambda: Plane.open(settings, ports=("bus",)))
+    plane.bus.job_starter = await stack.enter_async_context(ToolJobs.open(settings, app.tools))
     registry = await patiently("the keys", lambda: _registry_of(settings))
     observer = BusObserver(plane.bus, metrics)
     watching = asyncio.create_task(observer.run(), name="bus_observer")

@@ -51,6 +51,11 @@ def call_id(session_id: str, request_id: str | int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"call/{session_id}/{request_id}"))
 
 
+def message_id(scope: str) -> str:
+    """The id of what the work `scope` sends: the same whenever that work is repeated."""
+    return str(uuid.uuid5(_NAMESPACE, f"message/{scope}"))
+
+
 def _random(count: int) -> bytes:
     """Random bytes of the system, which is asked for many at once: each time gives up the interpreter's lock."""
     global _pool, _used

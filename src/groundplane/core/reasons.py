@@ -378,6 +378,12 @@ REASONS: dict[str, Reason] = {
     "command_cancelled": Reason(
         "failed_precondition", False, "The command was cancelled.", "Send it again if it was a mistake."
     ),
+    "call_ended": Reason(
+        "failed_precondition",
+        False,
+        "The handler's call ended, or was cancelled, before the bus had answered what the handler asked.",
+        "Nothing waits for the answer any more; what was published or sent may have arrived.",
+    ),
     # gateway and configuration
     "unknown_setting": Reason("invalid_argument", False, "No setting has this name.", "See the suggestion."),
     "missing_extra": Reason(

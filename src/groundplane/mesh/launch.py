@@ -14,7 +14,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ RUNTIME_EXITS = {
 }
 _EMBEDDED = Url("embedded://")
 _PORTS = ("queues", "jobs", "blobs", "ledger")
+_OF_SIDECARS = (*_PORTS, "bus")
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     jobs: Url = _EMBEDDED
     blobs: Url = _EMBEDDED
     ledger: Url = _EMBEDDED
+    bus: Url = _EMBEDDED
     limits: Limits = Limits()
     gateway_url: str | None = None
     start_timeout_s: float = 30.0
@@ -62,6 +64,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
             jobs=settings.jobs,
             blobs=settings.blobs,
             ledger=settings.ledger,
+            bus=settings.bus,
             limits=Limits(
                 payload_inline_bytes_max=settings.payload_inline_bytes_max,
                 payload_bytes_max=settings.payload_bytes_max,
@@ -127,10 +130,10 @@ def sidecar(spec: ActorSpec, place: Place, *, python: str = sys.executable, repl
         "actor": msgspec.to_builtins(spec),
         "socket": str(place.socket(spec.name)),
         "gateway_url": place.gateway_url,
-        **_shared(place, ready),
+        **_shared(place, ready, _OF_SIDECARS),
         **more,
     }
-    return _python(name, "groundplane.mesh.sidecar", config, place, ready, python)
+    return _python(name, "groundplane.mesh.sidecar", config, _environment(place, _OF_SIDECARS), ready, python)
 
 
 def ends(place: Place, *, joins: Iterable[str] = (), python: str = sys.executable, **more: Any) -> Command:
@@ -139,32 +142,32 @@ def ends(place: Place, *, joins: Iterable[str] = (), python: str = sys.executabl
     config: dict[str, Any] = {
         "joins": sorted(joins),
         "gateway_url": place.gateway_url,
-        **_shared(place, ready),
+        **_shared(place, ready, _PORTS),
         **more,
     }
-    return _python("ends", "groundplane.mesh.ends", config, place, ready, python)
+    return _python("ends", "groundplane.mesh.ends", config, _environment(place, _PORTS), ready, python)
 
 
-def _shared(place: Place, ready: Path) -> dict[str, Any]:
+def _shared(place: Place, ready: Path, ports: Sequence[str]) -> dict[str, Any]:
     return {
         "limits": msgspec.to_builtins(place.limits),
         "namespace": place.namespace,
         "state": str(place.state),
-        **{port: "" for port in _PORTS if not getattr(place, port).reveal()},
+        **{port: "" for port in ports if not getattr(place, port).reveal()},
         "start_timeout_s": place.start_timeout_s,
         "ready_file": str(ready),
     }
 
 
-def _python(name: str, module: str, config: dict[str, Any], place: Place, ready: Path, python: str) -> Command:
+def _python(
+    name: str, module: str, config: dict[str, Any], environment: dict[str, str], ready: Path, python: str
+) -> Command:
     arguments = [python, "-m", module, "--config", msgspec.json.encode(config).decode()]
-    return Command(
-        name=name, arguments=arguments, environment=_environment(place), ready_file=ready, exits=SIDECAR_EXITS
-    )
+    return Command(name=name, arguments=arguments, environment=environment, ready_file=ready, exits=SIDECAR_EXITS)
 
 
-def _environment(place: Place) -> dict[str, str]:
-    urls = {f"GROUNDPLANE_{port.upper()}_URL": getattr(place, port).reveal() for port in _PORTS}
+def _environment(place: Place, ports: Sequence[str]) -> dict[str, str]:
+    urls = {f"GROUNDPLANE_{port.upper()}_URL": getattr(place, port).reveal() for port in ports}
     log_level = {"GROUNDPLANE_LOG_LEVEL": place.log_level.upper()} if place.log_level else {}
     return {"PYTHONUNBUFFERED": "1", **urls, **log_level}
 

@@ -172,7 +172,9 @@ class Suspended(BaseException):
 
 
 class Fault(Exception):
-    """An error with a code and a reason of Groundplane's tables (`reference/errors`)."""
+    """An error with a code and a reason of Groundplane's tables (`reference/errors`): what `Context` raises, where the
+    ledger or the bus refuses or fails.
+    """
 
     def __init__(self, code: str, reason: str, message: str, retryable: bool | None = None) -> None:
         super().__init__(message)
@@ -330,6 +332,54 @@ class Context:
     def _answers(self, frame: dict[str, Any], asked: list[Question]) -> list[Any]:
         return _answers_of(self._link.ask(self._call, frame), asked)
 
+    def call(
+        self,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = 5.0,
+        select: str = "round_robin",
+        key: str | None = None,
+        instance: str | None = None,
+    ) -> Any:
+        """The result of `service.method` on the plane's bus. In an async handler: `await ctx.call(…)`.
+
+        It waits for `timeout_s`, and no longer than this call has; when this call is cancelled, so is the method.
+        `select` (`round_robin`, `random`, or `sticky` by `key`) and `instance` choose who answers. Never repeated by
+        itself; each attempt at this envelope calls again, with the same `idempotency_key`. Raises `Fault` with the code
+        of the method's error.
+        """
+        options = {"timeout_s": timeout_s, "select": select, "key": key, "instance": instance}
+        return self._on_bus("call", name, params, options)
+
+    def publish(self, name: str, payload: Any = None, *, version: str = "1.0", event_id: str = "") -> Any:
+        """Publish the event `domain.type`; durable when it returns. Its id. In an async handler: `await`.
+
+        Another attempt at this envelope that publishes the very same gives it the same id, and the bus drops what has
+        the id of an event of the last two minutes. With other content it is another event: `once` keeps the first, and
+        an `event_id` of your own says what is the same.
+        """
+        return self._on_bus("publish", name, payload, {"version": version, "event_id": event_id})
+
+    def send(
+        self,
+        name: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        priority: str = "normal",
+        max_retries: int = 3,
+        timeout_s: float = 300.0,
+        command_id: str = "",
+    ) -> Any:
+        """Send the command `service.command`; durable when it returns. Its id, made as that of an event, by which its
+        result is read later. `timeout_s` is the command's. In an async handler: `await`.
+        """
+        options = {"priority": priority, "max_retries": max_retries, "timeout_s": timeout_s, "command_id": command_id}
+        return self._on_bus("send", name, payload, options)
+
+    def _on_bus(self, op: str, name: str, value: Any, options: dict[str, Any]) -> Any:
+        return self._link.ask(self._call, _bus_frame(op, name, value, options)).get("value")
+
     def log(self, level: str, message: str, **data: Any) -> None:
         """A line for the job's log, at one of the levels of RFC 5424 (`debug`, `info`, `notice`, `warning`, `error`,
         `critical`, `alert`, `emergency`), with plain data; clients that follow the job see it. Never fails because of
@@ -360,7 +410,7 @@ class Context:
 
 
 class AsyncContext(Context):
-    """The context of an async handler: `once` and what asks are awaited."""
+    """The context of an async handler: `once`, what asks, and the bus are awaited."""
 
     async def once(self, key: str, fn: Callable[[], Any], *, in_doubt: str = "run") -> Any:
         reply = await self._link.ask(self._call, _once_begin(key, in_doubt))
@@ -389,6 +439,15 @@ class AsyncContext(Context):
 
     async def _answers(self, frame: dict[str, Any], asked: list[Question]) -> list[Any]:  # type: ignore[override]
         return _answers_of(await self._link.ask(self._call, frame), asked)
+
+    async def _on_bus(self, op: str, name: str, value: Any, options: dict[str, Any]) -> Any:
+        return (await self._link.ask(self._call, _bus_frame(op, name, value, options))).get("value")
+
+
+def _bus_frame(op: str, name: str, value: Any, options: dict[str, Any]) -> dict[str, Any]:
+    if type(name) is not str or not name:
+        raise ValueError(f"name: {name!r} is not a non-empty string")
+    return {"op": op, "name": name, "value": value, "data": options}
 
 
 def _once_begin(key: str, in_doubt: str) -> dict[str, Any]:
@@ -1548,7 +1607,10 @@ class Connection:
 
 
 def _needs_protocol_one(question: dict[str, Any]) -> Fault:
-    name, lacks = ("ask", "questions") if question["op"] == "question" else ("once", "ledger")
+    op = question["op"]
+    name, lacks = (
+        ("ask", "questions") if op == "question" else (op, "bus") if "name" in question else ("once", "ledger")
+    )
     return Fault("unsupported", "", f"{name}: the sidecar speaks protocol 0, which has no {lacks}; use protocol 1")
 
 
@@ -1557,9 +1619,11 @@ def _answer(reply: dict[str, Any]) -> dict[str, Any]:
     error = reply.get("error")
     if error:
         message = str(error.get("message") or "the sidecar refused the question")
-        raise Fault(
+        fault = Fault(
             str(error.get("code") or "internal"), str(error.get("reason") or ""), message, error.get("retryable")
         )
+        fault.details = error.get("details") or {}
+        raise fault
     value = reply.get("value")
     return value if isinstance(value, dict) else {}
 

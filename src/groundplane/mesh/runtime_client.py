@@ -84,14 +84,17 @@ class Ticket:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.also: Callable[[str], None] | None = None
+        """Who else is told."""
         self._cancel: Callable[[str], None] | None = None
 
     def cancel(self, reason: str) -> None:
         """Tell the handler; it ends by itself or at its timeout."""
         if self.reason is None:
             self.reason = reason
-            if self._cancel is not None:
-                self._cancel(reason)
+            for tell in (self._cancel, self.also):
+                if tell is not None:
+                    tell(reason)
 
     def attach(self, cancel: Callable[[str], None] | None) -> None:
         """Used by the client: whom to tell."""

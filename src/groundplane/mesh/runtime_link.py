@@ -190,12 +190,13 @@ class Link(asyncio.Protocol):
             "value": frame.value,
             "in_doubt": frame.in_doubt,
             "questions": frame.questions,
+            "name": frame.name,
+            "options": frame.data,
         }
         try:
-            reply["value"] = await call.events.ask(frame.op, fields)
+            self.send({**reply, "value": await call.events.ask(frame.op, fields)})
         except GroundplaneError as error:
-            reply["error"] = msgspec.to_builtins(error.to_record())
-        self.send(reply)
+            self.send({**reply, "error": msgspec.to_builtins(error.to_record())})
 
     def _refuse(self, message: str) -> None:
         """The peer broke the protocol: its calls end, the connection too."""

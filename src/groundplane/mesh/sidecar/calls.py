@@ -10,12 +10,14 @@ from typing import Any
 
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, Unsupported
+from groundplane.core.lazily import Lazily
 from groundplane.jobs.port import Change, JobState
 from groundplane.mesh.ledger.port import Ledger
 from groundplane.mesh.reporting import Reporter
 from groundplane.mesh.routing import PROCESSING, Router, dedup_key, note
 from groundplane.mesh.runtime_client import Ticket
 from groundplane.mesh.sidecar.asking import Asking
+from groundplane.mesh.sidecar.bus import OPS, Outside, ServiceBus
 from groundplane.mesh.start import JOB_TOKEN
 from groundplane.queues.port import Delivery
 from groundplane.telemetry.metrics import ActorMetrics, CustomMetrics
@@ -79,13 +81,16 @@ class CallWatch:
         ledger: Ledger | None,
         attempt: int = 1,
         reporter: Reporter | None = None,
+        bus: Lazily[ServiceBus] | None = None,
     ) -> None:
         self.ticket = Ticket()
+        self.outside = Outside(bus, envelope, router.spec.name)
+        self.ticket.also = self.outside.stop
         self.envelope = envelope
         self.since = time.monotonic()
         self.running = False
         self.away: GroundplaneError | None = None
-        """Why the ledger could not answer the handler: a failure after that is not the handler's."""
+        """Why ledger or bus could not keep what the handler gave: a failure after that is not the handler's."""
         self._router = router
         self._telling = telling
         self._custom = custom
@@ -135,19 +140,21 @@ class CallWatch:
         self._telling.post(note(self.envelope, "log", line))
 
     async def ask(self, op: str, fields: dict[str, Any]) -> Any:
-        """See `CallEvents`: `question`, and `once_begin` and `once_end`, kept by the ledger under the actor's name, the
-        envelope and its hop.
+        """See `CallEvents`: `question`; `once_begin` and `once_end`, kept by the ledger under the actor's name, the
+        envelope and its hop; and those of the bus. A request that fails is the handler's own failure.
         """
         try:
             return await self._asked(op, fields)
         except GroundplaneError as error:
-            if error.retryable:
+            if error.retryable and op != "call":
                 self.away = error
             raise
 
     async def _asked(self, op: str, fields: dict[str, Any]) -> Any:
         if op == "question":
             return await self.asking.answers(fields["questions"])
+        if op in OPS:
+            return await self.outside.ask(op, fields["name"], fields["value"], fields["options"])
         if self._ledger is None:
             raise Unsupported("once: this sidecar has no ledger; give it --ledger")
         key = fields.get("key")

@@ -23,7 +23,7 @@ START_TIMEOUT_S = 30.0
 
 
 class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything a sidecar needs to know. An empty URL means: without that part (jobs, blobs, ledger).
+    """Everything a sidecar needs to know. An empty URL means: without that part (jobs, blobs, ledger, bus).
 
     `exchange` is that of the broker, where `queues` does not name it; other queues have none and take no notice.
     With `gateway_url` reports go there instead of to the job store. `window` deliveries are held at once (None: as
@@ -39,6 +39,7 @@ class SidecarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     jobs: str = "embedded://"
     blobs: str = "embedded://"
     ledger: str = "embedded://"
+    bus: str = "embedded://"
     exchange: str | None = None
     protocol: Literal["auto", "0", "1"] = "auto"
     window: int | None = None
@@ -85,6 +86,7 @@ OPTIONS = (
     _Option(
         "ledger", ("ledger",), ("GROUNDPLANE_LEDGER_URL", "DATABASE_URL"), "URL of the ledger, '' for none", secret=True
     ),
+    _Option("bus", ("bus",), ("GROUNDPLANE_BUS_URL", "NATS_URL"), "URL of the bus, '' for none", secret=True),
     _Option(
         "gateway-url",
         ("gateway_url",),
@@ -122,7 +124,11 @@ OPTIONS = (
     _Option("log-level", ("log_level",), ("GROUNDPLANE_LOG_LEVEL", "ASYA_LOG_LEVEL", "LOG_LEVEL"), "least level shown"),
 )
 
-_CUSTOMARY = {"RABBITMQ_URL": ("amqp", "amqps"), "DATABASE_URL": ("postgresql", "postgres")}
+_CUSTOMARY = {
+    "RABBITMQ_URL": ("amqp", "amqps"),
+    "DATABASE_URL": ("postgresql", "postgres"),
+    "NATS_URL": ("nats", "tls"),
+}
 _PLAIN_ACTOR = {"handler": ""}
 
 

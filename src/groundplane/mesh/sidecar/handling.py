@@ -15,6 +15,7 @@ from groundplane.core.clock import SYSTEM_CLOCK, Clock
 from groundplane.core.deadline import effective_timeout_s
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument, NotFound, Unavailable
+from groundplane.core.lazily import Lazily
 from groundplane.jobs.port import Ask, Change, JobState, Note, OutboxMessage, Park
 from groundplane.mesh import tracing
 from groundplane.mesh.claims import Claims
@@ -34,6 +35,7 @@ from groundplane.mesh.routing import (
 )
 from groundplane.mesh.runtime_client import CallRequest, RuntimeClient
 from groundplane.mesh.settling import Settler
+from groundplane.mesh.sidecar.bus import ServiceBus
 from groundplane.mesh.sidecar.calls import Active, CallWatch, Telling
 from groundplane.mesh.sidecar.outgoing import Outgoing, told_of
 from groundplane.mesh.sidecar.work import Suspended, Work, token_of
@@ -71,6 +73,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     reporter: Reporter | None = None
     claims: Claims | None = None
     ledger: Ledger | None = None
+    bus: Lazily[ServiceBus] | None = None
     staged: Staged | None = None
     in_place: bool = False
     clock: Clock = SYSTEM_CLOCK
@@ -290,6 +293,7 @@ class Handling:
             parts.ledger,
             work.attempt,
             parts.reporter,
+            parts.bus,
         )
         with parts.active.calling(work.delivery, watch):
             async with self._slots:
@@ -311,7 +315,11 @@ class Handling:
         timeout_s = effective_timeout_s(parts.router.spec.timeout_s, envelope.deadline_at, parts.clock)
         with traces.start(names.call(parts.router.spec.name)) as span:
             work.trace = span.context
-            outcome = await self._answered(work, watch, timeout_s)
+            watch.outside.began(span.context, timeout_s)
+            try:
+                outcome = await self._answered(work, watch, timeout_s)
+            finally:
+                watch.outside.stop("it has ended")
             asked = watch.asking.open  # the run was over when it asked, whatever it went on to say
             if span.recording:
                 span.set({names.ACTOR: parts.router.spec.name, names.ATTEMPT: work.attempt, **about_job(envelope)})

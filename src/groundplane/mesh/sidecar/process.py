@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from groundplane.blobs.store import Blobs
 from groundplane.core.errors import GroundplaneError, NotFound, Unavailable
+from groundplane.core.lazily import Lazily
 from groundplane.jobs.store import Jobs
 from groundplane.mesh.claims import Claims
 from groundplane.mesh.ledger import Ledger, open_ledger
@@ -21,6 +22,7 @@ from groundplane.mesh.reporting import JobReporter, Reporter
 from groundplane.mesh.routing import Router
 from groundplane.mesh.runtime_client import RuntimeClient, RuntimeSettings
 from groundplane.mesh.settling import Settler
+from groundplane.mesh.sidecar.bus import ServiceBus, opening
 from groundplane.mesh.sidecar.calls import Active
 from groundplane.mesh.sidecar.config import SidecarConfig
 from groundplane.mesh.sidecar.fan_in import FanIn
@@ -86,14 +88,7 @@ class Sidecar:
         registry = process_registry("sidecar", folder=Path(config.state))
         metrics = ActorMetrics(registry, config.actor.name)
         metrics.concurrency.set(config.actor.concurrency)
-        client = RuntimeClient(
-            RuntimeSettings(
-                socket=config.socket,
-                calls=config.actor.concurrency,
-                protocol=config.protocol,
-                connect_timeout_s=config.start_timeout_s,
-            )
-        )
+        client = RuntimeClient(_spoken(config))
         health = Health(f"sidecar {config.actor.name}")
         health.starting("queue and runtime")
         serving = serve_admin(config.admin_host, config.admin_port, registry, health)
@@ -118,6 +113,7 @@ class Sidecar:
             reporter=await self._reporter(stack, queues, metrics),
             claims=await self._claims(stack),
             ledger=ledger,
+            bus=self._bus(stack),
             staged=self._staged(queues, ledger),
             in_place=config.actor.key is not None,
         )
@@ -239,6 +235,16 @@ class Sidecar:
         )
         return ledger
 
+    def _bus(self, stack: AsyncExitStack) -> Lazily[ServiceBus] | None:
+        """The bus, opened when a handler asks for it."""
+        config = self._config
+        if not config.bus:
+            return None
+        place = {"namespace": config.namespace, "state": config.state, "name": config.actor.name}
+        bus = Lazily("bus", opening(config.bus, **place))
+        stack.push_async_callback(bus.aclose)
+        return bus
+
     async def _store(self, stack: AsyncExitStack, name: str, opener: Opener) -> Any:
         return await open_patiently(stack, name, opener, self._stop, self._config.start_timeout_s)
 
@@ -286,6 +292,15 @@ def draining(stop: asyncio.Event) -> Check:
         return "was told to stop" if stop.is_set() else None
 
     return check
+
+
+def _spoken(config: SidecarConfig) -> RuntimeSettings:
+    return RuntimeSettings(
+        socket=config.socket,
+        calls=config.actor.concurrency,
+        protocol=config.protocol,
+        connect_timeout_s=config.start_timeout_s,
+    )
 
 
 def _runtime_check(client: RuntimeClient) -> Check:
