@@ -62,7 +62,9 @@ def sidecar() -> list[str]:
 
 
 def sidecar_document(plan: Plan, actor: ActorSpec) -> str:
-    """The settings of an actor's sidecar. URLs come by its environment."""
+    """The settings of an actor's sidecar. URLs come by its environment. A bus in the container's own folder would be
+    nobody else's: then there is none.
+    """
     document = {
         "actor": msgspec.to_builtins(actor),
         "admin_port": ADMIN_PORT,
@@ -70,6 +72,7 @@ def sidecar_document(plan: Plan, actor: ActorSpec) -> str:
         "namespace": plan.name,
         "socket": SOCKET,
         "state": STATE,
+        **({"bus": ""} if plan.settings.bus.scheme == "embedded" else {}),
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
