@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import httpx2
 import msgspec
 
 from groundplane.blobs import Blobs
+from groundplane.bus import Bus
 from groundplane.core.envelope import Envelope
 from groundplane.core.errors import ErrorRecord, InvalidArgument
 from groundplane.gateway import Catalogue, Gateway, GatewaySettings, ToolTable
@@ -31,6 +33,7 @@ from groundplane.queues import Queues
 from groundplane.queues.port import Ack, OutgoingMessage, QueueSpec
 from groundplane.security import Security
 from groundplane.services import Directory, RegistrationSettings, Registry
+from groundplane.services.subscriptions import Subscriptions
 
 Handler = Callable[[Any, Callable[[float, str], Awaitable[None]]], Awaitable[Any]]
 
@@ -90,6 +93,7 @@ async def house(
     upgrade: bool = True,
     registration: RegistrationSettings | None = None,
     directory: Directory | None = None,
+    bus: str = "embedded://",
     **settings: Any,
 ) -> AsyncIterator[House]:
     """Open the ports in `state`, serve a gateway with these tools."""
@@ -101,12 +105,14 @@ async def house(
         Security.open(state=state, upgrade=upgrade) as security,
         Registry.open(state=state, upgrade=upgrade, settings=registration) as registry,
         Directory.open(registry) as own,
+        Subscriptions.open(partial(Bus.open, bus, state=state)) as subscriptions,
         Gateway.open(
             jobs=jobs,
             queues=queues,
             blobs=blobs,
             security=security,
             directory=directory or own,
+            subscriptions=subscriptions,
             tools=table or ToolTable(specs),
             catalogue=catalogue,
             settings=chosen,

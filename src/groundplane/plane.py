@@ -222,6 +222,11 @@ def has_keys(settings: Settings) -> bool:
     return settings.kv.scheme != "embedded" or settings.jobs.scheme == "embedded"
 
 
+def has_bus(settings: Settings) -> bool:
+    """Whether the bus is for all processes of the plane, as `has_keys` says of the keys."""
+    return settings.bus.scheme != "embedded" or settings.jobs.scheme == "embedded"
+
+
 def open_bus(url: str, *, name: str, **options: Any) -> AbstractAsyncContextManager[Bus]:
     """Open a bus in the name of a plane or an actor: what sidecars find here, as the mesh knows no bus."""
     from groundplane.bus import Bus

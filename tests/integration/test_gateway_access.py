@@ -49,7 +49,7 @@ VERDICTS = {
     "purgeDead": OPERATE, "purgeAllDead": OPERATE,
     "listAudit": ADMIN,
     "listServices": READ, "getService": READ, "listInstances": READ, "getInstance": READ,
-    "listAllInstances": READ, "summarizeServices": READ, "listLeaders": READ,
+    "listAllInstances": READ, "summarizeServices": READ, "listLeaders": READ, "listSubscriptions": READ,
     "createService": OPERATE, "replaceService": OPERATE, "deleteService": OPERATE, "cleanInstances": OPERATE,
     "isLive": OPEN, "hasStarted": OPEN, "isReady": OPEN, "isHealthy": OPEN,
     "describeResource": OPEN, "describeMcpResource": OPEN,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -13,13 +14,14 @@ import httpx2
 import pytest
 from prometheus_client import generate_latest
 
+from groundplane.bus import Bus
 from groundplane.core.retry import RetryPolicy
 from groundplane.gateway import services_observer
 from groundplane.services import Directory, RegistrationSettings, Registry
 from groundplane.services.leadership import Leadership, Policy
 from groundplane.testing import eventually, unique
 from served_gateway import VALUE, House, actors, double, house, tool
-from services_lab import flaky_registry
+from services_lab import STORES, flaky_registry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -70,6 +72,58 @@ async def test_the_page_shows_services_instances_and_leaders_without_a_script(on
 
 async def _nobody(http: httpx2.AsyncClient) -> bool:
     return "feed nobody" in await page(http)
+
+
+@pytest.mark.req("BUS-22")
+@pytest.mark.parametrize("store", STORES)
+async def test_the_page_shows_subscriptions_and_how_far_they_are_behind(
+    store: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = "embedded://" if store == "embedded" else str(request.getfixturevalue(f"{store}_url"))
+    async with (
+        house(tmp_path, tool("sum", "double", schema=VALUE), bus=url) as opened,
+        Bus.open(url, state=tmp_path, name="shop") as bus,
+        opened.http() as http,
+    ):
+
+        async def told(*wanted: dict[str, object]) -> bool:
+            return bool((await http.get("/v1/subscriptions")).json() == {"subscriptions": list(wanted)})
+
+        await eventually(told)
+        assert "Subscriptions" not in await page(http)
+        release = asyncio.Event()
+
+        async def held(event: object) -> None:
+            await release.wait()
+
+        async with bus.subscribe("orders.*", held, group="billing", prefetch=1) as subscription:
+            name = subscription.spec.name
+            for number in range(3):
+                await bus.publish("orders", "placed", {"id": number})
+
+            async def shown(waiting: int, in_flight: int) -> bool:
+                return f"{name} events.orders.* {waiting} {in_flight}" in await page(http)
+
+            await eventually(lambda: shown(2, 1))
+            one = {"consumer": name, "pattern": "events.orders.*", "waiting": 2, "inFlight": 1}
+            await eventually(lambda: told(one))
+            release.set()
+            await eventually(lambda: shown(0, 0))
+
+
+async def test_a_bus_that_is_away_is_said_beside_the_registry(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = f"nats://127.0.0.1:{nobody.getsockname()[1]}"
+        async with house(tmp_path, tool("sum", "double", schema=VALUE), bus=away) as opened, opened.http() as http:
+            async with opened.registry.register("quotes", instance_id="q1"):
+
+                async def shown() -> bool:
+                    text = await page(http)
+                    return "The bus is unavailable; jobs go on without it." in text and "q1 quotes ACTIVE" in text
+
+                await eventually(shown)
+                assert (await http.get("/v1/subscriptions")).status_code == 503
 
 
 @pytest.mark.req("SVC-05")

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,6 +26,7 @@ from groundplane.mesh.spec import Offer
 if TYPE_CHECKING:
     from groundplane.gateway import Gateway
     from groundplane.services import Directory
+    from groundplane.services.subscriptions import Subscriptions
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +60,7 @@ async def serve(settings: Settings, offer: Offer, *, name: str, on_ready: Callab
         tracing("groundplane-gateway", "gateway", namespace=settings.name, queues=settings.queues.reveal()),
         Plane.open(settings, ports=("queues", "jobs", "blobs", "security"), inline=True) as plane,
         directory_of(settings) as directory,
+        subscriptions_of(settings) as subscriptions,
     ):
         async with Gateway.open(
             jobs=plane.jobs,
@@ -66,6 +68,7 @@ async def serve(settings: Settings, offer: Offer, *, name: str, on_ready: Callab
             blobs=plane.blobs,
             security=plane.security,
             directory=directory,
+            subscriptions=subscriptions,
             tools=table,
             catalogue=catalogue,
             settings=GatewaySettings.of(settings),
@@ -96,6 +99,21 @@ async def directory_of(settings: Settings) -> AsyncIterator[Directory | None]:
     opening = partial(Registry.open, url, namespace=settings.name, state=state, inline=True)
     async with Directory.open(opening) as directory:
         yield directory
+
+
+@asynccontextmanager
+async def subscriptions_of(settings: Settings) -> AsyncIterator[Subscriptions | None]:
+    """The subscriptions of the plane's bus; None where that is not for all of its processes."""
+    from groundplane.plane import has_bus, open_bus
+    from groundplane.services.subscriptions import Subscriptions
+
+    if not has_bus(settings):
+        yield None
+        return
+    options: dict[str, Any] = {"namespace": settings.name, "state": settings.state, "inline": True}
+    opening = partial(open_bus, settings.bus.reveal(), name=settings.name, **options)
+    async with Subscriptions.open(opening) as subscriptions:
+        yield subscriptions
 
 
 async def _ease_when_loaded(gateway: Gateway) -> None:

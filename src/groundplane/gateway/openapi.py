@@ -230,6 +230,7 @@ def _services_schemas() -> dict[str, Any]:
         "term": {"type": ["integer", "null"]},
         "leaseS": {"type": ["number", "null"]},
     }
+    subscription = {**dict.fromkeys(("consumer", "pattern"), _TEXT), **dict.fromkeys(("waiting", "inFlight"), _COUNT)}
     times = {"createdAt": _TEXT, "updatedAt": _TEXT}
     return {
         "Service": _object({**definition, "metadata": metadata, **times, "revision": revision}),
@@ -243,6 +244,7 @@ def _services_schemas() -> dict[str, Any]:
         "AllInstances": _object({"instances": _list("Instance")}),
         "ServicesSummary": _object({**whole, "details": _list("ServiceHealth")}),
         "LeaderList": _object({"leaders": {"type": "array", "items": _object(leader)}}),
+        "SubscriptionList": _object({"subscriptions": {"type": "array", "items": _object(subscription)}}),
         "InstancesCleaned": _object({"removed": {"type": "array", "items": removed}, "staleS": {"type": "number"}}),
     }
 

@@ -62,6 +62,7 @@ from groundplane.jobs import Jobs
 from groundplane.queues import Queues
 from groundplane.security.store import Security
 from groundplane.services.directory import Directory
+from groundplane.services.subscriptions import Subscriptions
 from groundplane.telemetry.admin import serve_admin
 from groundplane.telemetry.health import Health
 from groundplane.telemetry.logs import get_logger
@@ -95,6 +96,7 @@ class Gateway:
         authenticator: Authenticator,
         security: Security | None,
         directory: Directory | None = None,
+        subscriptions: Subscriptions | None = None,
     ) -> None:
         self._services = services
         self._lane = lane
@@ -105,7 +107,7 @@ class Gateway:
         self.endpoints: list[Endpoint] = [
             *table.endpoints(JobsApi(services), DeadApi(services), ActorApi(services), HealthApi(health)),
             *security_endpoints(SecurityApi(authenticator, security, name)),
-            *services_endpoints(ServicesApi(services.access, directory)),
+            *services_endpoints(ServicesApi(services.access, directory, subscriptions)),
         ]
         self._logins = Logins(security if services.settings.takes_keys else None)
         self._dashboard = Dashboard(services, self.endpoints, lifecycle, name, self._logins)
@@ -132,10 +134,12 @@ class Gateway:
         jobs_backend: str = "sqlite",
         security: Security | None = None,
         directory: Directory | None = None,
+        subscriptions: Subscriptions | None = None,
     ) -> AsyncIterator[Gateway]:
         """A gateway over ports that stay the caller's. `relay=False` leaves outbox and deadlines to another process.
         `security` keeps keys, the audit log and what replicas share; without it nothing is told and no key is taken.
-        `directory` is what `/v1/services`, its page and its metrics show; without it that is refused.
+        `directory` is what `/v1/services`, its page and its metrics show, `subscriptions` what `/v1/subscriptions` and
+        that page do; without them that is refused.
         `jobs_backend` says how long the store of jobs usually may take to answer (`telemetry.health.SLOW_S`).
         """
         settings = settings or GatewaySettings()
@@ -188,6 +192,7 @@ class Gateway:
                 authenticator=authenticator,
                 security=security,
                 directory=directory,
+                subscriptions=subscriptions,
             )
             try:
                 yield gateway

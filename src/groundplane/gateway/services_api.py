@@ -1,5 +1,5 @@
-"""`/v1/services` and `/v1/instances`: what services there are meant to be, which instances of them there are, and how
-they are.
+"""`/v1/services`, `/v1/instances` and `/v1/subscriptions`: what services there are meant to be, which instances of them
+there are, how they are, and how far they are behind.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from groundplane.services.names import VERSION_CHARS_MAX
 from groundplane.services.port import Instance, Status
 from groundplane.services.records import TEXT_CHARS_MAX, Defined, Definition
 from groundplane.services.registry import Registry
+from groundplane.services.subscriptions import Subscriptions
 from groundplane.services.summary import service_health, summary
 
 LIMIT_DEFAULT, LIMIT_MAX = 100, 1000
@@ -35,11 +36,12 @@ _WORDS: dict[str, Any] = {
 
 
 class ServicesApi:
-    """Definitions and instances in the registry of services."""
+    """Definitions and instances in the registry of services, and subscriptions of the bus."""
 
-    def __init__(self, access: Access, directory: Directory | None) -> None:
+    def __init__(self, access: Access, directory: Directory | None, subscriptions: Subscriptions | None = None) -> None:
         self._access = access
         self._directory = directory
+        self._subscriptions = subscriptions
 
     async def list_services(self, call: Call) -> ASGIApp:
         """The definitions, by name."""
@@ -109,6 +111,14 @@ class ServicesApi:
     async def leaders(self, call: Call) -> ASGIApp:
         """Who leads each election of the plane's services, and since when; `leader` is null where nobody does."""
         return reply({"leaders": self._shown().leaders()})
+
+    async def subscriptions(self, call: Call) -> ASGIApp:
+        """The durable subscriptions of the plane's bus, and how many messages each has before it."""
+        if self._subscriptions is None:
+            raise FailedPrecondition(
+                "bus: this gateway has none; set bus to a server that all of the plane's processes share"
+            )
+        return reply({"subscriptions": await self._subscriptions.all()})
 
     def _of(self) -> Registry:
         return self._shown().registry
@@ -202,6 +212,7 @@ def _of_all(api: ServicesApi) -> list[Endpoint]:
         _row("GET", "/v1/instances", "listAllInstances", api.all_instances, "AllInstances", query=_filters()),
         _row("GET", "/v1/instances/summary", "summarizeServices", api.summary, "ServicesSummary"),
         _row("GET", "/v1/leaders", "listLeaders", api.leaders, "LeaderList"),
+        _row("GET", "/v1/subscriptions", "listSubscriptions", api.subscriptions, "SubscriptionList"),
         _row("POST", "/v1/instances/clean", "cleanInstances", api.clean, "InstancesCleaned", action=clean),
     ]
 
