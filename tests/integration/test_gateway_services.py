@@ -217,9 +217,11 @@ async def test_a_gateway_without_a_registry_says_so(tmp_path: Path) -> None:
     ):
         assert "/v1/services" in gateway.openapi["paths"]
         handlers = {each.operation: each.handler for each in gateway.endpoints if each.tag == "services"}
-        assert len(handlers) == 11
+        assert len(handlers) == 12
         api = handlers["summarizeServices"].__self__  # type: ignore[attr-defined]
         assert isinstance(api, ServicesApi)
+        with pytest.raises(FailedPrecondition, match="bus: this gateway has none"):
+            await api.subscriptions(None)  # type: ignore[arg-type]
         for call in (api.summary(None), api.clean(None)):  # type: ignore[arg-type]
             with pytest.raises(FailedPrecondition, match="services: this gateway has no registry"):
                 await call
