@@ -78,9 +78,10 @@ def shop(
             url = held.enter_context(run_of(request.config).namespaces.of(server, lambda: False))
         options = ("dev", "app:app", "--port", "0", "--name", name, "--state", folder / "state", "--json")
         variables = {**SOON, "OTEL_EXPORTER_OTLP_ENDPOINT": otlp_server.url, "GROUNDPLANE_BUS_URL": url}
-        with dev_plane.serving(*options, folder=folder, **variables) as running:
-            yield Shop(running.url, otlp_server.url, folder, url, name)
-            assert running.stop() == 0
+        with dev_plane.serving(*options, folder=folder, ready=False, **variables) as running:
+            ready = running.event("ready", 120.0)
+            yield Shop(str(ready["url"]), otlp_server.url, folder, url, name)
+            assert running.stop(timeout_s=60.0) == 0
 
 
 @pytest.fixture
