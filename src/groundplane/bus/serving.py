@@ -110,10 +110,14 @@ class Server:
     def _cancel(self, message: Message) -> None:
         with suppress(InvalidArgument):  # it cancels nothing that anybody could name
             cancel, _ = wire.read(message.payload, wire.RpcCancel)
-            task = self._by_id.get(cancel.correlation_id)
-            if task is not None:
-                self._given_up.add(cancel.correlation_id)
-                task.cancel()
+            # soon: its request may have come in the same packet, and be known once its task has begun
+            self._loop.call_soon(self._give_up, cancel.correlation_id)
+
+    def _give_up(self, request_id: str) -> None:
+        task = self._by_id.get(request_id)
+        if task is not None:
+            self._given_up.add(request_id)
+            task.cancel()
 
     async def _refuse(self, message: Message) -> None:
         error = ResourceExhausted(
