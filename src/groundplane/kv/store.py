@@ -6,7 +6,6 @@ import asyncio
 import math
 import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
@@ -15,6 +14,7 @@ import msgspec
 
 from groundplane.core.errors import GroundplaneError, InvalidArgument, Unsupported
 from groundplane.core.fencing import Fence, check_fence
+from groundplane.core.ids import new_id
 from groundplane.core.lifecycle import Lifecycle
 from groundplane.core.names import check_name
 from groundplane.core.retry import RetryPolicy
@@ -287,7 +287,7 @@ class KV:
         self._lifecycle.check_open()
         if not writes:
             return []
-        name, tries = uuid.uuid4().hex, 0
+        name, tries = new_id(), 0
 
         def write() -> Awaitable[list[int]]:
             nonlocal tries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -471,8 +472,12 @@ def nanoseconds(text: str) -> int:
     found = _TIME.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is no time in UTC")
-    whole = datetime.fromisoformat(found[1]).replace(tzinfo=UTC) - _EPOCH
-    return whole // timedelta(seconds=1) * 1_000_000_000 + int((found[2] or "0").ljust(9, "0"))
+    return _seconds(found[1]) * 1_000_000_000 + int((found[2] or "0").ljust(9, "0"))
+
+
+@functools.lru_cache(maxsize=256)
+def _seconds(text: str) -> int:
+    return (datetime.fromisoformat(text).replace(tzinfo=UTC) - _EPOCH) // timedelta(seconds=1)
 
 
 def _consumer(answer: dict[str, Any]) -> ConsumerInfo:

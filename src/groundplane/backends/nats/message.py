@@ -5,6 +5,7 @@ Source: NATS ADR-4 (message headers). Of a repeated name the first value counts;
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -83,13 +84,18 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
     """The bytes of headers. `invalid_argument` for a name or value that cannot be written without changing it."""
     lines = [VERSION_LINE]
     for name, value in headers.items():
-        if not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise InvalidArgument(f"headers: {name!r} is no name of a header; use letters, digits and -_.")
         if _BREAK.search(value) or value != value.strip(" \t"):
             raise InvalidArgument(f"headers: {name}={value!r} cannot be sent; use a text without line ends and edges")
         lines.append(f"{name}: {value}".encode())
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
 
 
 def decode_headers(head: bytes) -> dict[str, str]:
