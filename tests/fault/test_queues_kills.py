@@ -98,7 +98,7 @@ async def test_fifty_killed_consumers_lose_nothing_and_double_nothing(place: Pat
         async def all_passed() -> bool:
             return (await queues.depth("in")).total == 0
 
-        await _until(all_passed, 40)
+        await _until(all_passed, 100)
         await asyncio.gather(*(one.kill() for one in running))
         passed = await _take_all(queues, "out")
         if not _atomic(queues):  # a repeat says that it is one, and is dropped by whoever keeps what was handled
