@@ -34,17 +34,21 @@ def cluster(own_nats_cluster_of_module: NatsCluster) -> NatsCluster:
 
 @pytest.mark.req("BUS-24.2")
 async def test_replicas_of_the_url_are_those_of_streams_consumers_and_buckets(cluster: NatsCluster) -> None:
-    plane, url = unique("plane"), f"{cluster.url}?replicas=3"
+    plane, one, three = (
+        unique("plane"),
+        f"{cluster.url}?request_timeout=2",
+        f"{cluster.url}?request_timeout=2&replicas=3",
+    )
     streams = [f"bus+{plane}+{kind}" for kind in ("events", "results", "dead")] + [f"KV_{plane}__default"]
     async with AsyncExitStack() as stack:
-        before = await opened(stack, lambda: Bus.open(cluster.url, namespace=plane, name="one"))
-        kv = await opened(stack, lambda: KV.open(cluster.url, namespace=plane))
+        before = await opened(stack, lambda: Bus.open(one, namespace=plane, name="one"))
+        kv = await opened(stack, lambda: KV.open(one, namespace=plane))
         await opened(stack, lambda: before.subscribe("orders.*", lambda _: None, group="g"))
         jetstream: JetStream = kv.driver.native  # type: ignore[attr-defined]
         assert [await _replicas(jetstream, name) for name in streams] == [1] * 4
 
-        bus = await opened(stack, lambda: Bus.open(url, namespace=plane))
-        await opened(stack, lambda: KV.open(url, namespace=plane))
+        bus = await opened(stack, lambda: Bus.open(three, namespace=plane))
+        await opened(stack, lambda: KV.open(three, namespace=plane))
         await opened(stack, lambda: bus.handle("desk", {"do": lambda: None}))
         streams.append(f"bus+{plane}+commands+desk")
         assert [await _replicas(jetstream, name) for name in streams] == [3] * 5
@@ -57,7 +61,7 @@ async def test_replicas_of_the_url_are_those_of_streams_consumers_and_buckets(cl
                     tolerate=OUTAGE,
                 )
 
-        await opened(stack, lambda: Bus.open(cluster.url, namespace=plane))
+        await opened(stack, lambda: Bus.open(one, namespace=plane))
         assert await _replicas(jetstream, streams[0]) == 3
 
 
