@@ -82,6 +82,8 @@ class Row:
     kind: str
     processes: list[str]
     attributes: frozenset[str]
+    of_bus: bool
+    """Whether it is about requests, events and commands."""
 
     def describes(self, span: Seen) -> bool:
         """Whether the span is one of this row."""
@@ -96,7 +98,9 @@ def documented() -> list[Row]:
     found = []
     for name, kind, process, attributes in rows:
         pattern = re.sub("[A-Z]+", lambda word: _WORDS[word.group()], name.strip("`"))
-        found.append(Row(re.compile(pattern), kind, process.split(", "), frozenset(re.findall("`(.+?)`", attributes))))
+        own = frozenset(re.findall("`(.+?)`", attributes))
+        of_bus = "ENDPOINT" in name or "SUBJECT" in name
+        found.append(Row(re.compile(pattern), kind, process.split(", "), own, of_bus))
     return found
 
 

@@ -23,7 +23,7 @@ from groundplane.testing.plugin import run_of
 from groundplane.testing.servers.instance import Instance
 from integration import dev_plane
 from services_lab import STORES
-from spans import SOON, Trace, grown
+from spans import SOON, Trace, documented, grown
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.otlp]
 
@@ -98,7 +98,7 @@ async def test_one_trace_leads_from_a_request_over_its_job_to_the_event_of_anoth
     with traces.Span(parse(trace.header())):
         job = await bus.request("shop", "order", {"item": "lamp"}, timeout_s=60)
     assert shop.result(job)["item"] == "lamp"
-    grown(
+    found = grown(
         shop.otlp,
         trace,
         "SERVER shop.order @groundplane-services-shop\n"
@@ -114,6 +114,9 @@ async def test_one_trace_leads_from_a_request_over_its_job_to_the_event_of_anoth
         "          INTERNAL persist outcome @groundplane-ends\n"
         "    CLIENT send fulfil @groundplane-gateway\n",
     )
+    rows = documented()
+    assert [span for span in found if not any(row.describes(span) for row in rows)] == []
+    assert [row for row in rows if row.of_bus and not any(row.describes(span) for span in found)] == []
 
 
 @pytest.mark.req("BUS-09", "BUS-13")

@@ -394,7 +394,7 @@ async def test_every_span_of_a_plane_is_as_the_page_about_traces_says(plane: Tra
     async with httpx2.AsyncClient(timeout=60) as client, mcp_client(plane.url, "2026-07-28", client) as mcp:
         meta: Any = {"traceparent": trace.header()}
         assert (await mcp.call_tool("broken", {}, meta=meta)).is_error
-    rows = spans.documented()
+    rows = [row for row in spans.documented() if not row.of_bus]  # those are seen where actors use it
     silent = [row for row in rows if plane.embedded and _relays(row)]
 
     def found() -> list[spans.Seen]:
