@@ -59,7 +59,13 @@ class Storing:
             if error.reason == "connection_lost":
                 raise Doubt(error.message, reason=error.reason, details=error.details) from error
             raise
-        return read_ack(subject, answer).seq
+        try:
+            return read_ack(subject, answer).seq
+        except Unavailable as error:
+            if error.reason != "jetstream_unavailable":
+                raise
+            # a leader that steps down may say so of what the next one stores after all
+            raise Doubt(error.message, reason=error.reason, details=error.details) from error
 
 
 class Doubt(Unavailable):
