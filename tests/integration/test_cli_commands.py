@@ -161,10 +161,13 @@ def test_colour_and_progress_are_for_terminals_and_not_where_they_are_unwanted(t
 
 
 @pytest.mark.req("CORE-05.1")
-def test_an_output_that_takes_no_more_is_one_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["config", "show"], ["kv", "get", "a"], ["kv", "watch"]], ids=" ".join)
+def test_an_output_that_takes_no_more_is_one_error(tmp_path: Path, words: list[str]) -> None:
+    if "kv" in words:
+        groundplane("kv", "put", "a", "1", folder=tmp_path)
     with Path("/dev/full").open("wb") as full:
         run = subprocess.run(
-            [sys.executable, "-m", "groundplane.cli", "config", "show"],
+            [sys.executable, "-m", "groundplane.cli", *words],
             cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
         )  # fmt: skip
     assert run.returncode == 1

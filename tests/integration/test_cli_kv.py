@@ -58,10 +58,10 @@ def told(done: Done) -> Any:
 @pytest.mark.req("KV-01.1", "KV-01.2", "KV-02.1")
 def test_a_value_is_put_read_listed_and_deleted(kv: Run) -> None:
     first = int(kv("put", "a/theme", "dark").stdout)
-    assert kv("get", "a/theme").stdout == b"dark\n"
+    assert kv("get", "a/theme").stdout == b"dark"
     second = json.loads(kv("put", "a/theme", "-", data=b"\xff\x00", json=True).stdout)
     assert second == {"key": "a/theme", "revision": first + 1}
-    assert kv("get", "a/theme").stdout == b"\xff\x00\n"
+    assert kv("get", "a/theme").stdout == b"\xff\x00"
     kv("put", "b", "1")
     listed = json.loads(kv("list", "a/", json=True).stdout)
     assert [(one["key"], one["revision"], one["bytes"]) for one in listed["keys"]] == [("a/theme", first + 1, 2)]
@@ -97,6 +97,18 @@ def test_watching_prints_what_is_there_and_ends_after_the_count(kv: Run) -> None
     assert kv("watch", "--key", "t", "--count", "1").stdout.split()[1:] == [b"put", b"t", b'"other"']
 
 
+@pytest.mark.req("KV-06")
+def test_bytes_that_are_no_text_are_told_from_text_that_looks_like_them(kv: Run) -> None:
+    kv("put", "bytes", "-", data=b"\xff\x00")
+    kv("put", "text", "/wA=")
+    found = [json.loads(line) for line in kv("watch", "--count", "2", json=True).stdout.splitlines()]
+    assert [(one["value"], one["encoding"]) for one in found] == [("/wA=", "base64"), ("/wA=", "utf-8")]
+    shown = json.loads(kv("get", "bytes", json=True).stdout)
+    assert (shown["value"], shown["encoding"]) == ("/wA=", "base64")
+    lines = kv("watch", "--count", "2").stdout.splitlines()
+    assert [line.split()[-1] for line in lines] == [b"base64:/wA=", b'"/wA="']
+
+
 def test_looking_makes_no_state_folder_and_a_bad_key_is_a_usage_error(kv: Run, url: str, tmp_path: Path) -> None:
     bad = kv("put", "", "x", json=True)
     assert (bad.returncode, told(bad)["code"]) == (2, "invalid_argument")
@@ -107,6 +119,6 @@ def test_looking_makes_no_state_folder_and_a_bad_key_is_a_usage_error(kv: Run, u
 
 def test_a_process_of_its_own_prints_the_same(tmp_path: Path) -> None:
     environment = {**os.environ, "GROUNDPLANE_KV_URL": "embedded://", "GROUNDPLANE_STATE": str(tmp_path)}
-    for words, printed in ((["put", "a", "1"], b"1\n"), (["get", "a"], b"1\n")):
+    for words, printed in ((["put", "a", "1"], b"1\n"), (["get", "a"], b"1")):
         command = [sys.executable, "-m", "groundplane.cli", "kv", *words]
         assert subprocess.run(command, env=environment, capture_output=True, timeout=50, check=True).stdout == printed

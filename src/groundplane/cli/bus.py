@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -158,15 +157,11 @@ def tail(
 
 def _show(message: Message, output: Output) -> None:
     try:
-        content = decode(message.payload)
-    except InvalidArgument:
-        content = message.payload
-    if output.json:
-        line = msgspec.json.encode({"subject": message.subject, "message": content}).decode()
-    else:
-        line = f"{message.subject}  {msgspec.json.encode(content).decode()}"
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+        content = msgspec.json.encode(decode(message.payload))
+    except (InvalidArgument, TypeError):  # it is not ours, or has what JSON has not
+        content = msgspec.json.encode(message.payload)
+    text = f"{message.subject}  {content.decode()}"
+    output.result({"subject": message.subject, "message": msgspec.Raw(content)}, text)
 
 
 def _values(words: tuple[str, ...]) -> dict[str, Any]:

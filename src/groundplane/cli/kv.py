@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from groundplane.cli.output import EXIT_OK, Output, to_json
 from groundplane.core.clock import iso_z
 from groundplane.core.durations import parse_duration
 from groundplane.core.errors import InvalidArgument, NotFound
-from groundplane.kv import KV, Change, Entry
+from groundplane.kv import KV, Change, ChangeKind, Entry
 from groundplane.plane import Plane
 
 Bucket = Annotated[str, Parameter(help="The bucket.")]
@@ -23,7 +24,7 @@ _COLUMNS = ("key", "revision", "bytes", "written_at")
 
 
 def get(key: str, /, *, bucket: Bucket = "default", common: Common = COMMON) -> int:
-    """Print the value of a key, byte by byte; exit code 1 where there is none.
+    """Print the value of a key, byte by byte (on a terminal with an end of the line); exit code 1 where there is none.
 
     Examples:
 
@@ -37,11 +38,9 @@ def get(key: str, /, *, bucket: Bucket = "default", common: Common = COMMON) -> 
         if entry is None:
             raise NotFound(f"key: {key!r} is not in the bucket {bucket!r}")
         if output.json:
-            output.result({**_row(entry), "value": entry.value})
+            output.result({**_row(entry), **_shown(entry.value)})
         else:
-            sys.stdout.buffer.write(entry.value)
-            sys.stdout.buffer.write(b"" if entry.value.endswith(b"\n") else b"\n")
-            sys.stdout.buffer.flush()
+            output.data(entry.value)
         return EXIT_OK
 
     return _run(common, bucket, work, looks=True)
@@ -167,7 +166,7 @@ def watch(
         async with kv.watch(key, prefix=None if key is not None else prefix) as changes:
             left = count
             async for change in changes:
-                _print(change, json=output.json)
+                _print(change, output)
                 left = None if left is None else left - 1
                 if left == 0:
                     break
@@ -198,12 +197,17 @@ def _row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _print(change: Change, *, json: bool) -> None:
-    if json:
-        row = {"kind": change.kind.value, "key": change.key, "value": change.value, "revision": change.revision}
-        line = to_json(row)
-    else:
-        value = to_json(change.value) if change.kind.value == "put" else ""
-        line = f"{change.revision:<8} {change.kind.value:<8} {change.key}  {value}".rstrip()
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def _shown(value: bytes) -> dict[str, Any]:
+    """A value in JSON, and how it is written there: text as it is, other bytes in base64."""
+    try:
+        return {"value": value.decode(), "encoding": "utf-8"}
+    except UnicodeDecodeError:
+        return {"value": base64.b64encode(value).decode(), "encoding": "base64"}
+
+
+def _print(change: Change, output: Output) -> None:
+    row = {"kind": change.kind.value, "key": change.key, **_shown(change.value), "revision": change.revision}
+    value = ""
+    if change.kind is ChangeKind.PUT:
+        value = to_json(row["value"]) if row["encoding"] == "utf-8" else f"base64:{row['value']}"
+    output.result(row, f"{change.revision:<8} {change.kind.value:<8} {change.key}  {value}".rstrip())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,6 +33,15 @@ class Output:
             _write((to_json(value) if self.json else _for_people(value)) + "\n")
         elif text:
             _write(text.rstrip("\n") + "\n")
+
+    def data(self, value: bytes) -> None:
+        """Bytes as they are; on a terminal with an end of the line."""
+        with _taking():
+            sys.stdout.flush()
+            sys.stdout.buffer.write(value)
+            if sys.stdout.isatty() and not value.endswith(b"\n"):
+                sys.stdout.buffer.write(b"\n")
+            sys.stdout.buffer.flush()
 
     def table(
         self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str, value: Any = None
@@ -98,10 +107,17 @@ def console() -> Console:
 
 
 def _write(text: str) -> None:
-    """To standard output, at once. `failed_precondition` where it takes no more; a closed pipe stays what it is."""
-    try:
+    """To standard output, at once."""
+    with _taking():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _taking() -> Iterator[None]:
+    """`failed_precondition` where standard output takes no more; a closed pipe stays what it is."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
