@@ -10,9 +10,9 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
 
@@ -79,6 +79,42 @@ class Windows(Protocol):
 
     async def left(self) -> None:
         """What stood in the window has ended as it should."""
+
+
+class Plane(Protocol):
+    """Work in one namespace."""
+
+    async def passes(self) -> None:
+        """New work passes."""
+
+
+P = TypeVar("P", bound=Plane)
+
+
+class TwoPlanes(Generic[P]):
+    """Windows of one plane, while another works beside it under the same names. One task at a time is in a window."""
+
+    def __init__(self, backstage: Backstage, plane: P, other: P) -> None:
+        self._proxy, self._plane, self._other = backstage.proxy, plane, other
+        self._armed: asyncio.Task[object] | None = None
+
+    def _arm(self, work: Coroutine[Any, Any, object]) -> None:
+        """Begin what is to stand in the window."""
+        self._armed = asyncio.create_task(work)
+
+    async def flows(self) -> None:
+        await asyncio.gather(self._plane.passes(), self._other.passes())
+
+    async def left(self) -> None:
+        if self._armed is not None:
+            await self._armed
+        self._armed = None
+
+    async def aclose(self) -> None:
+        """For the round that failed."""
+        if self._armed is not None:
+            self._armed.cancel()
+            await asyncio.wait([self._armed])
 
 
 async def rounds(window: str, one: Windows, backstage: Backstage) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fault.nats_lab import MARKS, PATIENCE_S, QUICK, patiently, rounds, running, under_way
+from fault.nats_lab import MARKS, PATIENCE_S, QUICK, TwoPlanes, patiently, rounds, running, under_way
 from fault.server_lab import Backstage
 from groundplane.bus import Bus, ReceivedEvent
 from groundplane.testing import eventually, unique
@@ -81,12 +81,12 @@ class BusPlane:
         self.when_handling(event.id)
 
 
-class BusWindows:
+class BusWindows(TwoPlanes[BusPlane]):
     """Rounds on one plane, while another works beside it under the same names; `near` does not go through the proxy."""
 
     def __init__(self, backstage: Backstage, plane: BusPlane, other: BusPlane, near: Bus) -> None:
-        self._proxy, self._plane, self._other, self._near = backstage.proxy, plane, other, near
-        self._armed: asyncio.Task[None] | None = None
+        super().__init__(backstage, plane, other)
+        self._near = near
 
     async def enter(self, window: str) -> None:
         enter: dict[str, Callable[[str], Awaitable[None]]] = {
@@ -97,14 +97,14 @@ class BusWindows:
     async def _publish(self, event_id: str) -> None:
         """It is on its way to the server."""
         self._proxy.stall("to_server")
-        self._armed = asyncio.create_task(self._plane.publish(event_id))
+        self._arm(self._plane.publish(event_id))
         await eventually(lambda: under_way(self._plane.sending))
 
     async def _ack(self, event_id: str) -> None:
         """The server has stored it, and its confirmation is lost."""
         before = await self._stored()
         self._proxy.half_open("to_client")
-        self._armed = asyncio.create_task(self._plane.publish(event_id))
+        self._arm(self._plane.publish(event_id))
         await eventually(lambda: self._holds_more(before), timeout_s=PATIENCE_S)
         assert event_id not in self._plane.handled
 
@@ -123,7 +123,7 @@ class BusWindows:
                 self._proxy.half_open("to_server")
 
         self._plane.when_handling = swallow
-        self._armed = asyncio.create_task(self._plane.publish(event_id))
+        self._arm(self._plane.publish(event_id))
         await eventually(lambda: event_id in self._plane.handled, timeout_s=PATIENCE_S)
 
     async def red(self) -> bool:
@@ -133,20 +133,6 @@ class BusWindows:
     async def green(self) -> bool:
         sending, taking = await asyncio.gather(self._plane.sending.status(), self._plane.taking.status())
         return sending[0].ready and taking[0].ready
-
-    async def flows(self) -> None:
-        await asyncio.gather(self._plane.passes(), self._other.passes())
-
-    async def left(self) -> None:
-        if self._armed is not None:
-            await self._armed
-        self._armed = None
-
-    async def aclose(self) -> None:
-        """For the round that failed."""
-        if self._armed is not None:
-            self._armed.cancel()
-            await asyncio.wait([self._armed])
 
     async def _stored(self) -> int:
         driver: Any = self._near.driver

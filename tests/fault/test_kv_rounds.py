@@ -11,7 +11,7 @@ from itertools import count
 
 import pytest
 
-from fault.nats_lab import AWAY, MARKS, PATIENCE_S, QUICK, rounds, running, under_way
+from fault.nats_lab import AWAY, MARKS, PATIENCE_S, QUICK, TwoPlanes, rounds, running, under_way
 from fault.server_lab import Backstage
 from groundplane.core.errors import Conflict
 from groundplane.kv import KV, Watch
@@ -96,12 +96,12 @@ class KvPlane:
             self.known[change.key] = change.value
 
 
-class KvWindows:
+class KvWindows(TwoPlanes[KvPlane]):
     """Rounds on one plane, another counts beside it under the same names; `near` does not go through the proxy."""
 
     def __init__(self, backstage: Backstage, plane: KvPlane, other: KvPlane, near: KV) -> None:
-        self._proxy, self._plane, self._other, self._near = backstage.proxy, plane, other, near
-        self._armed: asyncio.Task[bool] | None = None
+        super().__init__(backstage, plane, other)
+        self._near = near
 
     async def enter(self, window: str) -> None:
         enter: dict[str, Callable[[str], Awaitable[None]]] = {
@@ -112,13 +112,13 @@ class KvWindows:
     async def _write(self, key: str) -> None:
         """It is on its way to the server."""
         self._proxy.stall("to_server")
-        self._armed = asyncio.create_task(self._plane.create(key))
+        self._arm(self._plane.create(key))
         await eventually(lambda: under_way(self._plane.writer))
 
     async def _answer(self, key: str) -> None:
         """The server has stored it, and its answer is lost."""
         self._proxy.half_open("to_client")
-        self._armed = asyncio.create_task(self._plane.create(key))
+        self._arm(self._plane.create(key))
         await eventually(lambda: self._near.exists(key), timeout_s=PATIENCE_S)
         assert key not in self._plane.answered
 
@@ -133,20 +133,6 @@ class KvWindows:
 
     async def green(self) -> bool:
         return self._plane.watch.flowing and self._other.watch.flowing
-
-    async def flows(self) -> None:
-        await asyncio.gather(self._plane.passes(), self._other.passes())
-
-    async def left(self) -> None:
-        if self._armed is not None:
-            await self._armed
-        self._armed = None
-
-    async def aclose(self) -> None:
-        """For the round that failed."""
-        if self._armed is not None:
-            self._armed.cancel()
-            await asyncio.wait([self._armed])
 
 
 @pytest.mark.req("KV-16", "KV-14", "KV-10.1")
