@@ -91,9 +91,10 @@ class CarryingConformance(Kit):
         spec = _spec(f"events.{domain}.*", name=name)
         async with bus.driver.consume(spec) as consumer:
             await bus.driver.append([Message(subject=f"events.{domain}.x", payload=b"1", id=a_name())])
-            await _take(consumer, 1)
+            (held,) = await _take(consumer, 1)
         async with bus.driver.consume(spec) as consumer:
             (found,) = await _take(consumer, 1)
+            assert found.message.id == held.message.id
             await consumer.settle([Ack(found)])
 
     @pytest.mark.req("BUS-07.1")
