@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any, get_args
@@ -49,6 +50,8 @@ TIMEOUT_GRACE_S = 0.5
 """How much longer than its timeout a command is waited for: whoever handles it tells of the end in that time."""
 LOOK_S = 10.0
 """How often whoever follows a command looks for its end in the store."""
+UPDATES_MAX = 256
+"""Of a command that is followed: so many updates wait to be read, or to be read again."""
 _UNKNOWN_TRIES = 5
 
 
@@ -77,7 +80,8 @@ class Tracked:
         self._sender = sender
         self._until = asyncio.get_running_loop().time() + timeout_s + TIMEOUT_GRACE_S
         self._timeout_s = timeout_s
-        self._updates: list[Progress] = []
+        self._updates = deque[Progress](maxlen=UPDATES_MAX)
+        self._told = 0
         self._changed = asyncio.Event()
         self._end: wire.CommandCallback | None = None
         self._highest = -1.0
@@ -90,14 +94,14 @@ class Tracked:
         self._subscriptions.append(await subscribe(f"commands.callback.{self.command_id}", self._ended))
 
     async def progress(self) -> AsyncIterator[Progress]:
-        """Each update, none less than the one before; ends with the command. What was told while nobody iterated is
-        told as well. Raises nothing for a command that failed: `result` does.
+        """Each update, none less than the one before; ends with the command. Of what was told while nobody iterated the
+        latest 256 updates are told as well. Raises nothing for a command that failed: `result` does.
         """
-        told = 0
+        seen = 0
         while True:
-            while told < len(self._updates):
-                told += 1
-                yield self._updates[told - 1]
+            while seen < self._told:
+                seen = max(seen, self._told - len(self._updates)) + 1
+                yield self._updates[seen - self._told - 1]
             if self._end is not None or not await self._wait():
                 return
 
@@ -150,6 +154,7 @@ class Tracked:
         if told.percent >= self._highest and self._end is None:
             self._highest = told.percent
             self._updates.append(Progress(told.percent, told.message))
+            self._told += 1
             self._changed.set()
 
     def _ended(self, message: Message) -> None:

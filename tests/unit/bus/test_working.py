@@ -150,6 +150,29 @@ async def test_progress_that_cannot_be_sent_is_left_out_and_the_command_is_done_
     assert (runs, driver.failures["publish"]) == ([1], [])
 
 
+@pytest.mark.req("BUS-13.1")
+async def test_of_progress_that_waits_to_be_read_the_latest_is_kept(bus: Bus) -> None:
+    most, read = commands.UPDATES_MAX, asyncio.Event()
+
+    async def work(ctx: commands.CommandContext) -> None:
+        for number in range(2 * most):
+            await ctx.progress(50, f"{number}")
+        await read.wait()
+        await ctx.progress(60, "read")
+
+    async with bus.handle("worker", {"work": work}), bus.track("worker", "work") as tracked:
+        reader = tracked.progress()
+        first = await anext(reader)
+        await eventually(lambda: tracked._told == 1 + 2 * most)
+        kept = [await anext(reader) for _ in range(most)]
+        read.set()
+        rest = [one async for one in reader]
+        again = [one async for one in tracked.progress()]
+    assert (first.percent, [one.message for one in kept]) == (0, [f"{number}" for number in range(most, 2 * most)])
+    assert [one.percent for one in rest] == [60, 100]
+    assert again == [*kept, *rest][-most:]
+
+
 async def test_a_bus_that_fails_before_the_handler_begins_costs_no_attempt(bus: Bus, driver: Failing) -> None:
     attempts: list[int] = []
     driver.inner.last, last = _failing_once(driver.inner.last), driver.inner.last  # type: ignore[method-assign]
