@@ -17,7 +17,8 @@ import msgspec
 
 from groundplane.bus import wire
 from groundplane.bus.presence import Select
-from groundplane.bus.sending import deadline
+from groundplane.bus.sending import check_arguments, deadline
+from groundplane.bus.subjects import two_parts
 from groundplane.core.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unsupported
 from groundplane.core.ids import message_id
 
@@ -69,7 +70,7 @@ class Calls:
         """Call `service.method` and return its result, as `Bus.request` does. Never repeated by itself; the method sees
         the same `idempotency_key` whenever this work calls it so again.
         """
-        service, method = _two("name", name, "service.method")
+        service, method = two_parts("name", name, "service.method")
         with self._named("call", [name, params], "") as own:
             request = self._bus.request(
                 service, method, params, timeout_s=timeout_s, select=select, key=key, instance=instance,
@@ -81,7 +82,7 @@ class Calls:
         """Publish the event `domain.type`; durable when it returns. Its id, by which repeats within two minutes are
         dropped: one of your own, or the same as when this work published the very same before.
         """
-        domain, event_type = _two("name", name, "domain.type", more=True)
+        domain, event_type = two_parts("name", name, "domain.type", more=True)
         with self._named("publish", [name, version, payload], event_id) as own:
             publishing = self._bus.publish(domain, event_type, payload, version=version, event_id=own)
             return await self._in_time(name, publishing)
@@ -97,7 +98,7 @@ class Calls:
         command_id: str = "",
     ) -> str:
         """Send the command `service.command`; durable when it returns. Its id, as that of `publish`."""
-        service, command = _two("name", name, "service.command")
+        service, command = two_parts("name", name, "service.command")
         with self._named("send", [name, payload], command_id) as own:
             sending = self._bus.send(
                 service, command, payload, priority=priority, max_retries=max_retries, timeout_s=timeout_s,
@@ -123,8 +124,7 @@ class Calls:
         if starter is None:
             raise Unsupported("start_job: this process starts no jobs; serve the App by `groundplane dev` or `run`")
         given = {} if arguments is None else arguments
-        if not isinstance(given, Mapping):
-            raise InvalidArgument(f"arguments: {arguments!r} of tool {tool!r} must be a map of arguments by name")
+        check_arguments("arguments", given)
         with self._named("job", [tool, given], idempotency_key) as own:
             starting = starter.start(tool, given, idempotency_key=own, timeout_s=timeout_s)
             return await self._in_time(tool, starting)
@@ -166,13 +166,6 @@ def _digest(content: Any) -> str:
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidArgument(f"payload: cannot be written: {error}", reason="msg_parsing_error") from error
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _two(field: str, name: object, shape: str, *, more: bool = False) -> tuple[str, str]:
-    first, _, second = name.partition(".") if isinstance(name, str) else ("", "", "")
-    if not (first and second) or ("." in second and not more):
-        raise InvalidArgument(f"{field}: {name!r} is not {shape}")
-    return first, second
 
 
 __all__ = ["IDEMPOTENCY_KEY", "Calls", "JobStarter"]

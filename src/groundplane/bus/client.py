@@ -32,7 +32,7 @@ from groundplane.bus.port import (
 )
 from groundplane.bus.presence import Select
 from groundplane.bus.rpc import Caller
-from groundplane.bus.sending import RETRY, Sender, check_count, check_headers, check_timeout
+from groundplane.bus.sending import RETRY, Sender, check_arguments, check_count, check_headers, check_timeout
 from groundplane.bus.serving import Server
 from groundplane.bus.statistics import REQUESTS, Statistics
 from groundplane.bus.subjects import check_pattern, check_service, check_token
@@ -481,8 +481,8 @@ class Bus:
         urgency = check_priority(priority)
         if urgency is not Priority.NORMAL:
             self._require(Capability.PRIORITY, "priority")
-        if payload is not None and not isinstance(payload, Mapping):
-            raise InvalidArgument(f"payload: {payload!r} must be a map of arguments by name")
+        if payload is not None:
+            check_arguments("payload", payload)
         head = {**self._sender.head(check_headers(headers)), "message_id": command_id}
         content = wire.Command(
             **head, target=service, command=command, payload=dict(payload or {}), priority=priority,

@@ -16,8 +16,9 @@ from groundplane.bus.client import Bus
 from groundplane.bus.commands import CONCURRENCY as COMMANDS_AT_ONCE
 from groundplane.bus.events import SubscriptionOptions, check_options
 from groundplane.bus.handlers import Bound, Handler
+from groundplane.bus.sending import check_count
 from groundplane.bus.serving import CONCURRENCY as CALLS_AT_ONCE
-from groundplane.bus.subjects import check_pattern, check_service, check_token
+from groundplane.bus.subjects import check_pattern, check_service, check_token, two_parts
 from groundplane.core.errors import InvalidArgument
 
 
@@ -67,7 +68,7 @@ class Endpoints(msgspec.Struct, kw_only=True):
 
     def add_rpc(self, name: str, handler: Handler, *, concurrency: int, description: str, origin: str) -> None:
         """Declare `service.method`; `invalid_argument` where it is none, or is there already."""
-        service, method = _two("rpc", name)
+        service, method = two_parts("rpc", name, "service.method, such as quotes.get")
         check_token("service", service)
         check_token("method", method)
         for one in self.rpc:
@@ -76,7 +77,7 @@ class Endpoints(msgspec.Struct, kw_only=True):
         self.rpc.append(
             RpcEndpoint(
                 service=service, method=method, handler=handler, bound=Bound("handler", handler),
-                concurrency=_at_once(concurrency), description=description, origin=origin,
+                concurrency=check_count("concurrency", concurrency, 1, 10_000), description=description, origin=origin,
             )
         )  # fmt: skip
 
@@ -96,7 +97,7 @@ class Endpoints(msgspec.Struct, kw_only=True):
 
     def add_command(self, name: str, handler: Handler, *, concurrency: int, description: str, origin: str) -> None:
         """Declare `service.command`; `invalid_argument` where it is none, or is there already."""
-        service, command = _two("command", name)
+        service, command = two_parts("command", name, "service.command, such as reports.render")
         check_service("service", service)
         check_token("command", command)
         for one in self.commands:
@@ -105,7 +106,7 @@ class Endpoints(msgspec.Struct, kw_only=True):
         self.commands.append(
             CommandEndpoint(
                 service=service, command=command, handler=handler, bound=Bound("handler", handler),
-                concurrency=_at_once(concurrency), description=description, origin=origin,
+                concurrency=check_count("concurrency", concurrency, 1, 10_000), description=description, origin=origin,
             )
         )  # fmt: skip
 
@@ -134,18 +135,5 @@ def _subscribed(bus: Bus, endpoint: EventEndpoint) -> Any:
     return bus.subscribe(endpoint.pattern, endpoint.handler, **options)
 
 
-def _two(field: str, name: object) -> tuple[str, str]:
-    parts = name.split(".") if isinstance(name, str) else []
-    if len(parts) != 2:
-        raise InvalidArgument(f"{field}: {name!r} is not two names joined by a dot, such as 'quotes.get'")
-    return parts[0], parts[1]
-
-
 def _twice(field: str, name: str, origin: str, hint: str = "; rename one") -> InvalidArgument:
     return InvalidArgument(f"{field}: {name!r} is declared twice, first at {origin}{hint}")
-
-
-def _at_once(value: object) -> int:
-    if type(value) is not int or not 1 <= value <= 10_000:
-        raise InvalidArgument(f"concurrency: {value!r} is not a whole number from 1 to 10000")
-    return value

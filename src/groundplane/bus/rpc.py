@@ -12,7 +12,7 @@ import msgspec
 from groundplane.bus import wire
 from groundplane.bus.port import Message
 from groundplane.bus.presence import Directory, Select, check_select
-from groundplane.bus.sending import Sender, check_headers, check_timeout, deadline
+from groundplane.bus.sending import Sender, check_arguments, check_headers, check_timeout, deadline
 from groundplane.bus.subjects import check_token
 from groundplane.core.clock import SYSTEM_CLOCK, iso_z
 from groundplane.core.codec import Codec
@@ -59,8 +59,8 @@ class Caller:
             check_select(select, key)
         if instance is not None:
             check_token("instance", instance)
-        if type(params) is not dict and not isinstance(params, Mapping):
-            raise InvalidArgument(f"params: {params!r} must be a map of arguments by name")
+        if type(params) is not dict:
+            check_arguments("params", params)
         timeout_s = check_timeout("timeout_s", timeout_s)
         until = deadline.get()
         if until is not None:

@@ -156,6 +156,12 @@ def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     return found
 
 
+def check_arguments(field: str, value: object) -> None:
+    """Arguments by name."""
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"{field}: {value!r} must be a map of arguments by name")
+
+
 def check_timeout(field: str, value: object, most: float = 86_400.0) -> float:
     """Seconds that may pass."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:

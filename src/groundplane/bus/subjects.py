@@ -79,6 +79,14 @@ def check_service(field: str, value: str) -> str:
     return value
 
 
+def two_parts(field: str, value: object, shape: str, *, more: bool = False) -> tuple[str, str]:
+    """The two parts of a `value` of that shape, as `service.method`; with `more` the second may have dots."""
+    first, _, second = value.partition(".") if isinstance(value, str) else ("", "", "")
+    if not (first and second) or ("." in second and not more):
+        raise InvalidArgument(f"{field}: {value!r} is not {shape}", reason="bad_subject")
+    return first, second
+
+
 def has_wildcard(pattern: str) -> bool:
     """Whether it is a pattern rather than one subject."""
     return "*" in pattern or pattern.endswith(">")

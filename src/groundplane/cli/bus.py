@@ -9,6 +9,7 @@ import msgspec
 from cyclopts import Parameter
 
 from groundplane.bus import Bus, Message
+from groundplane.bus.subjects import two_parts
 from groundplane.cli import state_folder
 from groundplane.cli.arguments import parse_arguments
 from groundplane.cli.options import COMMON, Common
@@ -36,9 +37,7 @@ def publish(
 
       groundplane bus publish orders.created id:=7 city=Zürich
     """
-    domain, dot, kind = event.partition(".")
-    if not dot:
-        raise InvalidArgument(f"event: {event!r} is not DOMAIN.TYPE, such as orders.created")
+    domain, kind = two_parts("event", event, "DOMAIN.TYPE, such as orders.created", more=True)
     payload = _values(arguments)
 
     async def work(bus: Bus) -> int:
@@ -65,7 +64,7 @@ def request(
 
       groundplane bus request quotes.get symbol=ACME
     """
-    service, name = _two("method", method)
+    service, name = two_parts("method", method, "SERVICE.METHOD, such as quotes.get")
     params = _values(arguments)
 
     async def work(bus: Bus) -> int:
@@ -94,7 +93,7 @@ def send(
 
       groundplane bus send reports.render month:=1 --priority critical --detach
     """
-    service, name = _two("command", command)
+    service, name = two_parts("command", command, "SERVICE.COMMAND, such as reports.render")
     payload = _values(arguments)
     options: dict[str, Any] = {"priority": priority, "max_retries": retries, "timeout_s": timeout}
 
@@ -167,13 +166,6 @@ def _show(message: Message, output: Output) -> None:
 def _values(words: tuple[str, ...]) -> dict[str, Any]:
     given = parse_arguments(words)
     return {**given.texts, **given.values}
-
-
-def _two(field: str, text: str) -> tuple[str, str]:
-    first, dot, second = text.partition(".")
-    if not dot:
-        raise InvalidArgument(f"{field}: {text!r} is not two names joined by a dot, such as quotes.get")
-    return first, second
 
 
 def _run(common: Common, work: Any) -> int:
