@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from groundplane.backends.nats.address import PARAMETERS, Address
 from groundplane.backends.nats.config import ConsumerConfig, StreamConfig
+from groundplane.backends.nats.errors import sequence_met
 from groundplane.backends.nats.jetstream import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     MARKER_REASON,
@@ -78,4 +79,5 @@ __all__ = [
     "decode_headers",
     "encode_headers",
     "place_of",
+    "sequence_met",
 ]

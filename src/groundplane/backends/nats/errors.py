@@ -153,6 +153,14 @@ def from_api(field: str, error: dict[str, Any]) -> GroundplaneError:
     )
 
 
+def sequence_met(refusal: GroundplaneError) -> int | None:
+    """The last sequence that a refused condition met, which JetStream's API has in its words alone; None where it gives
+    none (10164: another message is under way).
+    """
+    _, _, number = str(refusal.details.get("description", "")).partition("wrong last sequence: ")
+    return int(number) if number.isdecimal() else None
+
+
 def from_status(field: str, status: int, words: str) -> GroundplaneError:
     """The error of a message that is only a status."""
     meaning = _BY_STATUS.get(status, _BROKEN)

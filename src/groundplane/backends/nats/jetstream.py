@@ -198,7 +198,7 @@ class JetStream:
         """The last message of a subject, by direct get (`allow_direct`); in a cluster of the stream's leader, as its
         other replicas may be behind.
         """
-        if self._clustered:
+        if self.clustered:
             return await self._get_of_leader(stream, {"last_by_subj": subject})
         message = await self._answered(f"{self._prefix}DIRECT.GET.{stream}.{subject}", b"")
         return self._stored_or_none(stream, message)
@@ -210,7 +210,7 @@ class JetStream:
 
     async def get_next(self, stream: str, subject: str, seq: int = 1) -> Stored | None:
         """The first message of a subject (or filter) from this sequence on, as `get_last` reads."""
-        if self._clustered:
+        if self.clustered:
             return await self._get_of_leader(stream, {"seq": max(1, seq), "next_by_subj": subject})
         body = msgspec.json.encode({"seq": max(1, seq), "next_by_subj": subject})
         return self._stored_or_none(stream, await self._answered(f"{self._prefix}DIRECT.GET.{stream}", body))
@@ -236,7 +236,7 @@ class JetStream:
         """The last messages of subjects or filters, one round trip per 256 of them, in order of their sequence within
         it. `resource_exhausted` where one filter has more than 1,024. In a cluster subjects alone, not filters.
         """
-        if self._clustered:
+        if self.clustered:
             each = await asyncio.gather(*(self.get_last(stream, subject) for subject in subjects))
             return sorted((one for one in each if one is not None), key=lambda one: one.seq)
         parts = [subjects[at : at + _MANY] for at in range(0, len(subjects), _MANY)]
@@ -244,7 +244,8 @@ class JetStream:
         return [one for part in found for one in part]
 
     @property
-    def _clustered(self) -> bool:
+    def clustered(self) -> bool:
+        """Whether the server is one of several."""
         return bool(self.link.info.cluster)
 
     async def _get_of_leader(self, stream: str, which: dict[str, Any]) -> Stored | None:

@@ -84,11 +84,14 @@ def outgoing(names: Names, write: Write, name: str, *, deep: bool, last: Stored 
         headers[OPERATION] = "DEL"
     else:
         headers |= {OPERATION: "PURGE", ROLLUP: "sub", TTL: str(TOMBSTONES_KEPT_S)}
-    if write.expected == 0:
-        headers[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(last.seq if last is not None and is_removal(last) else 0)
-    elif write.expected is not None:
-        headers[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(write.expected)
+    if write.expected is not None:
+        headers[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(condition(write, last))
     return Outgoing(names.subject(write.key), write.value, headers)
+
+
+def condition(write: Write, last: Stored | None) -> int:
+    """The sequence that the last message of its key must have: a new value may follow a removal."""
+    return write.expected or (last.seq if last is not None and is_removal(last) else 0)
 
 
 def id_of(message: Stored) -> str:

@@ -3,6 +3,11 @@
 A condition names the sequence of the last message of its subject, and that may be a removal: so a refusal says only
 that something else is there, and the keys are read again. A write whose answer was lost is recognized by its id in the
 message that it stored.
+
+In a cluster both the leader of a stream and one that was deposed while it stood still, and does not know yet, take and
+answer the same message. So a refusal counts only if it met a later message than the condition names: who has that one
+would have known the id of this write, had it been done (a replicated stream asks for ids first). After any other the
+same message is sent again.
 """
 
 from __future__ import annotations
@@ -11,10 +16,10 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from groundplane.backends.nats import JetStream, Stored
+from groundplane.backends.nats import JetStream, Stored, sequence_met
 from groundplane.core.errors import Conflict, GroundplaneError, InvalidArgument, Unavailable
 from groundplane.kv.drivers.nats.fencing import Fences
-from groundplane.kv.drivers.nats.messages import Names, Outgoing, id_of, is_final, is_removal, outgoing
+from groundplane.kv.drivers.nats.messages import Names, Outgoing, condition, id_of, is_final, is_removal, outgoing
 from groundplane.kv.drivers.nats.storing import Doubt, Storing
 from groundplane.kv.port import Write, WriteKind, WriteOptions
 from groundplane.kv.refusals import outcome_unknown, refused
@@ -43,18 +48,20 @@ class Writing:
         """See the port."""
         doubted = options.repeated and options.id in self._doubts
         blind = not doubted and all(self._is_plain(write) for write in writes)
-        last: Last | None = None if blind else await self.last_of(writes)
+        now = last = None if blind else await self.last_of(writes)
         for tried in range(TRIES):
-            if last is not None:
-                done = self._done(writes, options, last) if doubted else None
+            if now is not None and (doubted or tried):
+                done = self._done(writes, options, now)
                 if done is not None:
                     return done
+            if last is not None:
                 self._check(writes, last, doubted=doubted)
             try:
                 return await self._attempt(writes, options, last)
             except Conflict as error:
                 if error.reason != "wrong_sequence":
                     raise
+                refusal = error
             except InvalidArgument as error:
                 if error.details.get("err_code") != BATCH_REPEATED:
                     raise
@@ -62,15 +69,33 @@ class Writing:
             except Doubt:
                 self._doubt(options.id)
                 raise
+            if self._jetstream.clustered:
+                self._doubt(options.id)
             if options.fence is not None:
                 self._fences.forget(options.fence)
             if tried:
-                await asyncio.sleep(random.random() * 0.02 * tried)
-            last = await self.last_of(writes)
+                await asyncio.sleep((0.5 + random.random()) * 0.015 * tried)
+            now = await self.last_of(writes)
+            if self._counts(refusal, writes, last, now):
+                self._doubts.pop(options.id, None)
+                last = now
+        self._check(writes, now or {}, doubted=doubted)
         raise Unavailable(
             f"kv: {writes[0].key!r} was changed by others in each of {TRIES} attempts; try again",
             reason="contended",
             details={"key": writes[0].key},
+        )
+
+    def _counts(self, refusal: Conflict, writes: Sequence[Write], before: Last | None, now: Last) -> bool:
+        """Whether the leader that refused knows all that could have been stored of this write."""
+        if not self._jetstream.clustered:
+            return True
+        met = sequence_met(refusal)
+        return met is not None and any(
+            met > condition(write, (before or {}).get(write.key))
+            and (len(writes) == 1 or (write.key in now and now[write.key].seq == met))
+            for write in writes
+            if write.expected is not None
         )
 
     def live(self, revision: int) -> None:
