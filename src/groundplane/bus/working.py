@@ -15,7 +15,6 @@ from groundplane.core.errors import Closed, FailedPrecondition, GroundplaneError
 from groundplane.core.retry import RetryPolicy
 
 GRACE_S = 4.0
-_SETTLED_AT_ONCE = 64
 _TURN_S = 0.002
 """How long handlers that never wait run before others get their turn."""
 _REOPEN = RetryPolicy(attempts=1, base_s=0.05, factor=2.0, cap_s=2.0)
@@ -163,7 +162,7 @@ class Worker:
                     self._idle.set()
             self._settled.append(settlement)
             self._done.set()
-            if not self._waiting or len(self._settled) >= _SETTLED_AT_ONCE or clock() > turn_ends:
+            if not self._waiting or clock() > turn_ends:
                 await asyncio.sleep(0)  # also where no handler ever waits, others get their turn
                 turn_ends = clock() + _TURN_S
 
