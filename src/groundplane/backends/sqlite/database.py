@@ -85,9 +85,13 @@ class Database:
         Cancelling the call before its commit begins undoes it; later it takes effect. Errors: `database_busy` after
         `busy_timeout_s`, `queue_full`, `disk_full`, `io_error`, `database_replaced`, `closed`.
         """
-        call = Call(work, self._future(), durable=durable, essential=essential)
-        value: T = await self._outcome(self._engine.write, call)
-        return value
+        return await self.submit(work, durable=durable, essential=essential)
+
+    def submit(
+        self, work: Callable[[Transaction], T], *, durable: bool = True, essential: bool = False
+    ) -> asyncio.Future[T]:
+        """`write` without waiting: its value to come."""
+        return self._outcome(self._engine.write, Call(work, self._future(), durable=durable, essential=essential))
 
     async def read(self, work: Callable[[Transaction], T]) -> T:
         """Runs `work` in a snapshot that sees every commit before it; it cannot write.
@@ -176,13 +180,11 @@ class Database:
         self._check()
         return asyncio.get_running_loop().create_future()
 
-    async def _outcome(self, submit: Callable[[Call], None], call: Call) -> Any:
+    def _outcome(self, submit: Callable[[Call], None], call: Call) -> asyncio.Future[Any]:
         submit(call)
         self._calls.add(call.future)
-        try:
-            return await call.future
-        finally:
-            self._calls.discard(call.future)
+        call.future.add_done_callback(self._calls.discard)
+        return call.future
 
     def _check(self) -> None:
         check_not_forked(self._engine.path, self._engine.pid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from groundplane.backends.sqlite.database import Database
@@ -34,44 +35,40 @@ class Merging(Generic[C, R]):
         database: Database,
         apply: Callable[[Transaction, Sequence[C]], Sequence[R]],
         *,
-        name: str,
-        concerns_one: Callable[[Exception, Sequence[C]], bool],
+        concerns_one: Callable[[BaseException, Sequence[C]], bool],
         essential: Callable[[Sequence[C]], bool] = lambda _: False,
         weight: Callable[[C], int] = lambda _: 1,
         weight_max: int = _CALLS_MAX,
     ) -> None:
         self._database = database
         self._apply = apply
-        self._name = name
         self._concerns_one = concerns_one
         self._essential = essential
         self._weight = weight
         self._weight_max = weight_max
         self._pending: list[_Waiting[C, R]] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Future[Sequence[R]]] = set()
+        self._starting = False
 
     async def make(self, change: C) -> R:
         """Returns when the change is durable; raises when it was not made. Cancelling it leaves that open."""
         waiting: _Waiting[C, R] = _Waiting(change)
         self._pending.append(waiting)
-        self._start()
+        if not self._starting and len(self._under_way) < _UNDER_WAY_MAX:
+            self._starting = True
+            asyncio.get_running_loop().call_soon(self._start)  # with whoever else comes in this turn of the loop
         return await waiting.done
 
     async def drained(self) -> None:
         """Returns when nothing is under way. Nothing new may come meanwhile."""
-        while self._under_way or self._pending:
-            self._start()
+        self._start()
+        while self._under_way:
             await asyncio.wait(list(self._under_way))
 
     def _start(self) -> None:
-        if self._pending and len(self._under_way) < _UNDER_WAY_MAX:
-            task = asyncio.create_task(self._write_pending(), name=self._name)
-            self._under_way.add(task)
-            task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        self._start()
+        self._starting = False
+        while self._pending and len(self._under_way) < _UNDER_WAY_MAX:
+            self._write(self._take())
 
     def _take(self) -> list[_Waiting[C, R]]:
         weight = count = 0
@@ -83,38 +80,34 @@ class Merging(Generic[C, R]):
         taken, self._pending = self._pending[:count], self._pending[count:]
         return [one for one in taken if not one.done.done()]
 
-    async def _write_pending(self) -> None:
-        taken = self._take()
+    def _write(self, taken: list[_Waiting[C, R]]) -> None:
         if not taken:
             return
+        changes = [one.change for one in taken]
         try:
-            error = await self._write(taken)
-        except asyncio.CancelledError:
+            written = self._database.submit(lambda tx: self._apply(tx, changes), essential=self._essential(changes))
+        except Exception as error:  # noqa: BLE001 - handed to each caller
             for one in taken:
-                one.done.cancel()
-            raise
-        if error is not None and len(taken) > 1 and self._concerns_one(error, [one.change for one in taken]):
-            await asyncio.gather(*(self._write_alone(one) for one in taken))
+                one.fail(error)
+            return
+        self._under_way.add(written)
+        written.add_done_callback(partial(self._written, taken))
+
+    def _written(self, taken: list[_Waiting[C, R]], written: asyncio.Future[Sequence[R]]) -> None:
+        """Hands out the outcomes, or what went wrong."""
+        self._under_way.discard(written)
+        error = written.exception()
+        if error is None:
+            for one, outcome in zip(taken, written.result(), strict=True):
+                if not one.done.done():
+                    one.done.set_result(outcome)
+        elif len(taken) > 1 and self._concerns_one(error, [one.change for one in taken]):
+            for one in taken:
+                self._write([] if one.done.done() else [one])
         else:
             for one in taken:
                 one.fail(error)
-
-    async def _write_alone(self, one: _Waiting[C, R]) -> None:
-        if not one.done.done():
-            one.fail(await self._write([one]))
-
-    async def _write(self, taken: list[_Waiting[C, R]]) -> Exception | None:
-        """Hands out the outcomes, or returns what went wrong."""
-        changes = [one.change for one in taken]
-        essential = self._essential(changes)
-        try:
-            outcomes = await self._database.write(lambda tx: self._apply(tx, changes), essential=essential)
-        except Exception as error:  # noqa: BLE001 - handed to each caller
-            return error
-        for one, outcome in zip(taken, outcomes, strict=True):
-            if not one.done.done():
-                one.done.set_result(outcome)
-        return None
+        self._start()
 
 
 class _Waiting(Generic[C, R]):
@@ -126,8 +119,8 @@ class _Waiting(Generic[C, R]):
         self.change = change
         self.done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
 
-    def fail(self, error: Exception | None) -> None:
-        if error is None or self.done.done():
+    def fail(self, error: BaseException) -> None:
+        if self.done.done():
             return
         if isinstance(error, GroundplaneError):
             own = from_record(error.to_record())

@@ -57,7 +57,6 @@ class EmbeddedBus:
         self._merging: Merging[Sequence[Message], list[Message]] = Merging(
             database,
             self._append,
-            name="groundplane-bus-append",
             concerns_one=lambda error, _: isinstance(error, GroundplaneError) and error.code in _OF_ONE_CALL,
             weight=len,
             weight_max=_APPENDED_AT_ONCE,

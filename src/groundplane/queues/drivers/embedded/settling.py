@@ -49,7 +49,6 @@ class Settling:
         self._merging: Merging[Change, None] = Merging(
             database,
             self._apply,
-            name="groundplane-queues-settling",
             concerns_one=_concerns_one,
             essential=lambda changes: not any(change.sends or change.carry for change in changes),
         )
@@ -91,7 +90,7 @@ def _carry(tx: Transaction, change: Change) -> None:
             raise
 
 
-def _concerns_one(error: Exception, changes: Sequence[Change]) -> bool:
+def _concerns_one(error: BaseException, changes: Sequence[Change]) -> bool:
     if any(change.refused is error for change in changes):
         return True
     return isinstance(error, GroundplaneError) and error.reason in _OF_ONE_CALL
