@@ -33,7 +33,7 @@ from groundplane.queues import Queues
 from groundplane.security.access import Action, Caller
 
 if TYPE_CHECKING:
-    from groundplane.gateway.mcp.sessions import SessionRecords
+    from groundplane.gateway.mcp.session_records import SessionRecords
 
 Secrets = Callable[[str], Awaitable[bytes]]
 

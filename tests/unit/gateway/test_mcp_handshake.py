@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from groundplane.gateway.mcp.sessions import Handshake
+from groundplane.gateway.mcp.session_records import Handshake
 
 
 @pytest.mark.req("GATE-15.1", "GATE-11")

@@ -21,7 +21,8 @@ from groundplane.core.errors import GroundplaneError, NotFound, ResourceExhauste
 from groundplane.gateway.mcp.context import STDIO, Context, session_id
 from groundplane.gateway.mcp.listening import URIS_MAX, Listening
 from groundplane.gateway.mcp.offers import Offers, unknown_resource
-from groundplane.gateway.mcp.sessions import Handshake, SessionManager
+from groundplane.gateway.mcp.session_records import Handshake
+from groundplane.gateway.mcp.sessions import SessionManager
 from groundplane.gateway.services import Services
 from groundplane.jobs.port import JobState
 from groundplane.telemetry.logs import get_logger
