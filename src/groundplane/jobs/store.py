@@ -13,29 +13,14 @@ import msgspec
 
 from groundplane.core import failpoints
 from groundplane.core.clock import SYSTEM_CLOCK, Clock
-from groundplane.core.errors import (
-    AlreadyExists,
-    Closed,
-    FailedPrecondition,
-    GroundplaneError,
-    InvalidArgument,
-    NotFound,
-    Unavailable,
-)
+from groundplane.core.errors import AlreadyExists, Closed, GroundplaneError, InvalidArgument, Unavailable
 from groundplane.core.lifecycle import Lifecycle
 from groundplane.core.names import check_name
 from groundplane.core.retry import RetryPolicy
-from groundplane.jobs.checks import (
-    FINAL_KINDS,
-    PAGE_MAX,
-    check_changes,
-    check_job_id,
-    check_new_job,
-    check_page,
-    check_query,
-)
+from groundplane.jobs.checks import check_changes, check_job_id, check_new_job, check_page, check_query
 from groundplane.jobs.drivers import open_driver
 from groundplane.jobs.feed import Feed, Subscription
+from groundplane.jobs.following import follow
 from groundplane.jobs.port import (
     TOPICS,
     Answer,
@@ -60,6 +45,7 @@ from groundplane.jobs.port import (
     Topic,
     Watch,
 )
+from groundplane.jobs.refusals import answer_refused, control_refused
 from groundplane.jobs.relay import LEASE_OFFERED_S, LEASE_S, Relay, Send
 from groundplane.telemetry.calls import measured
 from groundplane.telemetry.logs import get_logger
@@ -242,7 +228,7 @@ class Jobs:
         change = Answer(job_id=job_id, question_id=question_id, action=action, content=content, by=by)
         (outcome,) = await self.apply(change)
         if not outcome.applied and outcome.detail != "repeated":
-            raise _no_answer(change, outcome)
+            raise answer_refused(change, outcome)
         return await self.get(job_id)
 
     @measured("jobs")
@@ -259,30 +245,13 @@ class Jobs:
             check_job_id(job_id)
         return await self._call(lambda: self.driver.events(after=after, job_id=job_id, limit=limit, final=final))
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent, None]:
+    def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent, None]:
         """The job's events after an id, then live ones, ending after the final one. Raises `not_found`, `closed`.
 
         Where events after that id are no longer retained, an event of kind `snapshot` with the job's present state
         comes first. Where the final event is not after that id, there is nothing to come and it ends at once.
         """
-        job = await self.get(job_id)
-        first = await self.events(after, job_id, 1)
-        with self.subscribe(job, after) as subscription:
-            if first.truncated:
-                snapshot = await self._snapshot(job_id, after)
-                subscription.seen = snapshot.id
-                yield snapshot
-            live = False
-            while True:
-                batch = await (subscription.batch() if live else subscription.ready())
-                for event in batch:
-                    yield event
-                    if event.kind in FINAL_KINDS:
-                        return
-                if not batch and not live:
-                    if await self._has_ended_before(job_id, subscription.seen):
-                        return
-                    live = True
+        return follow(self, job_id, after)
 
     def subscribe(self, job: Job, after: int, *, final: bool = False) -> AbstractContextManager[Subscription]:
         """The events of `job`, as it was read before, after an id: history, then live. For streams; see `follow`.
@@ -417,56 +386,11 @@ class Jobs:
 
     async def _control(self, job_id: str, action: str, reason: str) -> Job:
         check_job_id(job_id)
-        (outcome,) = await self.apply(Control(job_id=job_id, action=action, reason=reason))
-        if outcome.state is None:
-            raise _no_job(job_id)
-        if outcome.detail == "question_open":
-            raise FailedPrecondition(
-                f"job_id: {job_id!r} waits for an answer and goes on with it; answer its questions",
-                reason="question_open",
-                details={"state": outcome.state.value, "action": action},
-            )
+        change = Control(job_id=job_id, action=action, reason=reason)
+        (outcome,) = await self.apply(change)
         if not outcome.applied:
-            why = "has ended" if outcome.state.terminal else f"is {outcome.state.value}"
-            raise FailedPrecondition(
-                f"job_id: {job_id!r} {why} and cannot be changed by {action!r}; look at its state first",
-                reason="job_terminal" if outcome.state.terminal else "job_state",
-                details={"state": outcome.state.value, "action": action},
-            )
+            raise control_refused(change, outcome)
         return await self.get(job_id)
-
-    async def _snapshot(self, job_id: str, after: int) -> JobEvent:
-        """The present state as an event; what is read next are the live ones, or the final one of a job that ended."""
-        job = await self.get(job_id)
-        last = job.last_event_id
-        if job.state.terminal:
-            last = max(after, await self._final_id(job_id, after) - 1)
-        data: dict[str, Any] = {
-            "state": job.state.value,
-            "progress": round(job.progress, 3),
-            "message": job.message,
-            "actor": job.actor,
-            "steps_completed": job.steps_completed,
-            "total_steps": job.total_steps,
-        }
-        return JobEvent(id=last, job_id=job_id, kind="snapshot", data=data, created_at=job.updated_at)
-
-    async def _final_id(self, job_id: str, after: int) -> int:
-        while True:
-            page = await self.events(after, job_id, PAGE_MAX)
-            for event in page.items:
-                if event.kind in FINAL_KINDS:
-                    return event.id
-            if len(page.items) < PAGE_MAX:
-                return page.last_id + 1
-            after = page.last_id
-
-    async def _has_ended_before(self, job_id: str, seen: int) -> bool:
-        """Whether the final event is not after `seen`: then nothing but late ones can come."""
-        if not (await self.get(job_id)).state.terminal:
-            return False
-        page = await self.events(seen, job_id, PAGE_MAX)
-        return not any(event.kind in FINAL_KINDS for event in page.items)
 
     async def _sweep_for_ever(self, interval_s: float) -> None:
         while True:
@@ -499,23 +423,3 @@ class Jobs:
                 raise
         finally:
             work.close()
-
-
-def _no_job(job_id: str) -> NotFound:
-    return NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
-
-
-def _no_answer(change: Answer, outcome: Outcome) -> GroundplaneError:
-    if outcome.state is None:
-        return _no_job(change.job_id)
-    if outcome.detail == "question_not_found":
-        return NotFound(
-            f"question_id: {change.job_id!r} has no question {change.question_id!r}; look at the job's questions",
-            reason="question_not_found",
-        )
-    details = {"state": outcome.state.value, "question_id": change.question_id}
-    if outcome.detail == "question_answered":
-        message = f"question_id: {change.question_id!r} was answered before; an answer never changes"
-        return FailedPrecondition(message, reason="question_answered", details=details)
-    message = f"job_id: {change.job_id!r} has ended; its questions were closed with it"
-    return FailedPrecondition(message, reason="job_terminal", details=details)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from groundplane.backends.sqlite import Transaction
-from groundplane.jobs.drivers.rows import no_job, page_of_events
+from groundplane.jobs.drivers.rows import page_of_events
 from groundplane.jobs.drivers.unit import Scope
 from groundplane.jobs.port import Events
+from groundplane.jobs.refusals import no_job
 
 _IDS_LEFT_OUT = 100_000
 

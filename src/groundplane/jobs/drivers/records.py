@@ -12,19 +12,16 @@ from groundplane.jobs.drivers.rows import (
     COUNT_LIVE,
     QUESTION,
     WHOLE,
-    check_same_work,
     created_shown,
     fresh,
-    id_taken,
     listing,
-    no_job,
     question,
     record,
     steps_of,
-    too_many_live,
 )
 from groundplane.jobs.drivers.unit import Scope, pack
 from groundplane.jobs.port import Created, Job, JobPage, JobQuery, JobState, NewJob, OutboxMessage, Question, Standing
+from groundplane.jobs.refusals import check_same_work, id_taken, no_job, too_many_live
 
 
 def create(

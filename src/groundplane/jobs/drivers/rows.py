@@ -7,14 +7,7 @@ from typing import Any
 
 import msgspec
 
-from groundplane.core.errors import (
-    AlreadyExists,
-    Conflict,
-    ErrorRecord,
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-)
+from groundplane.core.errors import ErrorRecord, InvalidArgument
 from groundplane.jobs.drivers.unit import Row, pack
 from groundplane.jobs.port import Events, Job, JobEvent, JobQuery, JobState, NewJob, Question
 
@@ -130,35 +123,6 @@ def created_shown(new: NewJob) -> dict[str, Any]:
         "total_steps": steps_of(new),
         "tool": new.tool,
     }
-
-
-def check_same_work(new: NewJob, tool: str, arguments_hash: str) -> None:
-    """`conflict` where the idempotency key of a new job stands for other work than this."""
-    if (tool, arguments_hash) != (new.tool, new.arguments_hash):
-        raise Conflict(
-            f"idempotency_key: {new.idempotency_key!r} was used for other work; use a new key, or the same arguments",
-            reason="idempotency_mismatch",
-            details={"tool": tool},
-        )
-
-
-def id_taken(new: NewJob) -> AlreadyExists:
-    """The error for a job id that is known."""
-    return AlreadyExists(f"job_id: {new.job_id!r} is taken; use a new id for a new job")
-
-
-def too_many_live(new: NewJob) -> ResourceExhausted:
-    """The error for an owner who has as many jobs that have not ended as it may have."""
-    return ResourceExhausted(
-        f"live_jobs: {new.live_max} jobs of this caller have not ended, which is the limit; wait for one, or cancel it",
-        reason="live_jobs",
-        details={"limit": "live_jobs", "max": new.live_max},
-    )
-
-
-def no_job(job_id: str) -> NotFound:
-    """The error for a job id that is not known."""
-    return NotFound(f"job_id: no job has the id {job_id!r}; look at the list of jobs", reason="job_not_found")
 
 
 def listing(query: JobQuery, namespace: int, of_all: str) -> tuple[str, list[Any]]:

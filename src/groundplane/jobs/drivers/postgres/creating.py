@@ -14,19 +14,10 @@ from groundplane.core.fencing import Fence, term_old
 from groundplane.jobs.drivers.postgres import sequence
 from groundplane.jobs.drivers.postgres.applying import CLOCK
 from groundplane.jobs.drivers.postgres.dialect import text, translated
-from groundplane.jobs.drivers.rows import (
-    COUNT_LIVE,
-    WHOLE,
-    check_same_work,
-    created_shown,
-    fresh,
-    id_taken,
-    record,
-    steps_of,
-    too_many_live,
-)
+from groundplane.jobs.drivers.rows import COUNT_LIVE, WHOLE, created_shown, fresh, record, steps_of
 from groundplane.jobs.drivers.unit import Scope, as_json, pack
 from groundplane.jobs.port import Created, NewJob, OutboxMessage
+from groundplane.jobs.refusals import check_same_work, id_taken, too_many_live
 
 GROUP_MAX = 200
 BYTES_MAX = 4 * 1024 * 1024

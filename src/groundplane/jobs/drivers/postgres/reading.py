@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from groundplane.backends.postgres import Database
 from groundplane.jobs.drivers.postgres.dialect import translated
-from groundplane.jobs.drivers.rows import QUESTION, WHOLE, listing, no_job, page_of_events, question, record
+from groundplane.jobs.drivers.rows import QUESTION, WHOLE, listing, page_of_events, question, record
 from groundplane.jobs.drivers.unit import Scope
 from groundplane.jobs.port import Events, Job, JobPage, JobQuery, JobState, Question, Standing
+from groundplane.jobs.refusals import no_job
 
 _OF_JOB = 24
 """How many columns `WHOLE` has."""
