@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from groundplane import App
 from groundplane.bus import Bus
 from groundplane.bus.endpoints import start
+from groundplane.cli import program
 from groundplane.core.errors import GroundplaneError
 from groundplane.core.fencing import Fence
 from groundplane.kv import KV
@@ -60,6 +63,25 @@ class Place:
             leadership = await stack.enter_async_context(desk.open(kv, member=name))
             await stack.enter_async_context(start(bus, app.endpoints, instance=name))
             yield leadership
+
+
+@pytest.mark.req("LEAD-04.2")
+async def test_a_request_from_the_shell_finds_whoever_leads(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(url, tmp_path)
+    monkeypatch.setenv("GROUNDPLANE_BUS_URL", url)
+    words = ["bus", "request", "desk.place", "size:=5", "--name", place.namespace, "--state", str(tmp_path)]
+    async with AsyncExitStack() as stack:
+        members = [await stack.enter_async_context(place.instance(name)) for name in ("a", "b", "c")]
+        await eventually(lambda: all(one.leader() is not None for one in members))
+        leading = next(one for one in members if one.is_active)
+        for _ in range(3):  # each begins with another instance
+            assert await asyncio.to_thread(program.run, words) == 0
+            assert json.loads(capsys.readouterr().out) == [leading.member, leading.term]
+        standby = next(one for one in members if not one.is_active)
+        assert await asyncio.to_thread(program.run, [*words, "--instance", standby.member]) == 1
+        assert "not_active" in capsys.readouterr().err
 
 
 @pytest.mark.req("LEAD-04.1", "LEAD-04.2", "LEAD-04.3")

@@ -15,8 +15,9 @@ from groundplane.cli.arguments import parse_arguments
 from groundplane.cli.options import COMMON, Common
 from groundplane.cli.output import EXIT_OK, Output
 from groundplane.core.codec import decode
-from groundplane.core.errors import InvalidArgument
+from groundplane.core.errors import InvalidArgument, Unavailable
 from groundplane.plane import Plane
+from groundplane.services.leadership import ask_leader
 
 Words = Annotated[str, Parameter(help="name=text, or name:=JSON.")]
 _WAITING_MAX = 10_000
@@ -58,7 +59,7 @@ def request(
     instance: Annotated[str | None, Parameter(help="Ask this instance.")] = None,
     common: Common = COMMON,
 ) -> int:
-    """Call a method, SERVICE.METHOD, and print its result.
+    """Call a method, SERVICE.METHOD, and print its result. Where one instance is active, that one is found and asked.
 
     Examples:
 
@@ -68,7 +69,15 @@ def request(
     params = _values(arguments)
 
     async def work(bus: Bus) -> int:
-        result = await bus.request(service, name, params, timeout_s=timeout, instance=instance)
+        async def ask(whom: str | None) -> Any:
+            return await bus.request(service, name, params, timeout_s=timeout, instance=whom)
+
+        try:
+            result = await ask(instance)
+        except Unavailable as error:
+            if error.reason != "not_active" or instance is not None:
+                raise
+            result = await ask_leader(ask, timeout_s=timeout)
         common.output.result(result)
         return EXIT_OK
 

@@ -15,7 +15,7 @@ VALUE_BYTES_MAX = 1024 * 1024
 MANY_MAX = 1000
 HISTORY_MAX = 64
 TOMBSTONES_KEPT_S = 3600
-"""How long a removal is remembered, at least: for watches that begin `after` a revision."""
+"""How long a removal is remembered, at least: for watches that begin `after` a revision. Expiries on NATS: a minute."""
 
 
 class Capability(enum.Flag):

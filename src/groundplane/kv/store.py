@@ -200,7 +200,7 @@ class KV:
     @measured("kv")
     async def clear(self, prefix: str) -> int:
         """Delete every key that begins with `prefix`, and nothing else; how many there were. Not in one step: keys
-        that are written meanwhile may stay.
+        that are written meanwhile, in a cluster also some milliseconds before, may stay.
         """
         check_prefix(prefix)
         count = await self._call(lambda: self.driver.clear(prefix))
@@ -209,7 +209,9 @@ class KV:
 
     @measured("kv")
     async def keys(self, prefix: str = "", *, cursor: str | None = None, limit: int = PAGE_MAX) -> KeyPage:
-        """One page of live keys that begin with `prefix`, by the bytes of their UTF-8 form."""
+        """One page of live keys that begin with `prefix`, by the bytes of their UTF-8 form. In a cluster what a replica
+        lists may be some milliseconds old.
+        """
         check_prefix(prefix)
         if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
             raise InvalidArgument(f"limit: {limit!r} must be 1 to {PAGE_MAX}")
@@ -236,7 +238,7 @@ class KV:
         """The changes of a key, of all keys with a prefix, or of all.
 
         With `after` it begins with what has changed since that revision, instead of what is there; removals that are
-        older than an hour may be missing then.
+        older than an hour, on NATS values that expired a minute ago (with history: a second), may be missing then.
         """
         if key is not None and prefix is not None:
             raise InvalidArgument(f"prefix: {prefix!r} and key {key!r} exclude each other; give one of them")

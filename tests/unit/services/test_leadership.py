@@ -13,7 +13,8 @@ from groundplane.core.errors import Closed, Conflict, FailedPrecondition, Intern
 from groundplane.core.fencing import Fence
 from groundplane.kv import KV
 from groundplane.services.leadership import POLICIES, ElectionEvent, Leadership, Policy
-from groundplane.services.leadership.election import Record, encoded
+from groundplane.services.leadership.election import Election, Record, Write, encoded
+from groundplane.services.leadership.leadership import lease_clock
 from groundplane.testing import eventually
 
 pytestmark = pytest.mark.anyio
@@ -84,19 +85,33 @@ async def test_closing_hands_over_at_once_and_everybody_is_told(kv: KV) -> None:
 
 
 @pytest.mark.req("LEAD-05.1")
-async def test_an_election_that_somebody_else_wins_has_failed(kv: KV) -> None:
-    events: list[ElectionEvent] = []
-    async with AsyncExitStack() as stack:
-        members = [await _opened(stack, kv, f"m{n}", on_event=events.append) for n in range(4)]
-        await eventually(lambda: all(one.leader() is not None for one in members))
-    kinds = {(one.kind, one.member) for one in events}
-    failed = {member for kind, member in kinds if kind == "ElectionFailed"}
-    assert failed <= {member for kind, member in kinds if kind == "ElectionStarted"}
-    assert all(one.reason == "refused" for one in events if one.kind == "ElectionFailed")
+@pytest.mark.parametrize(("outcome", "reason"), [("refused", "refused"), ("unanswered", "no_answer")])
+def test_an_election_that_was_not_won_has_failed_and_the_next_is_another(outcome: str, reason: str) -> None:
+    now, told = 0.0, []
+    election = Election("a", "first life", PATIENT, lambda: now, told.append)
+    for _ in range(2):
+        election.saw(None, None, read=True)
+        write = election.step()
+        assert isinstance(write, Write)
+        election.sent(write)
+        getattr(election, outcome)(write)
+        now += PATIENT.renew_s
+    assert [(one.kind, one.reason) for one in told] == [("ElectionStarted", ""), ("ElectionFailed", reason)] * 2
 
 
 @pytest.mark.req("LEAD-03.2")
-async def test_resigning_hands_over_and_rests_for_a_lease(kv: KV) -> None:
+async def test_who_has_resigned_is_no_candidate_for_a_lease(kv: KV) -> None:
+    async with Leadership.open(kv, "planner", member="a", policy=Policy(lease_s=0.5)) as lonely:
+        term = await lonely.elected()
+        began = lease_clock()
+        await lonely.resign()
+        async with asyncio.timeout(20):
+            assert await lonely.elected() > term
+        assert lease_clock() - began >= 0.5
+
+
+@pytest.mark.req("LEAD-03.2")
+async def test_resigning_hands_over_to_another(kv: KV) -> None:
     async with AsyncExitStack() as stack:
         leader = await _opened(stack, kv, "a")
         await leader.elected()
