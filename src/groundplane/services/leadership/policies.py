@@ -51,10 +51,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
+# seven seconds are to outlive the election of a stream's leader: the later the last renewal before it, the longer
 POLICIES: dict[str, Policy] = {
     "aggressive": Policy(lease_s=0.8),
     "balanced": Policy(lease_s=1.5),
-    "conservative": Policy(lease_s=7.0),
+    "conservative": Policy(lease_s=7.0, renew_s=0.5),
 }
 
 
