@@ -355,7 +355,9 @@ class Bus:
         ended stays as it is.
         """
         check_token("command_id", command_id)
-        cancel = wire.CommandCancel(**self._sender.head(), correlation_id=command_id, reason=reason[:1000])
+        cancel = wire.CommandCancel(
+            **self._sender.head(), message_id=new_id(), correlation_id=command_id, reason=reason[:1000]
+        )
         await self._append([self._sender.message(f"commands.cancel.{command_id}", cancel)])
 
     @asynccontextmanager
@@ -483,10 +485,10 @@ class Bus:
             self._require(Capability.PRIORITY, "priority")
         if payload is not None:
             check_arguments("payload", payload)
-        head = {**self._sender.head(check_headers(headers)), "message_id": command_id}
         content = wire.Command(
-            **head, target=service, command=command, payload=dict(payload or {}), priority=priority,
-            max_retries=max_retries, timeout=timeout_s, deadline_at=self.driver.clock.now_ms() + int(timeout_s * 1000),
+            **self._sender.head(check_headers(headers)), message_id=command_id, target=service, command=command,
+            payload=dict(payload or {}), priority=priority, max_retries=max_retries, timeout=timeout_s,
+            deadline_at=self.driver.clock.now_ms() + int(timeout_s * 1000),
         )  # fmt: skip
         await self._append([self._sender.message(f"commands.{service}.{command}", content, codec, priority=urgency)])
         self._sender.counters.add("sent")

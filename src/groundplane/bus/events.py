@@ -14,7 +14,7 @@ from groundplane.bus import cloudevents, wire
 from groundplane.bus.handlers import EventContext, Handler, context_of, run
 from groundplane.bus.port import LEASE_S, Ack, ConsumerSpec, Delivery, Message, Nack, Reject, Settlement
 from groundplane.bus.sending import Sender, check_count, check_headers, check_timeout, error_record
-from groundplane.bus.subjects import check_pattern, check_subject, check_token
+from groundplane.bus.subjects import check_pattern, check_token, event_subject
 from groundplane.bus.timeouts import Timeout
 from groundplane.bus.working import Worker
 from groundplane.core.codec import Codec
@@ -114,19 +114,16 @@ def check_options(options: SubscriptionOptions) -> SubscriptionOptions:
 def make_message(
     sender: Sender, event: OutgoingEvent, head: dict[str, Any], codec: Codec | None, *, as_cloudevent: bool
 ) -> Message:
-    """The message of an event, checked. `head` is that of all that are published together, without the ids."""
-    check_token("domain", event.domain)
-    check_subject("type", event.type)
-    subject = check_subject("subject", f"events.{event.domain}.{event.type}")
+    """The message of an event, checked. `head` is that of all that are published together."""
+    subject = event_subject(event.domain, event.type)
     major_of(event.version)
-    head = {**head, "message_id": event.id or new_id()}
     if event.headers:
-        head["headers"] = {**check_headers(event.headers), **head["headers"]}
+        head = {**head, "headers": {**check_headers(event.headers), **head["headers"]}}
     if len(event.id) > 255 or not event.id.isprintable():
         raise InvalidArgument(f"id: {event.id!r} must have 1 to 255 printable characters")
     content = wire.Event(
-        **head, correlation_id=event.correlation_id, domain=event.domain, event_type=event.type,
-        payload=event.payload, version=event.version,
+        **head, message_id=event.id or new_id(), correlation_id=event.correlation_id, domain=event.domain,
+        event_type=event.type, payload=event.payload, version=event.version,
     )  # fmt: skip
     if as_cloudevent:
         media = {cloudevents.CONTENT_TYPE: cloudevents.MEDIA_TYPE}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from groundplane.bus.port import BusDriver, Message, Priority
 from groundplane.bus.statistics import Counters
 from groundplane.core.codec import Codec
 from groundplane.core.errors import Closed, ErrorRecord, GroundplaneError, InvalidArgument
+from groundplane.core.ids import random_digits
 from groundplane.core.retry import RetryPolicy
 from groundplane.core.trace_context import TRACEPARENT
 from groundplane.telemetry import traces
@@ -51,9 +51,9 @@ class Sender:
             raise Closed("bus: is closed; open it again")
 
     def head(self, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The head of a new message, in the trace of this task; without one it begins a trace."""
+        """The head of new messages but for their ids, in the trace of this task; without one it begins a trace."""
         trace_id, carried = self.traced(headers)
-        return {**wire.head(self.source), "trace_id": trace_id, "headers": carried}
+        return {**wire.origin(self.source), "trace_id": trace_id, "headers": carried}
 
     def traced(self, headers: Mapping[str, str] | None = None) -> tuple[str, dict[str, str]]:
         """The id of the trace of this task, or of a new one, and these headers with its context."""
@@ -178,5 +178,5 @@ def check_count(field: str, value: object, least: int, most: int) -> int:
 
 def _new_trace() -> tuple[str, str]:
     """The id of a trace that nobody records, and its `traceparent`."""
-    digits = os.urandom(24).hex()
+    digits = random_digits(48)
     return digits[:32], f"00-{digits[:32]}-{digits[32:]}-00"

@@ -54,6 +54,19 @@ def _checked_subject(field: str, value: str) -> str:
     return value
 
 
+def event_subject(domain: str, event_type: str) -> str:
+    """What events of a domain and type are published on."""
+    check_token("domain", domain)
+    _check_text("type", event_type)
+    return _event_subject(domain, event_type)
+
+
+@functools.lru_cache(maxsize=4096)
+def _event_subject(domain: str, event_type: str) -> str:
+    check_subject("type", event_type)
+    return check_subject("subject", f"events.{domain}.{event_type}")
+
+
 def check_pattern(field: str, value: str) -> str:
     """`value` when it is a pattern to subscribe with: names or `*`, perhaps a trailing `>`, and at least one name."""
     _check_text(field, value)

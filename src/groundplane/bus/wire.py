@@ -126,7 +126,12 @@ M = TypeVar("M", bound=Head)
 
 def head(source: str = "", *, clock: Clock = SYSTEM_CLOCK) -> dict[str, Any]:
     """The fields of a new message: its id, its time, who sends it."""
-    return {"message_id": new_id(), "timestamp": iso_z(clock.now_ms()), "source": source}
+    return {"message_id": new_id(), **origin(source, clock=clock)}
+
+
+def origin(source: str = "", *, clock: Clock = SYSTEM_CLOCK) -> dict[str, Any]:
+    """`head` without the id."""
+    return {"timestamp": iso_z(clock.now_ms()), "source": source}
 
 
 def write(message: Head, codec: Codec = "msgpack") -> bytes:

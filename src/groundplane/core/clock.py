@@ -48,7 +48,12 @@ def boot_id() -> str:
 def iso_z(unix_ms: int) -> str:
     """ISO 8601 in UTC with milliseconds and a `Z`, as on the wire: `2026-01-31T12:00:00.250Z`."""
     second, ms = divmod(unix_ms, 1000)
-    return f"{datetime.fromtimestamp(second, UTC).isoformat()[:19]}.{ms:03d}Z"
+    return f"{_to_the_second(second)}.{ms:03d}Z"
+
+
+@functools.lru_cache(maxsize=16)
+def _to_the_second(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat()[:19]
 
 
 def from_iso(text: str) -> int:

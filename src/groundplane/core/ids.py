@@ -11,9 +11,11 @@ import uuid
 _NAMESPACE = uuid.UUID("5a0c9b8e-6a54-5f0f-9d0b-67706c616e65")
 _VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 _POOL_BYTES = 4096
+_HALF = 16
+"""Digits of an id that are random."""
 _lock = threading.Lock()
 _last = 0
-_pool = b""
+_pool = ""
 _used = 0
 
 
@@ -21,7 +23,7 @@ def new_id() -> str:
     """A new UUIDv7 in its usual text form; ids of one process sort in the order in which they were made."""
     global _last
     with _lock:
-        digits = _random(8).hex()
+        digits = _digits(_HALF)
         # 48 bits of milliseconds and 12 of their fraction, raised by one where the clock stands still or goes back
         ticks = time.time_ns() * 4096 // 1_000_000
         if ticks <= _last:
@@ -56,11 +58,17 @@ def message_id(scope: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"message/{scope}"))
 
 
-def _random(count: int) -> bytes:
-    """Random bytes of the system, which is asked for many at once: each time gives up the interpreter's lock."""
+def random_digits(count: int) -> str:
+    """So many random hexadecimal digits."""
+    with _lock:
+        return _digits(count)
+
+
+def _digits(count: int) -> str:
+    """Randomness of the system, which is asked for much at once: each time gives up the interpreter's lock."""
     global _pool, _used
     if _used + count > len(_pool):
-        _pool, _used = os.urandom(_POOL_BYTES), 0
+        _pool, _used = os.urandom(_POOL_BYTES).hex(), 0
     _used += count
     return _pool[_used - count : _used]
 
@@ -68,7 +76,7 @@ def _random(count: int) -> bytes:
 def _after_fork() -> None:
     """A child never gives what its parent gives."""
     global _lock, _pool, _used
-    _lock, _pool, _used = threading.Lock(), b"", 0
+    _lock, _pool, _used = threading.Lock(), "", 0
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -26,46 +26,59 @@ class Burst:
         self._what = what
         self._window = window
         self._timeout_s = timeout_s
-        self._under_way: dict[str, None] = {}
+        self._answers: dict[str, Message | None] = {}
+        self._under_way = 0
         self._enough = 0
         self._waiting: asyncio.Future[None] | None = None
         self._failed: Exception | None = None
-        self.answers: list[Message] = []
 
     async def run(self, requests: Iterable[Request]) -> list[Message]:
         """The answers, in the order of the requests."""
-        found: list[_Answer] = []
+        link, answers = self._link, self._answers
         try:
             for subject, payload, head in requests:
-                if len(self._under_way) >= self._window:
+                if self._under_way >= self._window:
                     await self._until(self._window // 2)
                 if self._failed is not None:
                     break
-                if self._link.is_full:
-                    await self._link.room()
-                answer = _Answer(self)
-                found.append(answer)
-                answer.token = self._link.call_with(answer, subject, payload, head)
-                self._under_way[answer.token] = None
+                if link.is_full:
+                    await link.room()
+                answers[link.call_with(self, subject, payload, head)] = None
+                self._under_way += 1
             await self._until(0)
         finally:
-            for token in self._under_way:
-                self._link.give_up(token)
+            for token, answer in answers.items():
+                if answer is None:
+                    link.give_up(token)
         if self._failed is not None:
             raise self._failed
-        return [answer.message for answer in found if answer.message is not None]
+        return [answer for answer in answers.values() if answer is not None]
 
-    def ended(self, token: str, failure: Exception | None) -> None:
-        """One has its answer, or never gets it."""
-        self._under_way.pop(token, None)
-        self._failed = self._failed or failure
+    # -- requests.Answer, for all of them
+
+    def done(self) -> bool:
+        """Never: others are to come."""
+        return False
+
+    def set_result(self, message: Message) -> None:
+        """One is answered."""
+        self._answers[message.subject.rpartition(".")[2]] = message
+        self._ended()
+
+    def set_exception(self, error: Exception) -> None:
+        """One will not be answered."""
+        self._failed = self._failed or error
+        self._ended()
+
+    def _ended(self) -> None:
+        self._under_way -= 1
         waiting = self._waiting
-        if waiting is not None and len(self._under_way) <= self._enough and not waiting.done():
+        if waiting is not None and self._under_way <= self._enough and not waiting.done():
             waiting.set_result(None)
 
     async def _until(self, few: int) -> None:
         """Wait until no more than so many are under way."""
-        if len(self._under_way) <= few:
+        if self._under_way <= few:
             return
         self._enough, self._waiting = few, asyncio.get_running_loop().create_future()
         try:
@@ -73,24 +86,3 @@ class Burst:
                 await self._waiting
         except TimeoutError as error:
             raise too_late(self._what, self._timeout_s) from error
-
-
-class _Answer:
-    """Where `Requests` puts the answer to one request, as if it were a future."""
-
-    __slots__ = ("_burst", "message", "token")
-
-    def __init__(self, burst: Burst) -> None:
-        self._burst = burst
-        self.message: Message | None = None
-        self.token = ""
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, message: Message) -> None:
-        self.message = message
-        self._burst.ended(self.token, None)
-
-    def set_exception(self, error: Exception) -> None:
-        self._burst.ended(self.token, error)

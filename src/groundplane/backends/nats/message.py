@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from groundplane.core.errors import InvalidArgument
 
-VERSION_LINE = b"NATS/1.0"
+VERSION_LINE = "NATS/1.0"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BREAK = re.compile(r"[\r\n\0]")
 
@@ -82,15 +82,14 @@ def place_of(reply: str) -> Place:
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
     """The bytes of headers. `invalid_argument` for a name or value that cannot be written without changing it."""
-    lines = [VERSION_LINE]
+    text = VERSION_LINE
     for name, value in headers.items():
         if not _is_name(name):
             raise InvalidArgument(f"headers: {name!r} is no name of a header; use letters, digits and -_.")
         if _BREAK.search(value) or value != value.strip(" \t"):
             raise InvalidArgument(f"headers: {name}={value!r} cannot be sent; use a text without line ends and edges")
-        lines.append(f"{name}: {value}".encode())
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+        text += f"\r\n{name}: {value}"
+    return f"{text}\r\n\r\n".encode()
 
 
 @functools.lru_cache(maxsize=1024)

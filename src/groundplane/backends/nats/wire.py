@@ -10,7 +10,7 @@ from groundplane.backends.nats.message import Message
 from groundplane.backends.nats.parser import Parser, ProtocolError
 from groundplane.core.errors import GroundplaneError, Internal, Unavailable
 
-WRITE_AT_ONCE_BYTES = 256 * 1024
+WRITE_AT_ONCE_BYTES = 64 * 1024
 _PING, _PONG = b"PING\r\n", b"PONG\r\n"
 
 

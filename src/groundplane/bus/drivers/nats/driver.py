@@ -158,8 +158,12 @@ class NatsBus:
             if name not in self._made:
                 await self.make(name)
         sent = [(self.naming.subject(one), one.payload, head_of(one)) for one in messages]
-        for message, answer in zip(messages, await self._append(sent), strict=True):
-            await self._stored(message, answer)
+        for message, (subject, _, _), answer in zip(messages, sent, await self._append(sent), strict=True):
+            try:
+                read_ack(subject, answer)
+            except Unavailable as error:
+                await self._not_stored(message, subject, error)
+                raise
 
     @asynccontextmanager
     async def consume(self, spec: ConsumerSpec) -> AsyncIterator[BusConsumer]:
@@ -252,14 +256,9 @@ class NatsBus:
                 self._link.give_up(token)
         return answers
 
-    async def _stored(self, message: Message, answer: Arrived) -> None:
-        subject = self.naming.subject(message)
-        try:
-            read_ack(subject, answer)
-        except Unavailable as error:
-            if error.reason != "no_responder":
-                raise
-            # the stream was deleted, or JetStream is starting
+    async def _not_stored(self, message: Message, subject: str, error: Unavailable) -> None:
+        """Where nobody answered, the stream was deleted, or JetStream is starting."""
+        if error.reason == "no_responder":
             await self.make(self.naming.stream_of(message.subject), again=True)
             raise Unavailable(
                 f"append: nobody stored {subject!r}; its stream was made anew, append again",
