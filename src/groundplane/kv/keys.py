@@ -7,11 +7,11 @@ from groundplane.core.errors import InvalidArgument
 KEY_CHARS_MAX = 255
 
 
-def check_key(key: object) -> str:
+def check_key(key: object, field: str = "key") -> str:
     """`key` when it is 1 to 255 printable Unicode characters; else `invalid_argument`."""
     if not isinstance(key, str) or not 1 <= len(key) <= KEY_CHARS_MAX:
-        raise InvalidArgument(f"key: {_shown(key)} must be a string of 1 to {KEY_CHARS_MAX} characters")
-    return _check_characters("key", key)
+        raise InvalidArgument(f"{field}: {_shown(key)} must be a string of 1 to {KEY_CHARS_MAX} characters")
+    return _check_characters(field, key)
 
 
 def check_prefix(prefix: object) -> str:

@@ -96,6 +96,10 @@ class KV:
         """
         if type(history) is not int or not 1 <= history <= HISTORY_MAX:
             raise InvalidArgument(f"history: {history!r} is not a whole number from 1 to {HISTORY_MAX}")
+        if not isinstance(url, str):
+            raise InvalidArgument(f"url: {url!r} is not a string, such as 'embedded://' or 'nats://host:4222'")
+        if not isinstance(ttl, bool):
+            raise InvalidArgument(f"ttl: {ttl!r} is neither True nor False; a time goes with each write, as ttl_s")
         options = BucketOptions(
             bucket=check_name("bucket", bucket),
             namespace=check_name("namespace", namespace),
@@ -182,6 +186,8 @@ class KV:
         self, values: Mapping[str, bytes], *, ttl_s: float | None = None, fence: Fence | None = None
     ) -> dict[str, int]:
         """Write up to 1,000 values, all or none, in one round trip; their revisions, in the order given."""
+        if not isinstance(values, Mapping):
+            raise InvalidArgument(f"values: {type(values).__name__} is no mapping of keys to bytes")
         keys = self._check_many(values)
         self._check_ttl(ttl_s)
         writes = [Write(kind=WriteKind.PUT, key=key, value=self._check_value(values[key]), ttl_s=ttl_s) for key in keys]
@@ -213,6 +219,8 @@ class KV:
         lists may be some milliseconds old.
         """
         check_prefix(prefix)
+        if cursor is not None:
+            check_key(cursor, "cursor")
         if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
             raise InvalidArgument(f"limit: {limit!r} must be 1 to {PAGE_MAX}")
         return await self._call(lambda: self.driver.keys(prefix, cursor=cursor, limit=limit))
@@ -245,7 +253,9 @@ class KV:
         if after is not None and (type(after) is not int or after < 0):
             raise InvalidArgument(f"after: {after!r} is not a revision; give a whole number from 0")
         selection = Selection(
-            key=None if key is None else check_key(key), prefix=check_prefix(prefix or ""), after=after
+            key=None if key is None else check_key(key),
+            prefix=check_prefix("" if prefix is None else prefix),
+            after=after,
         )
         async with AsyncExitStack() as stack:
             feed = await self._call(lambda: stack.enter_async_context(self.driver.watch(selection)))
@@ -316,8 +326,8 @@ class KV:
         self._watches -= 1
 
     def _check_many(self, keys: Iterable[str]) -> list[str]:
-        if isinstance(keys, str | bytes):
-            raise InvalidArgument(f"keys: {keys!r} is one key; give a list of them")
+        if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+            raise InvalidArgument(f"keys: {keys!r} is not several keys; give a list of them")
         wanted = list(dict.fromkeys(check_key(key) for key in keys))
         if len(wanted) > self.limits.many_max:
             raise InvalidArgument(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 
+from groundplane.core.errors import InvalidArgument
 from groundplane.kv.port import Change, ChangeFeed
 
 
@@ -47,6 +49,7 @@ class Watch:
 
     async def receive(self, timeout_s: float | None = None) -> Change | None:
         """The next change; None after `timeout_s` (None waits without end). Cancelling loses nothing."""
+        _check_timeout(timeout_s)
         try:
             async with asyncio.timeout(None if self._waiting else timeout_s):
                 while not self._waiting:
@@ -72,3 +75,8 @@ class Watch:
         change = self._waiting.popleft()
         self.revision = max(self.revision, change.revision)
         return change
+
+
+def _check_timeout(value: object) -> None:
+    if value is not None and (not isinstance(value, int | float) or math.isnan(value)):
+        raise InvalidArgument(f"timeout_s: {value!r} is not a number of seconds")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from groundplane.core.errors import DeadlineExceeded, GroundplaneError, Unavailable, Unsupported
+from groundplane.core.errors import DeadlineExceeded, GroundplaneError, InvalidArgument, Unavailable, Unsupported
 from groundplane.core.fencing import Fence
 from groundplane.core.retry import RetryPolicy
 from groundplane.kv import KV
@@ -104,3 +104,18 @@ async def test_statistics_count_keys_and_removals(whole: KV) -> None:
     found = whole.statistics()
     assert (found.puts, found.gets, found.removals, found.retries, found.watches) == (3, 2, 3, 0, 0)
     assert "0 watches" in repr(whole)
+
+
+@pytest.mark.parametrize(("field", "given"), [("url", {"url": None}), ("url", {"url": 5}), ("ttl", {"ttl": 30})])
+async def test_what_opens_no_bucket_is_refused_by_field(field: str, given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{field}: "):
+        async with KV.open(**{"state": tmp_path, **given}):
+            pass
+    assert not (tmp_path / "plane.db").exists()
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), "1"])
+async def test_a_wait_that_is_no_number_is_refused_and_not_endless(whole: KV, timeout_s: float) -> None:
+    async with whole.watch() as watch:
+        with pytest.raises(InvalidArgument, match=r"^timeout_s: "):
+            await watch.receive(timeout_s)

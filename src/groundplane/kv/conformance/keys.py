@@ -72,6 +72,13 @@ class KeyConformance(Kit):
                 await kv.keys(prefix)  # type: ignore[arg-type]
             with pytest.raises(InvalidArgument, match="prefix: "):
                 await kv.clear(prefix)  # type: ignore[arg-type]
+        for cursor in ("", "x" * 256, "a\n", "\ud800", 5):
+            with pytest.raises(InvalidArgument, match="cursor: "):
+                await kv.keys(cursor=cursor)  # type: ignore[arg-type]
+        for bad in (0, (), b""):
+            with pytest.raises(InvalidArgument, match="prefix: "):
+                async with kv.watch(prefix=bad):  # type: ignore[arg-type]
+                    pass
         for limit in (0, 1001, True, 1.5):
             with pytest.raises(InvalidArgument, match="limit: "):
                 await kv.keys(limit=limit)  # type: ignore[arg-type]

@@ -117,6 +117,16 @@ class ValueConformance(Kit):
             await kv.put_many({f"k{n}": b"" for n in range(MANY_MAX + 1)})
         assert (await kv.status()).keys == 0
 
+    @pytest.mark.req("KV-05.1")
+    async def test_what_is_not_several_keys_is_refused(self, kv: KV) -> None:
+        for keys in ("ab", b"ab", None, 5):
+            for call in (kv.get_many(keys), kv.delete_many(keys)):  # type: ignore[arg-type]
+                with pytest.raises(InvalidArgument, match="keys: "):
+                    await call
+        for values in ([("a", b"")], "ab", None):
+            with pytest.raises(InvalidArgument, match="values: "):
+                await kv.put_many(values)  # type: ignore[arg-type]
+
     @pytest.mark.req("KV-07.1")
     async def test_the_history_is_as_deep_as_the_bucket_was_opened_with(self, kv: KV, deep: KV) -> None:
         for store, expected in ((kv, [b"5"]), (deep, [b"5", b"4", b"3"])):
