@@ -136,7 +136,7 @@ class BusWindows(TwoPlanes[BusPlane]):
 
     async def _stored(self) -> int:
         driver: Any = self._near.driver
-        info = await driver.native.stream_info(driver.naming.events)
+        info: Any = await patiently(lambda: driver.native.stream_info(driver.naming.events))
         last: int = info.state.last_seq
         return last
 

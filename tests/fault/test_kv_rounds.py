@@ -11,7 +11,7 @@ from itertools import count
 
 import pytest
 
-from fault.nats_lab import AWAY, MARKS, PATIENCE_S, QUICK, TwoPlanes, rounds, running, under_way
+from fault.nats_lab import AWAY, MARKS, PATIENCE_S, QUICK, TwoPlanes, patiently, rounds, running, under_way
 from fault.server_lab import Backstage
 from groundplane.core.errors import Conflict
 from groundplane.kv import KV, Watch
@@ -107,6 +107,7 @@ class KvWindows(TwoPlanes[KvPlane]):
         enter: dict[str, Callable[[str], Awaitable[None]]] = {
             "write": self._write, "answer": self._answer, "watch": self._watch
         }  # fmt: skip
+        await patiently(lambda: self._near.exists("sum"), "the server that was killed before is back")
         await enter[window](self._plane.new_key())
 
     async def _write(self, key: str) -> None:
