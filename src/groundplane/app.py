@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
+from groundplane.actors import Mode, actor_spec
 from groundplane.core.durations import parse_duration
 from groundplane.core.envelope import ERROR_END, HAPPY_END
 from groundplane.core.errors import InvalidArgument
@@ -31,7 +32,16 @@ from groundplane.mesh.spec import (
     TaskPolicy,
     ToolSpec,
 )
-from groundplane.offered import check_texts, completion, prompt_arguments, prompt_spec, resource_spec, template_schema
+from groundplane.offered import (
+    OnDisconnect,
+    check_texts,
+    completion,
+    prompt_arguments,
+    prompt_spec,
+    resource_spec,
+    template_schema,
+    tool_spec,
+)
 from groundplane.signatures import check_annotated, handler_address, input_schema, summary
 
 if TYPE_CHECKING:
@@ -40,10 +50,6 @@ if TYPE_CHECKING:
     from groundplane.services.leadership.policies import PolicyName
 
 H = TypeVar("H", bound=Callable[..., Any])
-Mode = Literal["payload", "message"]
-OnDisconnect = Literal["cancel", "detach"]
-
-CONCURRENCY_MAX = 1024
 
 
 class App:
@@ -180,37 +186,12 @@ class App:
         if name in self.tools:
             raise InvalidArgument(f"tool: {name!r} is declared twice, first at {self.tools[name].origin}; rename one")
         names = self._route(f"tool {name!r}", route)
-        for option, chosen, choices in (("on_disconnect", on_disconnect, OnDisconnect), ("task", task, TaskPolicy)):
-            if chosen not in get_args(choices):
-                wanted = " or ".join(map(repr, get_args(choices)))
-                raise InvalidArgument(f"{option}: {chosen!r} of tool {name!r} is not {wanted}")
-        for option, value, kind in (
-            ("description", description, str),
-            ("title", title, str),
-            ("progress", progress, bool),
-            ("content", content, bool),
-        ):
-            if not isinstance(value, kind):
-                raise InvalidArgument(f"{option}: {value!r} of tool {name!r} is not a {kind.__name__}")
-        first = self._handlers.get(names[0])
-        spec = ToolSpec(
-            name=name,
-            route=names,
-            description=description or (summary(first) if first is not None else ""),
-            input_schema=_schema(name, input_schema, first, self.actors[names[0]].handler_mode),
-            output_schema=None if output_schema is None else _schema(name, output_schema, None, "", "output_schema"),
-            timeout_s=parse_duration("timeout", timeout),
-            progress=progress,
-            on_disconnect=on_disconnect,
-            metadata=dict(metadata or {}),
-            origin=origin,
-            title=title,
-            content=content,
-            task=task,
-            task_after_s=0.0 if task_after == 0 else parse_duration("task_after", task_after),
-            annotations=dict(annotations or {}),
-            updates=check_texts("updates", updates, f"tool {name!r}"),
-        )
+        spec = tool_spec(
+            name, names, self._handlers.get(names[0]), self.actors[names[0]].handler_mode,
+            description=description, timeout=timeout, progress=progress, on_disconnect=on_disconnect,
+            input_schema=input_schema, output_schema=output_schema, metadata=metadata, title=title, content=content,
+            task=task, task_after=task_after, annotations=annotations, updates=updates, origin=origin,
+        )  # fmt: skip
         self.tools[name] = spec
         return spec
 
@@ -438,7 +419,7 @@ class App:
             raise InvalidArgument(
                 f"name: actor {name!r} is declared twice, first at {self._declared_at[name]}; give one another name"
             )
-        self.actors[name] = _actor_spec(name, address, **options)
+        self.actors[name] = actor_spec(name, address, **options)
         self._declared_at[name] = origin
         return name
 
@@ -464,70 +445,6 @@ class App:
             shown = getattr(step, "__qualname__", repr(step))
             raise InvalidArgument(f"{where}: {shown!r} of {owner} is no actor; decorate it with @app.actor")
         return named[0]
-
-
-def _actor_spec(
-    name: str,
-    handler: str,
-    *,
-    timeout: Any = ACTOR_TIMEOUT_S,
-    retry: Any = 1,
-    retry_timeouts: Any = False,
-    concurrency: Any = 1,
-    join: Any = False,
-    join_timeout: Any = None,
-    key: Any = None,
-    handler_mode: Any = "payload",
-) -> ActorSpec:
-    if type(concurrency) is not int or not 1 <= concurrency <= CONCURRENCY_MAX:
-        raise InvalidArgument(
-            f"concurrency: {concurrency!r} of actor {name!r} is not a whole number from 1 to {CONCURRENCY_MAX}"
-        )
-    for option, value in (("join", join), ("retry_timeouts", retry_timeouts)):
-        if type(value) is not bool:
-            raise InvalidArgument(f"{option}: {value!r} of actor {name!r} is not True or False")
-    if join_timeout is not None and not join:
-        raise InvalidArgument(f"join_timeout: {join_timeout!r} of actor {name!r} needs join=True")
-    if key is not None and (not isinstance(key, str) or not key):
-        raise InvalidArgument(f"key: {key!r} of actor {name!r} is not the name of a payload field")
-    if handler_mode not in get_args(Mode):
-        raise InvalidArgument(f"handler_mode: {handler_mode!r} of actor {name!r} is not 'payload' or 'message'")
-    return ActorSpec(
-        name=name,
-        handler=handler,
-        timeout_s=_seconds("timeout", timeout),
-        retry=_policy(name, retry),
-        retry_timeouts=retry_timeouts,
-        concurrency=concurrency,
-        join=join,
-        join_timeout_s=ACTOR_TIMEOUT_S if join_timeout is None else _seconds("join_timeout", join_timeout),
-        key=key,
-        handler_mode=handler_mode,
-    )
-
-
-def _policy(name: str, retry: Any) -> RetryPolicy:
-    if isinstance(retry, RetryPolicy):
-        return retry
-    if type(retry) is not int or retry < 1:
-        raise InvalidArgument(
-            f"retry: {retry!r} of actor {name!r} is neither attempts in all (1 = never again) nor a RetryPolicy"
-        )
-    return RetryPolicy(attempts=retry)
-
-
-def _seconds(field: str, value: Any) -> float:
-    if not isinstance(value, int | float | str):
-        raise InvalidArgument(f"{field}: {value!r} is not a positive duration; write seconds (30) or '30s', '5m'")
-    return parse_duration(field, value)
-
-
-def _schema(tool: str, given: Any, first: Any, mode: str, option: str = "input_schema") -> dict[str, Any]:
-    if given is None:
-        return input_schema(first, mode) if first is not None else {"type": "object"}
-    if not isinstance(given, Mapping) or given.get("type") != "object":
-        raise InvalidArgument(f"{option}: {given!r} of tool {tool!r} is not a JSON Schema of type 'object'")
-    return dict(given)
 
 
 def _caller() -> str:

@@ -1,13 +1,17 @@
-"""What prompts and resources are declared with, checked: every mistake names the field and shows the value."""
+"""What tools, prompts and resources are declared with, checked: every mistake names the field and shows the value."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
+from groundplane import signatures
+from groundplane.core.durations import parse_duration
 from groundplane.core.errors import InvalidArgument
-from groundplane.mesh.spec import Completion, PromptArgument, PromptSpec, ResourceSpec
+from groundplane.mesh.spec import Completion, PromptArgument, PromptSpec, ResourceSpec, TaskPolicy, ToolSpec
+
+OnDisconnect = Literal["cancel", "detach"]
 
 COMPLETION_TAKES = ("value", "arguments")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s]+")
@@ -20,6 +24,54 @@ def check_texts(field: str, given: Any, owner: str) -> list[str]:
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
         raise InvalidArgument(f"{field}: {given!r} of {owner} is not a list of texts")
     return list(given)
+
+
+def tool_spec(
+    name: str,
+    route: list[str],
+    first: Any,
+    mode: str,
+    *,
+    description: Any,
+    timeout: Any,
+    task_after: Any,
+    input_schema: Any,
+    output_schema: Any,
+    metadata: Any,
+    annotations: Any,
+    updates: Any,
+    **options: Any,
+) -> ToolSpec:
+    """The spec of a tool whose route has been resolved. `first` is the handler of its first actor (None: it is not at
+    hand), which takes `mode`.
+    """
+    owner = f"tool {name!r}"
+    for option, choices in (("on_disconnect", OnDisconnect), ("task", TaskPolicy)):
+        if options[option] not in get_args(choices):
+            wanted = " or ".join(map(repr, get_args(choices)))
+            raise InvalidArgument(f"{option}: {options[option]!r} of {owner} is not {wanted}")
+    given = {**options, "description": description}
+    for option, kind in (("description", str), ("title", str), ("progress", bool), ("content", bool)):
+        if not isinstance(given[option], kind):
+            raise InvalidArgument(f"{option}: {given[option]!r} of {owner} is not a {kind.__name__}")
+    if input_schema is None:
+        input_schema = signatures.input_schema(first, mode) if first is not None else {"type": "object"}
+    for option, schema in (("input_schema", input_schema), ("output_schema", output_schema)):
+        if schema is not None and not (isinstance(schema, Mapping) and schema.get("type") == "object"):
+            raise InvalidArgument(f"{option}: {schema!r} of {owner} is not a JSON Schema of type 'object'")
+    return ToolSpec(
+        name=name,
+        route=route,
+        description=description or (signatures.summary(first) if first is not None else ""),
+        input_schema=dict(input_schema),
+        output_schema=None if output_schema is None else dict(output_schema),
+        timeout_s=parse_duration("timeout", timeout),
+        task_after_s=0.0 if task_after == 0 else parse_duration("task_after", task_after),
+        metadata=dict(metadata or {}),
+        annotations=dict(annotations or {}),
+        updates=check_texts("updates", updates, owner),
+        **options,
+    )
 
 
 def prompt_arguments(owner: str, given: Mapping[str, str] | None, schema: Mapping[str, Any]) -> list[PromptArgument]:
