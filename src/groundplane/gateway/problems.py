@@ -8,6 +8,8 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
 from groundplane.core.errors import GroundplaneError
@@ -60,6 +62,27 @@ def _retry_after(error: GroundplaneError) -> dict[str, str]:
 def unexpected() -> Response:
     """A fault of ours: nothing of the exception is told; the log has it."""
     return problem(500, "internal", "the gateway failed; its log says why", "", {})
+
+
+async def http_exception(request: Request, error: Exception) -> Response:
+    """The answer to what Starlette refuses: an unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = f"path: {request.url.path[:200]!r} does not exist; see /openapi.json"
+    elif error.status_code == 405:
+        message = f"method: {request.method[:20]!r} is not for {request.url.path[:200]!r}; see /openapi.json"
+    else:
+        message = f"request: {error.detail}"
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+    return HTTPProblem(error.status_code, message, headers=headers).response()
+
+
+async def http_problem(request: Request, error: Exception) -> Response:
+    """The answer that a problem is."""
+    assert isinstance(error, HTTPProblem)
+    return error.response()
 
 
 def problem(

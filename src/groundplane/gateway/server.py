@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import signal
-import socket
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,14 +25,14 @@ from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp, Scope
 
 from groundplane.blobs import Blobs
-from groundplane.core.errors import FailedPrecondition, GroundplaneError, InvalidArgument
+from groundplane.core.errors import GroundplaneError, InvalidArgument
 from groundplane.core.lifecycle import Lifecycle
 from groundplane.gateway import depth, openapi, problems, table
 from groundplane.gateway.access import Access, caller_of, told
 from groundplane.gateway.authentication import MCP_PATH, Authentication, Authenticator, token_verifier
 from groundplane.gateway.callbacks import ActorApi
 from groundplane.gateway.catalogue import Catalogue
-from groundplane.gateway.connection import Bounds, Connection
+from groundplane.gateway.connection import Bounds
 from groundplane.gateway.dashboard.logins import Logins
 from groundplane.gateway.dashboard.mount import Dashboard
 from groundplane.gateway.draining import Doorkeeper, stop_in_order
@@ -46,6 +41,7 @@ from groundplane.gateway.feed import Feed
 from groundplane.gateway.guard import Guard
 from groundplane.gateway.health_api import HealthApi, gateway_health
 from groundplane.gateway.limits import Limited, Limiter, Limits
+from groundplane.gateway.listener import Server, bind, stop_when
 from groundplane.gateway.mcp.loading import LoadingLane
 from groundplane.gateway.metrics import GatewayMetrics
 from groundplane.gateway.observer import Observer
@@ -69,7 +65,6 @@ from groundplane.telemetry.logs import get_logger
 from groundplane.telemetry.process import process_registry
 
 SWEEP_INTERVAL_S = 1.0
-_HEADER_BUFFER_BYTES = 256 * 1024
 _log = get_logger("gateway")
 
 
@@ -91,7 +86,6 @@ class Gateway:
         lifecycle: Lifecycle,
         health: Health,
         *,
-        relay: bool,
         name: str,
         authenticator: Authenticator,
         security: Security | None,
@@ -102,7 +96,6 @@ class Gateway:
         self._lane = lane
         self._lifecycle = lifecycle
         self._health = health
-        self._relays = relay
         self._authenticator = authenticator
         self.endpoints: list[Endpoint] = [
             *table.endpoints(JobsApi(services), DeadApi(services), ActorApi(services), HealthApi(health)),
@@ -150,22 +143,13 @@ class Gateway:
         catalogue = catalogue or Catalogue()
         await declare_missing(queues, tools.actors() | catalogue.actors())
         try:
-            feed = Feed(jobs)
             limiter = Limiter(Limits.of(settings, authenticated=settings.auth != "none"), refused=metrics.refused)
             services = Services(
-                jobs=jobs,
-                queues=queues,
-                blobs=blobs,
-                tools=tools,
-                catalogue=catalogue,
-                feed=feed,
-                settings=settings,
-                metrics=metrics,
-                limiter=limiter,
-                access=Access(security),
+                jobs=jobs, queues=queues, blobs=blobs, tools=tools, catalogue=catalogue, feed=Feed(jobs),
+                settings=settings, metrics=metrics, limiter=limiter, access=Access(security),
                 secret=security.secret if security is not None else own_secrets(),
                 sessions=security.sessions if security is not None else None,
-            )
+            )  # fmt: skip
             tokens = token_verifier(settings)
             if tokens is not None:
                 lifecycle.on_close(tokens.aclose)
@@ -173,27 +157,13 @@ class Gateway:
             if security is not None:
                 security.keep()
             jobs.share_transactions(queues.driver)
-            observer = Observer(jobs, queues, tools, metrics.registry)
-            lifecycle.spawn(observer.run(), name="observer")
-            if relay:
-                lifecycle.spawn(jobs.run_relay(Relay(queues, metrics).send), name="relay")
-                lifecycle.spawn(jobs.run_sweeper(SWEEP_INTERVAL_S), name="sweeper")
-            if directory is not None:
-                lifecycle.spawn(ServicesObserver(directory, metrics.registry).run(), name="services_observer")
             lane = LoadingLane(services, lifecycle, name)
             health = gateway_health(services, lifecycle, lane, backend=jobs_backend)
             gateway = cls(
-                services,
-                lane,
-                lifecycle,
-                health,
-                relay=relay,
-                name=name,
-                authenticator=authenticator,
-                security=security,
-                directory=directory,
-                subscriptions=subscriptions,
-            )
+                services, lane, lifecycle, health, name=name, authenticator=authenticator, security=security,
+                directory=directory, subscriptions=subscriptions,
+            )  # fmt: skip
+            gateway._start(relay, directory)
             try:
                 yield gateway
             finally:
@@ -201,6 +171,17 @@ class Gateway:
                 gateway.end()
         finally:
             await lifecycle.aclose()
+
+    def _start(self, relay: bool, directory: Directory | None) -> None:
+        """Begin what goes on beside answering."""
+        jobs, queues, metrics = self._services.jobs, self._services.queues, self._services.metrics
+        spawn = self._lifecycle.spawn
+        spawn(Observer(jobs, queues, self._services.tools, metrics.registry).run(), name="observer")
+        if relay:
+            spawn(jobs.run_relay(Relay(queues, metrics).send), name="relay")
+            spawn(jobs.run_sweeper(SWEEP_INTERVAL_S), name="sweeper")
+        if directory is not None:
+            spawn(ServicesObserver(directory, metrics.registry).run(), name="services_observer")
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -262,7 +243,7 @@ class Gateway:
         """
         settings, stop = self._services.settings, stop or asyncio.Event()
         async with AsyncExitStack() as stack:
-            listener = stack.enter_context(contextlib.closing(_bind(settings.host, settings.port)))
+            listener = stack.enter_context(contextlib.closing(bind(settings.host, settings.port)))
             port = listener.getsockname()[1]
             admin_port = None
             if settings.admin_port is not None:
@@ -281,8 +262,8 @@ class Gateway:
                 self._lane.load()
 
             bounds = Bounds.of(settings, self._services.metrics.refused)
-            server = _Server(self._uvicorn_config(bounds), bounds, self._stop_in_order, ready)
-            stopper = asyncio.create_task(_stop_when(stop, server), name="gateway:stop")
+            server = Server(self.asgi, bounds, settings.idle_s, ready=ready, stopping=self._stop_in_order)
+            stopper = asyncio.create_task(stop_when(stop, server), name="gateway:stop")
             try:
                 await server.serve(sockets=[listener])
             finally:
@@ -303,22 +284,6 @@ class Gateway:
             end=self.end,
             delay_s=settings.drain_delay_s,
             grace_s=settings.grace_s,
-        )
-
-    def _uvicorn_config(self, bounds: Bounds) -> uvicorn.Config:
-        settings = self._services.settings
-        return uvicorn.Config(
-            self.asgi,
-            lifespan="on",
-            ws="none",
-            http=partial(Connection, bounds=bounds),  # type: ignore[arg-type]
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=max(1, math.ceil(settings.idle_s)),
-            h11_max_incomplete_event_size=_HEADER_BUFFER_BYTES,
         )
 
     @contextlib.contextmanager
@@ -357,9 +322,9 @@ class Gateway:
             lifespan=self._lifespan,
             middleware=middleware,
             exception_handlers={
-                HTTPException: _http_exception,
+                HTTPException: problems.http_exception,
                 GroundplaneError: self._groundplane_error,
-                problems.HTTPProblem: _http_problem,
+                problems.HTTPProblem: problems.http_problem,
             },
         )
         app.router.redirect_slashes = False
@@ -387,70 +352,6 @@ class Gateway:
         return response
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, told by us when to stop, and telling us when it starts and before it closes the port."""
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        bounds: Bounds,
-        stopping: Callable[[], Awaitable[float]],
-        ready: Callable[[], None],
-    ) -> None:
-        super().__init__(config)
-        self._bounds = bounds
-        self._check_at = 0.0
-        self._stopping = stopping
-        self._ready = ready
-
-    async def on_tick(self, counter: int) -> bool:
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check_at = now + self._bounds.interval_s
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Connection):
-                    connection.check(now)
-        return await super().on_tick(counter)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._ready()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        left_s = await self._stopping()
-        self.config.timeout_graceful_shutdown = max(1, int(left_s))
-        await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals belong to whoever owns the process."""
-        yield
-
-
-async def _stop_when(stop: asyncio.Event, server: uvicorn.Server) -> None:
-    await stop.wait()
-    server.should_exit = True
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # the protocol is named, else asyncio leaves Nagle's algorithm on: 40 ms for each answer in two writes
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise FailedPrecondition(
-            f"port: {port!r} on {host} cannot be bound: {error.strerror}; stop what listens there, or use another port",
-            details={"host": host, "port": port},
-        ) from error
-    return listener
-
-
 def _unlimited(endpoints: Iterable[Endpoint]) -> Callable[[str], bool]:
     """Whether a path is one that no caller's rate may silence: probes, and what actors report with a job's token."""
     patterns = [compile_path(one.path)[0] for one in endpoints if one.token or one.tag == "health"]
@@ -473,22 +374,3 @@ def _by_method(path: str, routes: list[Route]) -> Route:
         return chosen
 
     return Route(path, endpoint, methods=list(endpoints))
-
-
-async def _http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        message = f"path: {request.url.path[:200]!r} does not exist; see /openapi.json"
-    elif error.status_code == 405:
-        message = f"method: {request.method[:20]!r} is not for {request.url.path[:200]!r}; see /openapi.json"
-    else:
-        message = f"request: {error.detail}"
-    headers = dict(error.headers or {})
-    if "Allow" in headers:
-        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
-    return problems.HTTPProblem(error.status_code, message, headers=headers).response()
-
-
-async def _http_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, problems.HTTPProblem)
-    return error.response()
