@@ -6,6 +6,7 @@ scalars are always inside a map (the envelope), so the first byte decides.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any, Literal, TypeVar, overload
@@ -32,6 +33,8 @@ def encode(value: Any, codec: Codec = "msgpack") -> bytes:
     try:
         if codec == "msgpack":
             return _msgpack_encoder.encode(value)
+        if codec != "json":
+            raise InvalidArgument(f"codec: {codec!r} is not 'msgpack' or 'json'")
         _refuse_nan(value)
         return _json_encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
@@ -69,8 +72,14 @@ def _refuse_nan(value: Any, depth: int = 0) -> None:
     elif isinstance(value, dict):
         for item in value.values():
             _refuse_nan(item, depth + 1)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             _refuse_nan(item, depth + 1)
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            _refuse_nan(getattr(value, name), depth + 1)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _refuse_nan(getattr(value, field.name), depth + 1)
     if depth > 5 * DEPTH_MAX:
         raise ValueError("nested too deeply")

@@ -7,8 +7,10 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +53,18 @@ def _floats(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [math.nan]}])
+class Price(msgspec.Struct):
+    value: Any
+
+
+@dataclass
+class Plain:
+    value: Any
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, {"a": [math.nan]}, {math.inf}, Price([math.nan]), Plain(Price(math.nan))]
+)
 def test_json_refuses_what_it_would_turn_into_null(value: Any) -> None:
     with pytest.raises(InvalidArgument, match="cannot be written as json"):
         codec.encode(value, "json")
