@@ -2,132 +2,120 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 
 from groundplane.bus import wire
 from groundplane.bus.endpoints import CommandEndpoint, Endpoints, EventEndpoint, RpcEndpoint
-from groundplane.bus.handlers import Bound
 
 _TEMPLATE = "#/components/schemas/{name}"
-_TYPES = ["application/msgpack", "application/json"]
+_TYPE = "application/msgpack"
+_SHAPES = (wire.RpcRequest, wire.RpcResponse, wire.Event, wire.Command, wire.CommandProgress, wire.CommandCallback)
 
 
 def document(title: str, version: str, endpoints: Endpoints) -> dict[str, Any]:
     """The document: a channel for each subject, an operation for each handler, schemas of the messages."""
+    shapes: dict[str, Any] = {shape.__name__: shape for shape in _SHAPES}
+    called: list[RpcEndpoint | CommandEndpoint] = [*endpoints.rpc, *endpoints.commands]
+    for one in called:
+        name = _name(one)
+        shapes[f"{name}.params"], shapes[f"{name}.result"] = one.bound.shapes(f"{name}.params")
+    found, components = msgspec.json.schema_components(list(shapes.values()), ref_template=_TEMPLATE)
+    schemas = dict(zip(shapes, found, strict=True))  # at once: what has the same name elsewhere gets a longer one
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
-    _, schemas = msgspec.json.schema_components(
-        [wire.RpcRequest, wire.RpcResponse, wire.Event, wire.Command, wire.CommandProgress, wire.CommandCallback],
-        ref_template=_TEMPLATE,
-    )
     for rpc in endpoints.rpc:
         _add_rpc(rpc, channels, operations, schemas)
     for event in endpoints.events:
-        _add_event(event, channels, operations)
+        _add_event(event, channels, operations, schemas)
     for command in endpoints.commands:
         _add_command(command, channels, operations, schemas)
     return {
         "asyncapi": "3.0.0",
         "info": {"title": title, "version": version},
-        "defaultContentType": _TYPES[0],
+        "defaultContentType": _TYPE,
         "channels": channels,
         "operations": operations,
-        "components": {"schemas": dict(schemas)},
+        "components": {"schemas": dict(components)},
     }
+
+
+def _name(endpoint: RpcEndpoint | CommandEndpoint) -> str:
+    """Its subject, which no other has."""
+    if isinstance(endpoint, RpcEndpoint):
+        return f"rpc.{endpoint.service}.{endpoint.method}"
+    return f"commands.{endpoint.service}.{endpoint.command}"
 
 
 def _add_rpc(
     endpoint: RpcEndpoint, channels: dict[str, Any], operations: dict[str, Any], schemas: dict[str, Any]
 ) -> None:
-    name = f"rpc_{endpoint.service}_{endpoint.method}"
-    params, result = _own(name, endpoint.bound, schemas)
-    request = _with("RpcRequest", {"params": params})
-    response = _with("RpcResponse", {"result": result})
-    channels[name] = _channel(
-        f"rpc.{endpoint.service}.{endpoint.method}", {"request": request, "response": response}, endpoint.description
-    )
+    name = _name(endpoint)
+    reply = f"{name}.reply"
+    request = _with(schemas, "RpcRequest", {"params": schemas[f"{name}.params"]})
+    response = _with(schemas, "RpcResponse", {"result": schemas[f"{name}.result"]})
+    channels[name] = _channel(name, {"request": request}, endpoint.description)
+    channels[reply] = _channel(None, {"response": response}, "The reply subject of the request.")
     operations[name] = {
-        "action": "receive",
-        "channel": {"$ref": f"#/channels/{name}"},
-        "messages": [{"$ref": f"#/channels/{name}/messages/request"}],
+        **_operation("receive", name, "request", endpoint.description),
         "reply": {
-            "channel": {"$ref": f"#/channels/{name}"},
-            "messages": [{"$ref": f"#/channels/{name}/messages/response"}],
+            "channel": {"$ref": f"#/channels/{reply}"},
+            "messages": [{"$ref": f"#/channels/{reply}/messages/response"}],
         },
-        **_described(endpoint.description),
     }
 
 
-def _add_event(endpoint: EventEndpoint, channels: dict[str, Any], operations: dict[str, Any]) -> None:
-    name = _key(f"events_{endpoint.pattern}")
+def _add_event(
+    endpoint: EventEndpoint, channels: dict[str, Any], operations: dict[str, Any], schemas: dict[str, Any]
+) -> None:
+    name = _key(f"events.{endpoint.pattern}")
     address, parameters = _address(f"events.{endpoint.pattern}")
-    channels[name] = {
-        **_channel(address, {"event": _with("Event", {})}, endpoint.description),
-        **({"parameters": parameters} if parameters else {}),
-    }
-    operation = name if name not in operations else _key(f"{name}_{endpoint.options.group}")
-    operations[operation] = {
-        "action": "receive",
-        "channel": {"$ref": f"#/channels/{name}"},
-        "messages": [{"$ref": f"#/channels/{name}/messages/event"}],
-        **_described(endpoint.description),
-    }
+    channels[name] = _channel(address, {"event": _with(schemas, "Event", {})}, endpoint.description, parameters)
+    operation = name if name not in operations else f"{name}@{endpoint.options.group}"
+    operations[operation] = _operation("receive", name, "event", endpoint.description)
 
 
 def _add_command(
     endpoint: CommandEndpoint, channels: dict[str, Any], operations: dict[str, Any], schemas: dict[str, Any]
 ) -> None:
-    name = f"commands_{endpoint.service}_{endpoint.command}"
-    params, result = _own(name, endpoint.bound, schemas)
-    subject = f"commands.{endpoint.service}.{endpoint.command}"
-    channels[name] = _channel(subject, {"command": _with("Command", {"payload": params})}, endpoint.description)
-    operations[name] = {
-        "action": "receive",
-        "channel": {"$ref": f"#/channels/{name}"},
-        "messages": [{"$ref": f"#/channels/{name}/messages/command"}],
-        **_described(endpoint.description),
-    }
+    name = _name(endpoint)
+    message = _with(schemas, "Command", {"payload": schemas[f"{name}.params"]})
+    channels[name] = _channel(name, {"command": message}, endpoint.description)
+    operations[name] = _operation("receive", name, "command", endpoint.description)
+    parameters = {"commandId": {"description": "The message_id of the command."}}
     for kind, shape, more in (
         ("progress", "CommandProgress", {}),
-        ("callback", "CommandCallback", {"result": result}),
+        ("callback", "CommandCallback", {"result": schemas[f"{name}.result"]}),
     ):
-        told = f"{name}_{kind}"
-        channels[told] = {
-            **_channel(f"commands.{kind}.{{commandId}}", {kind: _with(shape, more)}, ""),
-            "parameters": {"commandId": {"description": "The message_id of the command."}},
-        }
-        operations[told] = {
-            "action": "send",
-            "channel": {"$ref": f"#/channels/{told}"},
-            "messages": [{"$ref": f"#/channels/{told}/messages/{kind}"}],
-        }
+        told = f"{name}.{kind}"
+        messages = {kind: _with(schemas, shape, more)}
+        channels[told] = _channel(f"commands.{kind}.{{commandId}}", messages, "", parameters)
+        operations[told] = _operation("send", told, kind, "")
 
 
-def _own(name: str, bound: Bound, schemas: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """References to the schemas of a handler's arguments and of its result."""
-    params, result, others = bound.schemas(_TEMPLATE)
-    schemas.update(others)
-    schemas[f"{name}_params"], schemas[f"{name}_result"] = params, result
-    return _reference(f"{name}_params"), _reference(f"{name}_result")
+def _operation(action: str, channel: str, message: str, description: str) -> dict[str, Any]:
+    return {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "messages": [{"$ref": f"#/channels/{channel}/messages/{message}"}],
+        **_described(description),
+    }
 
 
-def _with(shape: str, fields: dict[str, Any]) -> dict[str, Any]:
+def _with(schemas: dict[str, Any], shape: str, fields: dict[str, Any]) -> dict[str, Any]:
     """A message of this shape, some of whose fields are known more exactly."""
-    payload: dict[str, Any] = _reference(shape)
+    payload: dict[str, Any] = schemas[shape]
     if fields:
         payload = {"allOf": [payload, {"type": "object", "properties": fields}]}
-    return {"name": shape, "contentType": _TYPES[0], "payload": payload}
+    return {"name": shape, "contentType": _TYPE, "payload": payload}
 
 
-def _reference(name: str) -> dict[str, Any]:
-    return {"$ref": _TEMPLATE.format(name=name)}
-
-
-def _channel(address: str, messages: dict[str, Any], description: str) -> dict[str, Any]:
-    return {"address": address, "messages": messages, **_described(description)}
+def _channel(
+    address: str | None, messages: dict[str, Any], description: str, parameters: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    more = {"parameters": parameters} if parameters else {}
+    return {"address": address, "messages": messages, **_described(description), **more}
 
 
 def _described(text: str) -> dict[str, str]:
@@ -147,5 +135,6 @@ def _address(pattern: str) -> tuple[str, dict[str, Any]]:
     return ".".join(tokens), parameters
 
 
-def _key(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", text.replace("*", "any").replace(">", "rest"))
+def _key(pattern: str) -> str:
+    """A pattern as a key that no other has: no name begins with `_`."""
+    return pattern.replace("*", "_any").replace(">", "_rest")

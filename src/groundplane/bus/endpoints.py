@@ -15,7 +15,7 @@ import msgspec
 from groundplane.bus.client import Bus
 from groundplane.bus.commands import CONCURRENCY as COMMANDS_AT_ONCE
 from groundplane.bus.events import SubscriptionOptions, check_options
-from groundplane.bus.handlers import Bound, Handler
+from groundplane.bus.handlers import Bound, Handler, check_event_handler
 from groundplane.bus.sending import check_count
 from groundplane.bus.serving import CONCURRENCY as CALLS_AT_ONCE
 from groundplane.bus.subjects import check_pattern, check_service, check_token, two_parts
@@ -88,6 +88,7 @@ class Endpoints(msgspec.Struct, kw_only=True):
         check_pattern("pattern", pattern)
         check_pattern("pattern", f"events.{pattern}")
         check_options(options)
+        check_event_handler(handler)
         for one in self.events:
             if (one.pattern, one.options.group) == (pattern, options.group):
                 raise _twice("on", pattern, one.origin, "; give one another group")

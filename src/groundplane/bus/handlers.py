@@ -109,6 +109,24 @@ def context_of(handler: Handler) -> str | None:
     return next((one.name for one in parameters if one.name == "ctx" or hints.get(one.name) in _CONTEXTS), None)
 
 
+def check_event_handler(handler: Handler) -> None:
+    """`invalid_argument` for one that cannot be called with an event alone, and its context where it takes one."""
+    if not callable(handler):
+        raise InvalidArgument(f"handler: {handler!r} is no function")
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # a builtin
+        return
+    context = context_of(handler)
+    try:
+        signature.bind(None, **({context: None} if context else {}))
+    except TypeError as error:
+        name = getattr(handler, "__qualname__", repr(handler))
+        raise InvalidArgument(
+            f"handler: {name!r} cannot be called with the event alone, or with it and `ctx`: {error}"
+        ) from error
+
+
 class Bound:
     """A handler and the shape of its arguments. `invalid_argument` for one that cannot be called by name."""
 
@@ -122,6 +140,7 @@ class Bound:
         )
         self._context: str | None = None
         self._others = False
+        self._fields: list[tuple[Any, ...]] = []
         self._optional = False
         self._shape = self._read(field, handler)
 
@@ -141,18 +160,15 @@ class Bound:
             return await self.handler(**keywords)
         return await run(self.handler, asynchronous=False, keywords=keywords)
 
-    def schemas(self, ref_template: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """JSON Schemas of the arguments, of the result, and of what both refer to."""
+    def shapes(self, name: str) -> tuple[type[msgspec.Struct], Any]:
+        """The types of the arguments, a struct of this name, and of the result."""
         returned = _hints(self.handler).get("return", Any)
-        result: Any = Any if returned is None or not _is_known(returned) else returned
-        (params, found), components = msgspec.json.schema_components([self._shape, result], ref_template=ref_template)
-        name = params["$ref"].rpartition("/")[2]
-        return components.pop(name), found, components
+        params = msgspec.defstruct(name, self._fields, forbid_unknown_fields=not self._others, kw_only=True)
+        return params, Any if returned is None or not _is_known(returned) else returned
 
     def _read(self, field: str, handler: Handler) -> type[msgspec.Struct]:
         hints = _hints(handler)
-        fields: list[tuple[Any, ...]] = []
-        for parameter in inspect.signature(handler).parameters.values():
+        for parameter in _parameters(field, handler):
             annotation = hints.get(parameter.name, Any)
             if parameter.name == "ctx" or annotation in _CONTEXTS:
                 self._context = parameter.name
@@ -164,9 +180,9 @@ class Bound:
                     "parameters with names"
                 )
             else:
-                fields.append(_field(parameter, annotation))
+                self._fields.append(_field(parameter, annotation))
                 self._optional = self._optional or parameter.default is not parameter.empty
-        return msgspec.defstruct("params", fields, forbid_unknown_fields=not self._others, kw_only=True)
+        return msgspec.defstruct("params", self._fields, forbid_unknown_fields=not self._others, kw_only=True)
 
     def _convert(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -187,6 +203,15 @@ async def run(handler: Handler, *args: Any, asynchronous: bool, keywords: Mappin
         return await handler(*args, **(keywords or {}))
     result = await asyncio.to_thread(handler, *args, **(keywords or {}))
     return await result if inspect.isawaitable(result) else result
+
+
+def _parameters(field: str, handler: Handler) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(handler).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"{field}: the parameters of {handler!r} cannot be read; wrap it in a function that names them"
+        ) from error
 
 
 def _hints(handler: Handler) -> dict[str, Any]:

@@ -20,6 +20,12 @@ class Quote(msgspec.Struct):
     price: float
 
 
+class Event(msgspec.Struct):
+    """Not the one of the bus."""
+
+    price: float
+
+
 def shop(seen: list[Any]) -> App:
     app = App("shop")
 
@@ -68,22 +74,83 @@ def test_the_document_of_an_app_is_asyncapi_3_and_refers_to_nothing_that_is_not_
     assert document["asyncapi"] == "3.0.0"
     assert document["info"] == {"title": "shop", "version": "2.1.0"}
     channels, operations = document["channels"], document["operations"]
-    assert channels["rpc_quotes_get"]["address"] == "rpc.quotes.get"
-    assert channels["events_orders_any"]["address"] == "events.orders.{part2}"
-    assert set(channels["events_orders_any"]["parameters"]) == {"part2"}
-    assert channels["commands_reports_render_callback"]["address"] == "commands.callback.{commandId}"
-    assert operations["rpc_quotes_get"]["reply"]["channel"] == {"$ref": "#/channels/rpc_quotes_get"}
+    assert channels["rpc.quotes.get"]["address"] == "rpc.quotes.get"
+    assert channels["events.orders._any"]["address"] == "events.orders.{part2}"
+    assert set(channels["events.orders._any"]["parameters"]) == {"part2"}
+    assert channels["commands.reports.render.callback"]["address"] == "commands.callback.{commandId}"
+    assert operations["rpc.quotes.get"]["reply"]["channel"] == {"$ref": "#/channels/rpc.quotes.get.reply"}
+    assert channels["rpc.quotes.get.reply"]["address"] is None
     assert {one["action"] for one in operations.values()} == {"receive", "send"}
     schemas = document["components"]["schemas"]
-    assert schemas["rpc_quotes_get_params"]["required"] == ["symbol"]
-    assert set(schemas["rpc_quotes_get_params"]["properties"]) == {"symbol", "shift"}
-    assert schemas["rpc_quotes_get_result"] == {"$ref": "#/components/schemas/Quote"}
+    assert schemas["rpc.quotes.get.params"]["required"] == ["symbol"]
+    assert set(schemas["rpc.quotes.get.params"]["properties"]) == {"symbol", "shift"}
+    assert field(document, "rpc.quotes.get.reply", "response", "result") == {"$ref": "#/components/schemas/Quote"}
     text = json.dumps(document)
     for reference in {part.partition('"')[0] for part in text.split('"$ref": "')[1:]}:
         found: Any = document
         for step in reference.removeprefix("#/").split("/"):
             assert step in found, reference
             found = found[step]
+
+
+def field(document: Any, channel: str, message: str, name: str) -> Any:
+    """What a message says about one of its fields."""
+    found = document["channels"][channel]["messages"][message]["payload"]["allOf"][1]["properties"][name]
+    return found if not found.get("$ref", "").endswith(".params") else resolved(document, found)
+
+
+def resolved(document: Any, reference: dict[str, str]) -> Any:
+    return document["components"]["schemas"][reference["$ref"].rpartition("/")[2]]
+
+
+@pytest.mark.req("BUS-18.2")
+def test_what_has_nearly_the_same_name_stays_apart_in_the_document() -> None:
+    app = App("shop")
+
+    @app.rpc("a_b.c")
+    async def one(first: int) -> Event: ...
+
+    @app.rpc("a.b_c")
+    async def two(second: str) -> Quote: ...
+
+    @app.command("a.b")
+    async def three(third: int) -> None: ...
+
+    @app.command("a.b_progress")
+    async def four(fourth: int) -> None: ...
+
+    for number, pattern in enumerate(("orders.*", "orders.any", "orders.>", "orders.rest", "orders.*")):
+
+        @app.on(pattern, group=f"g{number}")
+        async def seen(event: Any) -> None: ...
+
+    document = app.asyncapi()
+    wanted = {"rpc.a_b.c", "rpc.a.b_c", "commands.a.b", "commands.a.b_progress"}
+    wanted |= {f"events.orders.{one}" for one in ("{part2}", "any", "{rest}", "rest")}
+    assert wanted <= {one["address"] for one in document["channels"].values()}
+    assert len(document["operations"]) == 2 + 2 * 3 + 5
+    assert set(field(document, "rpc.a_b.c", "request", "params")["properties"]) == {"first"}
+    assert set(field(document, "rpc.a.b_c", "request", "params")["properties"]) == {"second"}
+    answer = field(document, "rpc.a_b.c.reply", "response", "result")
+    assert set(resolved(document, answer)["properties"]) == {"price"}
+    event = document["channels"]["events.orders.any"]["messages"]["event"]["payload"]
+    assert "event_type" in resolved(document, event)["properties"]
+
+
+@pytest.mark.req("BUS-10.3")
+@pytest.mark.parametrize("handler", [lambda: None, lambda a, b: None, lambda *, event: None, lambda a, b, ctx: None, 7])
+def test_a_handler_that_takes_no_event_is_refused_where_it_is_declared(handler: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^handler: "):
+        App("shop").on("orders.*", group="g")(handler)
+
+
+@pytest.mark.parametrize(
+    "handler", [lambda event: None, lambda event, ctx: None, lambda event, more=1: None, lambda *all: None, print]
+)
+def test_a_handler_that_takes_an_event_is_taken(handler: Any) -> None:
+    app = App("shop")
+    app.on("orders.*", group="g")(handler)
+    assert len(app.endpoints.events) == 1
 
 
 @pytest.mark.parametrize(
@@ -111,6 +178,8 @@ def test_a_handler_that_cannot_be_called_by_name_or_is_there_already_is_refused(
     app = App("shop")
     with pytest.raises(InvalidArgument, match="by position"):
         app.rpc("a.b")(lambda value, /: value)
+    with pytest.raises(InvalidArgument, match="cannot be read"):
+        app.rpc("a.b")(max)
     app.rpc("a.b")(lambda value: value)
     with pytest.raises(InvalidArgument, match=r"declared twice, first at test_endpoints\.py"):
         app.rpc("a.b")(lambda value: value)
