@@ -32,7 +32,16 @@ from groundplane.bus.port import (
 )
 from groundplane.bus.presence import Select
 from groundplane.bus.rpc import Caller
-from groundplane.bus.sending import RETRY, Sender, check_arguments, check_count, check_headers, check_timeout
+from groundplane.bus.sending import (
+    RETRY,
+    Sender,
+    check_arguments,
+    check_backoff,
+    check_count,
+    check_headers,
+    check_lease,
+    check_timeout,
+)
 from groundplane.bus.serving import Server
 from groundplane.bus.statistics import REQUESTS, Statistics
 from groundplane.bus.subjects import check_pattern, check_service, check_token
@@ -173,7 +182,7 @@ class Bus:
         REQUESTS.active += 1
         try:
             result = await self._caller.request(
-                service, method, params or {}, timeout_s=timeout_s, select=select, key=key, instance=instance,
+                service, method, params, timeout_s=timeout_s, select=select, key=key, instance=instance,
                 headers=headers, codec=codec, result_type=result_type,
             )  # fmt: skip
             outcome = "ok"
@@ -201,7 +210,7 @@ class Bus:
         """
         check_token("service", service)
         check_count("concurrency", concurrency, 1, 100_000)
-        bound = {check_token("method", name): Bound(f"handlers[{name!r}]", one) for name, one in handlers.items()}
+        bound = _bound("method", handlers)
         chosen = check_token("instance", instance or self.instance)
         async with self._running(Server(self._sender, service, bound, chosen, concurrency)) as server:
             yield server
@@ -237,6 +246,8 @@ class Bus:
         publish the same ids again.
         """
         self._sender.check_open()
+        if not isinstance(outgoing, Sequence):
+            raise InvalidArgument(f"outgoing: {outgoing!r} must be a list of OutgoingEvent")
         if len(outgoing) > EVENTS_AT_ONCE_MAX:
             raise InvalidArgument(f"outgoing: {len(outgoing)!r} events at once; publish at most {EVENTS_AT_ONCE_MAX}")
         head = self._sender.head()
@@ -276,8 +287,6 @@ class Bus:
             attempts_max=attempts_max, backoff=backoff, timeout_s=timeout_s, lease_s=lease_s, prefetch=prefetch,
             replay=replay,
         )  # fmt: skip
-        if not callable(handler):
-            raise InvalidArgument(f"handler: {handler!r} is no function")
         if replay:
             self._require(Capability.REPLAY, "replay")
         async with self._running(Subscription(self._sender, pattern, handler, options)) as subscription:
@@ -355,6 +364,8 @@ class Bus:
         ended stays as it is.
         """
         check_token("command_id", command_id)
+        if not isinstance(reason, str):
+            raise InvalidArgument(f"reason: {reason!r} must be a text")
         cancel = wire.CommandCancel(
             **self._sender.head(), message_id=new_id(), correlation_id=command_id, reason=reason[:1000]
         )
@@ -377,8 +388,9 @@ class Bus:
         """
         check_service("service", service)
         check_count("concurrency", concurrency, 1, 10_000)
-        check_timeout("lease_s", lease_s)
-        bound = {check_token("command", name): Bound(f"handlers[{name!r}]", one) for name, one in handlers.items()}
+        check_lease("lease_s", lease_s)
+        check_backoff("backoff", backoff)
+        bound = _bound("command", handlers)
         worker = CommandWorker(self._sender, service, bound, concurrency=concurrency, backoff=backoff, lease_s=lease_s)
         async with self._running(worker) as running:
             yield running
@@ -483,11 +495,9 @@ class Bus:
         urgency = check_priority(priority)
         if urgency is not Priority.NORMAL:
             self._require(Capability.PRIORITY, "priority")
-        if payload is not None:
-            check_arguments("payload", payload)
         content = wire.Command(
             **self._sender.head(check_headers(headers)), message_id=command_id, target=service, command=command,
-            payload=dict(payload or {}), priority=priority, max_retries=max_retries, timeout=timeout_s,
+            payload=check_arguments("payload", payload), priority=priority, max_retries=max_retries, timeout=timeout_s,
             deadline_at=self.driver.clock.now_ms() + int(timeout_s * 1000),
         )  # fmt: skip
         await self._append([self._sender.message(f"commands.{service}.{command}", content, codec, priority=urgency)])
@@ -505,3 +515,9 @@ class Bus:
                 f"{field}: {type(self.driver).__name__!r} has no {capability.name}; leave it out",
                 details={"capability": capability.name},
             )
+
+
+def _bound(field: str, handlers: object) -> dict[str, Bound]:
+    if not isinstance(handlers, Mapping) or not handlers:
+        raise InvalidArgument(f"handlers: {handlers!r} must be a map of functions by name, at least one")
+    return {check_token(field, name): Bound(f"handlers[{name!r}]", one) for name, one in handlers.items()}

@@ -24,7 +24,7 @@ from groundplane.bus.port import (
     Reject,
     Settlement,
 )
-from groundplane.bus.sending import Sender, error_record
+from groundplane.bus.sending import Sender, bare, check_timeout, error_record, unsendable
 from groundplane.bus.serving import SKEW_S
 from groundplane.bus.subjects import check_token
 from groundplane.bus.working import Worker
@@ -237,6 +237,7 @@ class CommandWorker:
             if not command.message_id:
                 command.message_id = delivery.message.id or new_id()
             check_token("message_id", command.message_id)  # its end is told on a subject of that name
+            check_timeout("timeout", command.timeout)
         except InvalidArgument as error:
             return Reject(delivery, "msg_parsing_error", error.to_record())
         if not command.command:
@@ -290,12 +291,12 @@ class CommandWorker:
         if left <= 0:
             late = _timeout(self.service, command.command, command.timeout).to_record()
             return self._end(command, delivery, "timed_out", error=late), Reject(delivery, "command_timeout", late)
-        if delivery.attempt > 1 + max(0, command.max_retries):
-            worn = ErrorRecord("unavailable", "its handlers died or hung at every attempt", "attempts_exhausted")
-            return self._end(command, delivery, "failed", error=worn), Reject(delivery, "attempts_exhausted", worn)
         handler = self._handlers.get(command.command)
         if handler is None:
             return self._unknown(command, delivery)
+        if delivery.attempt > 1 + max(0, command.max_retries):
+            worn = ErrorRecord("unavailable", "its handlers died or hung at every attempt", "attempts_exhausted")
+            return self._end(command, delivery, "failed", error=worn), Reject(delivery, "attempts_exhausted", worn)
         return await self._attempt(handler, command, delivery, left, codec)
 
     def _unknown(self, command: wire.Command, delivery: Delivery) -> tuple[wire.CommandCallback | None, Settlement]:
@@ -356,8 +357,7 @@ class CommandWorker:
             return self._end(command, delivery, "cancelled", error=error), Ack(delivery)
         failure = task.exception()
         if failure is None:
-            await self._report(command_id, codec, 100.0, "")
-            return self._end(command, delivery, "succeeded", result=task.result()), Ack(delivery)
+            return await self._succeeded(command, delivery, task.result(), codec)
         record = error_record(failure)
         final = record.code == "invalid_argument" and not record.retryable
         delay_s = self._backoff.delay_s(delivery.attempt)
@@ -365,6 +365,19 @@ class CommandWorker:
             why = "non_retryable" if final else "max_retries_exhausted"
             return self._end(command, delivery, "failed", error=record), Reject(delivery, why, record)
         return None, Nack(delivery, delay_s)
+
+    async def _succeeded(
+        self, command: wire.Command, delivery: Delivery, result: Any, codec: Codec
+    ) -> tuple[wire.CommandCallback | None, Settlement]:
+        """A result that cannot be told is a failure, and trying again would give the same."""
+        end = self._end(command, delivery, "succeeded", result=result)
+        try:
+            self._end_message(end, codec)
+        except InvalidArgument as refused:
+            error = unsendable(f"{self.service}.{command.command}", refused)
+            return self._end(command, delivery, "failed", error=error), Reject(delivery, "non_retryable", error)
+        await self._report(command.message_id, codec, 100.0, "")
+        return end, Ack(delivery)
 
     def _left_s(self, command: wire.Command, delivery: Delivery) -> float:
         """Seconds until the timeout; from its being stored (again) where a foreign sender gave no deadline."""
@@ -407,13 +420,15 @@ class CommandWorker:
         )
 
     async def _tell_end(self, end: wire.CommandCallback, codec: Codec) -> None:
-        subject = f"commands.callback.{end.correlation_id}"
         try:
-            message = self._sender.message(subject, end, codec)
-        except InvalidArgument as error:  # the result cannot be written, or is too large
-            end.status, end.result, end.error = "failed", None, error.to_record()
-            message = self._sender.message(subject, end, codec)
+            message = self._end_message(end, codec)
+        except InvalidArgument:  # the details of its error are too large
+            end.error = bare(wire.read_error(end.error))
+            message = self._end_message(end, codec)
         await self._sender.call(lambda: self._sender.driver.append([message]), even_closing=True)
+
+    def _end_message(self, end: wire.CommandCallback, codec: Codec) -> Message:
+        return self._sender.message(f"commands.callback.{end.correlation_id}", end, codec)
 
 
 def consumer_name(service: str) -> str:

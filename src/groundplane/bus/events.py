@@ -11,9 +11,17 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from groundplane.bus import cloudevents, wire
-from groundplane.bus.handlers import EventContext, Handler, context_of, run
+from groundplane.bus.handlers import EventContext, Handler, check_event_handler, context_of, run
 from groundplane.bus.port import LEASE_S, Ack, ConsumerSpec, Delivery, Message, Nack, Reject, Settlement
-from groundplane.bus.sending import Sender, check_count, check_headers, check_timeout, error_record
+from groundplane.bus.sending import (
+    Sender,
+    check_backoff,
+    check_count,
+    check_headers,
+    check_lease,
+    check_timeout,
+    error_record,
+)
 from groundplane.bus.subjects import check_pattern, check_token, event_subject
 from groundplane.bus.timeouts import Timeout
 from groundplane.bus.working import Worker
@@ -106,8 +114,9 @@ def check_options(options: SubscriptionOptions) -> SubscriptionOptions:
     check_count("concurrency", options.concurrency, 1, 10_000)
     check_count("attempts_max", options.attempts_max, 1, 1000)
     check_count("prefetch", options.prefetch, 1, 10_000)
+    check_backoff("backoff", options.backoff)
     check_timeout("timeout_s", options.timeout_s)
-    check_timeout("lease_s", options.lease_s)
+    check_lease("lease_s", options.lease_s)
     return options
 
 
@@ -115,25 +124,37 @@ def make_message(
     sender: Sender, event: OutgoingEvent, head: dict[str, Any], codec: Codec | None, *, as_cloudevent: bool
 ) -> Message:
     """The message of an event, checked. `head` is that of all that are published together."""
+    if not isinstance(event, OutgoingEvent):
+        raise InvalidArgument(f"outgoing: {event!r} is no OutgoingEvent")
     subject = event_subject(event.domain, event.type)
     major_of(event.version)
+    if event.id != "":
+        _check_id(event.id)
+    if not isinstance(event.correlation_id, str):
+        raise InvalidArgument(f"correlation_id: {event.correlation_id!r} must be a text")
     if event.headers:
         head = {**head, "headers": {**check_headers(event.headers), **head["headers"]}}
-    if len(event.id) > 255 or not event.id.isprintable():
-        raise InvalidArgument(f"id: {event.id!r} must have 1 to 255 printable characters")
     content = wire.Event(
         **head, message_id=event.id or new_id(), correlation_id=event.correlation_id, domain=event.domain,
         event_type=event.type, payload=event.payload, version=event.version,
     )  # fmt: skip
     if as_cloudevent:
+        cloudevents.check_extensions(event.headers)
         media = {cloudevents.CONTENT_TYPE: cloudevents.MEDIA_TYPE}
         return sender.raw(subject, cloudevents.write(content), content.message_id, headers=media)
     return sender.message(subject, content, codec)
 
 
+def _check_id(value: object) -> None:
+    if not isinstance(value, str) or len(value) > 255 or not value.isprintable() or value != value.strip():
+        raise InvalidArgument(f"id: {value!r} must have 1 to 255 printable characters, no space at its ends")
+
+
 def major_of(version: str) -> int:
     """The major part of `major.minor`."""
-    return _major_of(str(version))
+    if not isinstance(version, str):
+        raise InvalidArgument(f"version: {version!r} is no text; write it as '1.0'")
+    return _major_of(version)
 
 
 @functools.lru_cache(maxsize=256)
@@ -149,7 +170,7 @@ def read_event(delivery: Delivery) -> ReceivedEvent:
     message = delivery.message
     headers = message.headers
     media = next((v for k, v in headers.items() if k.lower() == cloudevents.CONTENT_TYPE), "") if headers else ""
-    if media.startswith(cloudevents.MEDIA_TYPE):
+    if media.lower().startswith(cloudevents.MEDIA_TYPE):
         event = cloudevents.read(message.payload)
     else:
         event, _ = wire.read(message.payload, wire.Event)
@@ -181,6 +202,7 @@ class Subscription:
         subject = check_pattern("pattern", f"events.{pattern}")
         self.pattern = pattern
         self.options = check_options(options)
+        check_event_handler(handler)
         self._sender = sender
         self._handler = handler
         self._asynchronous = asyncio.iscoroutinefunction(handler) or asyncio.iscoroutinefunction(

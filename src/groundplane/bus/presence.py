@@ -12,11 +12,13 @@ from typing import Literal, get_args
 from groundplane.bus import wire
 from groundplane.bus.port import BusSubscription, Message
 from groundplane.bus.sending import Sender
+from groundplane.bus.subjects import check_token
 from groundplane.core.errors import DeadlineExceeded, GroundplaneError, InvalidArgument, Unavailable
 
 Select = Literal["round_robin", "random", "sticky"]
 _SELECTS = get_args(Select)
 INTERVAL_S = 2.0
+INSTANCES_MAX = 10_000
 GONE_AFTER = 3
 """Intervals without a word after which an instance is taken for gone."""
 _ASK_S = 0.3
@@ -167,10 +169,11 @@ class Directory:
     def _told(self, message: Message) -> None:
         try:
             presence, _ = wire.read(message.payload, wire.Presence)
+            check_token("instance", presence.instance)
         except InvalidArgument:
             return  # of a foreign peer that is none of ours: nobody waits for it, and nothing is lost
         self._by_method.clear()
-        if presence.leaving or not presence.instance:
+        if presence.leaving or (presence.instance not in self._known and len(self._known) >= INSTANCES_MAX):
             self._known.pop(presence.instance, None)
             return
         until = self._loop.time() + GONE_AFTER * min(max(presence.interval, 0.1), 60.0)

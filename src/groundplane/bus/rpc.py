@@ -42,7 +42,7 @@ class Caller:
         self,
         service: str,
         method: str,
-        params: Mapping[str, Any],
+        params: Mapping[str, Any] | None,
         *,
         timeout_s: float,
         select: Select,
@@ -59,8 +59,7 @@ class Caller:
             check_select(select, key)
         if instance is not None:
             check_token("instance", instance)
-        if type(params) is not dict:
-            check_arguments("params", params)
+        arguments = check_arguments("params", params)
         timeout_s = check_timeout("timeout_s", timeout_s)
         until = deadline.get()
         if until is not None:
@@ -77,7 +76,7 @@ class Caller:
                 target=service,
                 headers=carried,
                 method=method,
-                params=dict(params),
+                params=arguments,
                 timeout=timeout_s,
                 deadline_at=self._sender.driver.clock.now_ms() + int(timeout_s * 1000),
             )

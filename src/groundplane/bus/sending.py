@@ -8,11 +8,13 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from groundplane.bus import wire
 from groundplane.bus.port import BusDriver, Message, Priority
 from groundplane.bus.statistics import Counters
-from groundplane.core.codec import Codec
-from groundplane.core.errors import Closed, ErrorRecord, GroundplaneError, InvalidArgument
+from groundplane.core.codec import Codec, encode
+from groundplane.core.errors import Closed, ErrorRecord, GroundplaneError, Internal, InvalidArgument
 from groundplane.core.ids import random_digits
 from groundplane.core.retry import RetryPolicy
 from groundplane.core.trace_context import TRACEPARENT
@@ -25,6 +27,8 @@ T = TypeVar("T")
 
 RETRY = RetryPolicy(attempts=4, base_s=0.05, factor=3.0, cap_s=1.0)
 HEADERS_MAX = 64
+SECONDS_MAX = 86_400
+LEASE_MIN_S = 0.1
 _NOT_WORTH_WAITING = frozenset({"queue_full"})
 deadline: ContextVar[float | None] = ContextVar("groundplane_bus_deadline", default=None)
 """When the handler of this task must have answered, by the loop's clock: requests that it makes wait no longer."""
@@ -135,7 +139,30 @@ class Sender:
 
 
 def error_record(error: BaseException) -> ErrorRecord:
-    """What a handler's exception is to others."""
+    """What a handler's exception is to others. What of it cannot be written is left out."""
+    record = _record(error)
+    try:
+        encode(record)
+    except InvalidArgument:
+        return bare(record)
+    return record
+
+
+def bare(record: ErrorRecord) -> ErrorRecord:
+    """An error without what may be too large, or cannot be written."""
+    text = record.message.encode(errors="backslashreplace").decode()
+    return msgspec.structs.replace(record, message=text[:2000], details={}, traceback="")
+
+
+def unsendable(method: str, refused: InvalidArgument) -> ErrorRecord:
+    """What a caller is told instead of a result that cannot be written, or is too large: the fault is the handler's."""
+    text = f"result: what {method} returned cannot be sent: {refused.message}"
+    if refused.reason == "payload_too_large":
+        return InvalidArgument(text, reason=refused.reason, details=refused.details).to_record()
+    return Internal(text, reason=refused.reason).to_record()
+
+
+def _record(error: BaseException) -> ErrorRecord:
     if isinstance(error, GroundplaneError):
         return error.to_record()
     name = type(error).__qualname__
@@ -145,28 +172,45 @@ def error_record(error: BaseException) -> ErrorRecord:
     return ErrorRecord("internal", text[:2000], "processing_error", {}, retryable=False, type=kind)
 
 
-def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+def check_headers(headers: object) -> dict[str, str]:
     """Headers of a caller: texts by name."""
     if not headers:
         return {}
-    found = dict(headers)
+    found = dict(headers) if isinstance(headers, Mapping) else {}
     texts = all(isinstance(one, str) for one in (*found, *found.values()))
-    if len(found) > HEADERS_MAX or not texts:
+    if not 0 < len(found) <= HEADERS_MAX or not texts:
         raise InvalidArgument(f"headers: {headers!r} must be at most {HEADERS_MAX} texts by name")
     return found
 
 
-def check_arguments(field: str, value: object) -> None:
-    """Arguments by name."""
-    if not isinstance(value, Mapping):
+def check_arguments(field: str, value: object) -> dict[str, Any]:
+    """Arguments by name; None is none."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise InvalidArgument(f"{field}: {value!r} must be a map of arguments by name")
+    return dict(value)
 
 
-def check_timeout(field: str, value: object, most: float = 86_400.0) -> float:
+def check_backoff(field: str, value: object) -> RetryPolicy:
+    """How long to wait before another attempt."""
+    if not isinstance(value, RetryPolicy):
+        raise InvalidArgument(f"{field}: {value!r} is no RetryPolicy, such as RetryPolicy(base_s=1.0, factor=2.0)")
+    return value
+
+
+def check_timeout(field: str, value: object) -> float:
     """Seconds that may pass."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-        raise InvalidArgument(f"{field}: {value!r} must be more than 0 and at most {most:g} seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= SECONDS_MAX:
+        raise InvalidArgument(f"{field}: {value!r} must be more than 0 and at most {SECONDS_MAX} seconds")
     return float(value)
+
+
+def check_lease(field: str, value: object) -> float:
+    """Seconds that a lease lasts: it is extended three times in each."""
+    if check_timeout(field, value) < LEASE_MIN_S:
+        raise InvalidArgument(f"{field}: {value!r} must be at least {LEASE_MIN_S:g} seconds")
+    return float(value)  # type: ignore[arg-type]
 
 
 def check_count(field: str, value: object, least: int, most: int) -> int:

@@ -12,7 +12,7 @@ from groundplane.bus import wire
 from groundplane.bus.handlers import Bound, CallContext
 from groundplane.bus.port import BusSubscription, Message
 from groundplane.bus.presence import Announcer
-from groundplane.bus.sending import Sender, deadline, error_record
+from groundplane.bus.sending import Sender, bare, deadline, error_record, unsendable
 from groundplane.bus.turns import Turns
 from groundplane.core.clock import SYSTEM_CLOCK, iso_z
 from groundplane.core.codec import Codec, codec_of, decode
@@ -202,8 +202,9 @@ class Server:
             return
         try:
             await self._reply(message.reply_to, request_id, codec, result, error)
-        except InvalidArgument as refused:  # the result cannot be written, or is too large
-            await self._reply(message.reply_to, request_id, codec, None, refused.to_record())
+        except InvalidArgument as refused:
+            told = unsendable(message.subject, refused) if error is None else bare(error)
+            await self._reply(message.reply_to, request_id, codec, None, told)
         except GroundplaneError as failure:
             self._sender.counters.add("answers_lost")
             if not failure.retryable and failure.code != "closed":

@@ -11,7 +11,7 @@ import pytest
 
 from groundplane.bus import wire
 from groundplane.bus.client import Bus
-from groundplane.bus.conformance.kit import QUICK, QUIET_S, Kit, a_name, dead_letters, eventually
+from groundplane.bus.conformance.kit import GROWING, QUICK, QUIET_S, Kit, a_name, dead_letters, eventually
 from groundplane.bus.handlers import CommandContext
 from groundplane.bus.port import Message
 from groundplane.core.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound
@@ -20,7 +20,33 @@ from groundplane.core.errors import DeadlineExceeded, FailedPrecondition, Intern
 class CommandConformance(Kit):
     """Commands."""
 
-    @pytest.mark.req("BUS-13.1", "BUS-13.2", "BUS-23.1")
+    @pytest.mark.req("BUS-23.1")
+    async def test_every_way_to_end_is_published_once(self, bus: Bus) -> None:
+        async def work(how: str) -> str:
+            if how == "failed":
+                raise ValueError("no paper")
+            if how != "succeeded":
+                await asyncio.Event().wait()
+            return how
+
+        service, ends = a_name(), list[tuple[str, wire.CommandCallback]]()
+        ways = {a_name(): way for way in ("succeeded", "failed", "cancelled", "timed_out")}
+
+        def take(message: Message) -> None:
+            ends.append((message.subject, wire.read(message.payload, wire.CommandCallback)[0]))
+
+        async with bus.listen("commands.callback.*", take), bus.handle(service, {"work": work}):
+            for command_id, way in ways.items():
+                timeout_s = 0.5 if way == "timed_out" else 60
+                await bus.send(service, "work", {"how": way}, command_id=command_id, max_retries=0, timeout_s=timeout_s)
+            (cancelled,) = [one for one, way in ways.items() if way == "cancelled"]
+            await bus.cancel(cancelled)
+            await eventually(lambda: len(ends) >= len(ways))
+            await asyncio.sleep(QUIET_S)
+        told = sorted((subject, end.correlation_id, end.status) for subject, end in ends)
+        assert told == sorted((f"commands.callback.{one}", one, way) for one, way in ways.items())
+
+    @pytest.mark.req("BUS-13.1", "BUS-13.2")
     async def test_a_tracked_command_tells_how_far_it_is_and_how_it_ended(self, bus: Bus) -> None:
         async def render(month: int, ctx: CommandContext) -> dict[str, int]:
             for percent in (25, 50, 40, 75):
@@ -28,17 +54,10 @@ class CommandConformance(Kit):
             return {"pages": month}
 
         service = a_name()
-        ends: list[wire.CommandCallback] = []
         async with bus.handle(service, {"render": render}):
             async with bus.track(service, "render", {"month": 3}) as tracked:
-                listening = await bus.driver.subscribe(
-                    f"commands.callback.{tracked.command_id}",
-                    lambda message: ends.append(wire.read(message.payload, wire.CommandCallback)[0]),
-                )
                 told = [one.percent async for one in tracked.progress()]
                 assert await tracked.result() == {"pages": 3}
-                await eventually(lambda: len(ends) <= 1)
-                await listening.aclose()
             assert await bus.result(tracked.command_id) == {"pages": 3}
             end = await bus.command_end(tracked.command_id)
         assert len(told) >= 5
@@ -98,7 +117,7 @@ class CommandConformance(Kit):
             raise ValueError("no paper")
 
         service = a_name()
-        async with bus.handle(service, {"print": broken}, backoff=QUICK) as worker:
+        async with bus.handle(service, {"print": broken}, backoff=GROWING) as worker:
             async with bus.track(service, "print", max_retries=2) as tracked:
                 with pytest.raises(Internal, match="no paper"):
                     await tracked.result()
@@ -106,7 +125,8 @@ class CommandConformance(Kit):
             await eventually(lambda: bus.statistics().commands.get("failed") == 1)
             page = await dead_letters(bus, worker.spec.name)
         assert [attempt for attempt, _ in attempts] == [1, 2, 3]
-        assert all(b - a >= 0.04 for (_, a), (_, b) in pairwise(attempts))
+        waits = [later - earlier for (_, earlier), (_, later) in pairwise(attempts)]
+        assert all(wait >= 0.9 * least for wait, least in zip(waits, (0.05, 0.1), strict=True))
         assert (end.status, end.attempts) == ("failed", 3)
         assert end.error is not None
         assert end.error.type == "ValueError"
@@ -228,6 +248,48 @@ class CommandConformance(Kit):
             (letter,) = await dead_letters(bus, worker.spec.name)
         assert (letter.reason, letter.payload) == ("msg_parsing_error", b"\x00\xff no command")
 
+    @pytest.mark.req("BUS-14.2")
+    async def test_a_command_that_nobody_knows_ends_failed_and_says_so(self, bus: Bus) -> None:
+        service = a_name()
+        async with bus.handle(service, {"known": asyncio.sleep}, backoff=QUICK) as worker:
+            async with bus.track(service, "unknown", max_retries=0) as tracked:
+                with pytest.raises(NotFound, match="unknown"):
+                    await tracked.result()
+            (letter,) = await dead_letters(bus, worker.spec.name)
+        assert (letter.message_id, letter.reason) == (tracked.command_id, "non_retryable")
+
+    @pytest.mark.req("BUS-13.1", "BUS-14.2")
+    async def test_a_result_that_cannot_be_sent_is_a_failure_and_never_told_as_done(self, bus: Bus) -> None:
+        async def odd(kind: str) -> Any:
+            return object() if kind == "object" else "x" * (bus.limits.payload_bytes_max + 1)
+
+        service = a_name()
+        async with bus.handle(service, {"odd": odd}) as worker:
+            for kind, code in (("object", "internal"), ("large", "invalid_argument")):
+                async with bus.track(service, "odd", {"kind": kind}) as tracked:
+                    told = [one.percent async for one in tracked.progress()]
+                    end = await tracked.end()
+                assert end.error is not None
+                assert (told, end.status, end.error.code) == ([0.0], "failed", code)
+                assert end.error.message.startswith(f"result: what {service}.odd returned cannot be sent")
+            assert len(await dead_letters(bus, worker.spec.name, 2)) == 2
+        assert bus.statistics().commands == {"failed": 2}
+
+    @pytest.mark.req("BUS-21.1", "BUS-21.2")
+    async def test_a_timeout_that_is_none_is_a_dead_letter_and_the_worker_lives(self, bus: Bus) -> None:
+        async def good() -> str:
+            return "alive"
+
+        service = a_name()
+        async with bus.handle(service, {"good": good}) as worker:
+            for timeout in (float("nan"), float("inf"), -1.0, 1e9):
+                bad = wire.write(wire.Command(message_id=a_name(), timeout=timeout))
+                await bus.driver.append([Message(subject=f"commands.{service}.good", payload=bad, id=a_name())])
+            async with bus.track(service, "good") as tracked:
+                assert await tracked.result() == "alive"
+            letters = await dead_letters(bus, worker.spec.name, 4)
+        assert {one.reason for one in letters} == {"msg_parsing_error"}
+
     @pytest.mark.req("BUS-19")
     async def test_a_command_of_a_foreign_client_needs_no_more_than_its_id_and_payload(self, bus: Bus) -> None:
         async def double(value: int) -> int:
@@ -270,6 +332,8 @@ class CommandConformance(Kit):
             ("a", "x", {"max_retries": -1}),
             ("a", "x", {"timeout_s": 0}),
             ("a", "x", {"payload": [1]}),
+            ("a", "x", {"payload": {1: 2}}),
+            ("a", "x", {"codec": "xml"}),
             ("a", "x", {"command_id": "a b"}),
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from groundplane.bus.client import Bus
-from groundplane.bus.conformance.kit import QUICK, QUIET_S, Kit, Seen, a_name, dead_letters, eventually
+from groundplane.bus.conformance.kit import GROWING, QUICK, QUIET_S, Kit, Seen, a_name, dead_letters, eventually
 from groundplane.bus.events import OutgoingEvent
 from groundplane.bus.port import Message
 from groundplane.core.errors import InvalidArgument
@@ -63,14 +64,15 @@ class EventConformance(Kit):
             attempts.append((event.attempt, time.monotonic()))
             raise ValueError("always")
 
-        subscribing = bus.subscribe(f"{domain}.*", broken, group=group, backoff=QUICK)
+        subscribing = bus.subscribe(f"{domain}.*", broken, group=group, backoff=GROWING)
         async with subscribing as subscription:
             event_id = await bus.publish(domain, "created", {"id": 7})
             await eventually(lambda: len(attempts) == 5)
             queue = subscription.spec.name
             letters = await dead_letters(bus, queue)
         assert [attempt for attempt, _ in attempts] == [1, 2, 3, 4, 5]
-        assert all(later - earlier >= 0.04 for (_, earlier), (_, later) in pairwise(attempts))
+        waits = [later - earlier for (_, earlier), (_, later) in pairwise(attempts)]
+        assert all(wait >= 0.9 * least for wait, least in zip(waits, (0.05, 0.1, 0.2, 0.4), strict=True))
         (letter,) = letters
         assert (letter.reason, letter.attempts, letter.message_id) == ("max_retries_exhausted", 5, event_id)
         assert letter.error is not None
@@ -227,16 +229,55 @@ class EventConformance(Kit):
     @pytest.mark.req("BUS-18.1")
     async def test_an_event_is_written_and_read_as_cloudevent(self, bus: Bus) -> None:
         domain, seen = a_name(), Seen()
-        async with bus.subscribe(f"{domain}.>", seen, group=a_name("g")):
-            event_id = await bus.publish(domain, "order.created", {"id": 7}, version="2.0", as_cloudevent=True)
-            await eventually(lambda: len(seen.events) == 1)
+        passed: list[Message] = []
+        async with (
+            bus.listen(f"events.{domain}.>", passed.append),
+            bus.subscribe(f"{domain}.>", seen, group=a_name("g")),
+        ):
+            event_id = await bus.publish(
+                domain, "order.created", {"id": 7}, version="2.0", headers={"shop": "north"}, as_cloudevent=True
+            )
+            await eventually(lambda: len(seen.events) == 1 and len(passed) == 1)
+            for name in ("x-shop", "type", "Shop"):
+                with pytest.raises(InvalidArgument, match=rf"^headers: '{name}'"):
+                    await bus.publish(domain, "x", 1, headers={name: "north"}, as_cloudevent=True)
+        headers = {name.lower(): value for name, value in passed[0].headers.items()}
         found = seen.events[0].cloudevent()
+        assert headers["content-type"] == "application/cloudevents+json"
+        assert json.loads(passed[0].payload) == found
+        assert found["shop"] == seen.events[0].headers["shop"] == "north"
         assert (seen.events[0].domain, seen.events[0].type, seen.events[0].version) == (domain, "order.created", "2.0")
         assert found["specversion"] == "1.0"
         assert (found["id"], found["type"], found["data"]) == (event_id, f"{domain}.order.created", {"id": 7})
         assert found["time"].endswith("Z")
         assert found["source"]
         assert found["traceparent"].split("-")[1] == seen.events[0].headers["traceparent"].split("-")[1]
+
+    @pytest.mark.req("BUS-18.1", "BUS-21.1")
+    async def test_a_cloudevent_of_a_foreign_client_is_an_event_and_a_broken_one_a_dead_letter(self, bus: Bus) -> None:
+        domain, seen = a_name(), Seen()
+        own = {"specversion": "1.0", "id": "e1", "source": "/shop", "type": "com.example.order"}
+        sent = [
+            {**own, "data": {"id": 7}, "dataversion": "3.1", "subject": "7"},
+            {**own, "data_base64": "AP8=", "datacontenttype": "application/octet-stream"},
+            {**own, "data_base64": "?"},
+            {**own, "data": 1, "data_base64": "AP8="},
+            {**own, "specversion": "0.3"},
+            {"specversion": "1.0", "source": "/shop", "type": "x"},
+        ]
+        headers = {"Content-Type": "Application/CloudEvents+JSON; charset=utf-8"}
+        async with bus.subscribe(f"{domain}.*", seen, group=a_name("g")) as subscription:
+            for one in sent:
+                message = Message(subject=f"events.{domain}.x", payload=json.dumps(one).encode(), headers=headers)
+                await bus.driver.append([message])
+            letters = await dead_letters(bus, subscription.spec.name, 4)
+            await eventually(lambda: len(seen.events) == 2)
+        first, second = seen.events
+        assert (first.id, first.source, first.domain, first.type) == ("e1", "/shop", "com", "example.order")
+        assert (first.payload, first.version, first.headers["subject"]) == ({"id": 7}, "3.1", "7")
+        assert second.payload == b"\x00\xff"
+        assert {one.reason for one in letters} == {"msg_parsing_error"}
+        assert [json.loads(one.payload) for one in letters] == sent[2:]
 
     @pytest.mark.req("BUS-10.3")
     @pytest.mark.parametrize(
@@ -245,6 +286,26 @@ class EventConformance(Kit):
     async def test_bad_subjects_are_not_published(self, bus: Bus, domain: str, kind: str) -> None:
         with pytest.raises(InvalidArgument):
             await bus.publish(domain, kind)
+
+    @pytest.mark.req("BUS-10.3", "BUS-11.1")
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("version", 2.0),
+            ("version", "two"),
+            ("event_id", 5),
+            ("event_id", " a "),
+            ("event_id", "a\n"),
+            ("correlation_id", 5),
+            ("headers", "abc"),
+            ("headers", {"n": 1}),
+            ("codec", "xml"),
+        ],
+    )
+    async def test_what_a_handler_could_not_read_is_not_published(self, bus: Bus, field: str, value: Any) -> None:
+        with pytest.raises(InvalidArgument, match=rf"^{field.removeprefix('event_')}: "):
+            await bus.publish(a_name(), "x", **{field: value})
+        assert bus.statistics().published == 0
 
     @pytest.mark.req("BUS-10.3", "BUS-11.2")
     @pytest.mark.parametrize(
@@ -260,6 +321,8 @@ class EventConformance(Kit):
             ("a.b", {"concurrency": 0}),
             ("a.b", {"major": "2"}),
             ("a.b", {"timeout_s": -1}),
+            ("a.b", {"lease_s": 0.001}),
+            ("a.b", {"backoff": 1.0}),
         ],
     )
     async def test_bad_subscriptions_are_refused(self, bus: Bus, pattern: str, options: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ QUIET_S = 0.3
 """How long a test looks for what must not happen."""
 
 QUICK = RetryPolicy(attempts=1, base_s=0.05, factor=1.0, cap_s=0.05, jitter=False)
+GROWING = RetryPolicy(attempts=1, base_s=0.05, factor=2.0, cap_s=1.0, jitter=False)
 
 
 @pytest.mark.anyio

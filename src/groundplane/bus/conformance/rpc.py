@@ -83,6 +83,40 @@ class RpcConformance(Kit):
         assert (plain.value.reason, plain.value.details["type"]) == ("processing_error", "KeyError")
         assert (coded.value.code, coded.value.details, coded.value.retryable) == ("not_found", {"symbol": "X"}, False)
 
+    @pytest.mark.req("BUS-01.2", "BUS-04.1", "BUS-04.2")
+    async def test_what_cannot_be_sent_of_an_answer_is_left_out_or_told_as_the_handlers_fault(self, bus: Bus) -> None:
+        async def odd(kind: str) -> Any:
+            if kind == "text":
+                raise ValueError("no \ud800 here")
+            if kind == "details":
+                raise NotFound("symbol: 'X' is not listed", details={"at": object()})
+            if kind == "large":
+                raise NotFound("symbol: 'X' is not listed", details={"at": "x" * bus.limits.payload_bytes_max})
+            return object() if kind == "object" else float("nan")
+
+        service = a_name()
+        async with bus.serve(service, {"odd": odd}):
+            for kind, error, text in (
+                ("text", Internal, r"no .*ud800 here"),
+                ("details", NotFound, "is not listed"),
+                ("large", NotFound, "is not listed"),
+                ("object", Internal, rf"^result: .*{service}\.odd.* cannot be sent"),
+                ("number", Internal, "no JSON number"),
+            ):
+                with pytest.raises(error, match=text):
+                    await bus.request(service, "odd", {"kind": kind}, codec="json" if kind == "number" else "msgpack")
+
+    @pytest.mark.req("BUS-05", "BUS-21.2")
+    async def test_an_instance_that_tells_of_itself_wrongly_is_not_asked(self, bus: Bus) -> None:
+        service = a_name()
+        async with self._instance(bus, service, "good"):
+            await bus.request(service, "who")
+            for instance, interval in (("a b", 2.0), ("*", 2.0), ("a.b", 2.0), ("", 2.0), ("mute", float("nan"))):
+                told = wire.Presence(service=service, instance=instance, methods=["who"], interval=interval)
+                subject = f"control.presence.{service}"
+                await bus.driver.publish(Message(subject=subject, payload=wire.write(told)))
+            assert {await bus.request(service, "who") for _ in range(10)} == {"good"}
+
     @pytest.mark.req("BUS-01.2")
     @pytest.mark.parametrize("params", [{}, {"symbol": 7}, {"symbol": "A", "unknown": 1}])
     async def test_arguments_that_do_not_fit_are_refused_by_name(self, bus: Bus, params: dict[str, Any]) -> None:
@@ -296,6 +330,10 @@ class RpcConformance(Kit):
             ("a", "get", {"timeout_s": float("nan")}),
             ("a", "get", {"select": "best"}),
             ("a", "get", {"select": "sticky"}),
+            ("a", "get", {"params": [1]}),
+            ("a", "get", {"params": {1: 2}}),
+            ("a", "get", {"codec": "xml"}),
+            ("a", "get", {"headers": {"n": 1}}),
         ],
     )
     async def test_bad_names_and_numbers_are_refused(
