@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from groundplane.bus.sending import (
     check_timeout,
 )
 from groundplane.bus.serving import Server
-from groundplane.bus.statistics import REQUESTS, Statistics
+from groundplane.bus.statistics import Statistics
 from groundplane.bus.subjects import check_pattern, check_service, check_token
 from groundplane.core.codec import Codec
 from groundplane.core.dead_letters import DeadLetterSource
@@ -101,7 +101,6 @@ class Bus:
         """What starts the jobs that handlers ask for."""
         self.name = name
         self.instance = check_token("instance", instance or f"i-{new_id()[-12:]}")
-        self._loop = asyncio.get_running_loop()
         self._sender = Sender(driver, source=name, instance=self.instance, codec=codec, retry=retry)
         self._sender.bus = self
         self._caller = Caller(self._sender)
@@ -156,7 +155,7 @@ class Bus:
         """What was not tried again: events and commands, with their bytes."""
         return self.driver.dead_letters
 
-    async def request(
+    def request(
         self,
         service: str,
         method: str,
@@ -169,7 +168,7 @@ class Bus:
         headers: Mapping[str, str] | None = None,
         codec: Codec | None = None,
         result_type: Any = Any,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Call a method of one instance of a service and return its result.
 
         `select` chooses the instance: in turn, at random, or `sticky` by `key`; `instance` names one. The timeout
@@ -177,22 +176,10 @@ class Bus:
         wait no longer. Inside a handler the time left there is the most. Never repeated. Raises the handler's error,
         `unavailable` (`no_responder`) at once where nobody serves the method, `deadline_exceeded`.
         """
-        self._sender.check_open()
-        began, outcome = self._loop.time(), "cancelled"
-        REQUESTS.active += 1
-        try:
-            result = await self._caller.request(
-                service, method, params, timeout_s=timeout_s, select=select, key=key, instance=instance,
-                headers=headers, codec=codec, result_type=result_type,
-            )  # fmt: skip
-            outcome = "ok"
-            return result
-        except Exception as error:
-            outcome = str(getattr(error, "code", "broken"))
-            raise
-        finally:
-            REQUESTS.active -= 1
-            self._sender.counters.ended("rpc", outcome, self._loop.time() - began)
+        asked = self._caller.request(
+            service, method, params, timeout_s, (select, key, instance), headers, codec, result_type
+        )
+        return traces.within(f"{service}.{method}", names.CLIENT, asked) if traces.on() else asked
 
     @asynccontextmanager
     async def serve(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -143,22 +143,25 @@ class Bound:
         self._fields: list[tuple[Any, ...]] = []
         self._optional = False
         self._shape = self._read(field, handler)
-
-    @property
-    def takes_context(self) -> bool:
+        self.takes_context = self._context is not None
         """Whether it looks at its context."""
-        return self._context is not None
 
     async def call(self, arguments: Mapping[str, Any], context: CallContext | CommandContext | None) -> Any:
-        """Check, then call; None for a context that it does not take. What does not fit is `invalid_argument`
-        (`msg_parsing_error`).
+        """`started`, as one coroutine."""
+        return await self.started(arguments, context)
+
+    def started(
+        self, arguments: Mapping[str, Any], context: CallContext | CommandContext | None
+    ) -> Coroutine[Any, Any, Any]:
+        """Check the arguments, then call, to be awaited; None for a context that it does not take. What does not fit is
+        `invalid_argument` (`msg_parsing_error`), raised here.
         """
         keywords = self._convert(arguments)
         if self._context is not None:
             keywords[self._context] = context
         if self._asynchronous:
-            return await self.handler(**keywords)
-        return await run(self.handler, asynchronous=False, keywords=keywords)
+            return self.handler(**keywords)  # type: ignore[no-any-return]
+        return run(self.handler, asynchronous=False, keywords=keywords)
 
     def shapes(self, name: str) -> tuple[type[msgspec.Struct], Any]:
         """The types of the arguments, a struct of this name, and of the result."""

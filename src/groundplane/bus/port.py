@@ -55,7 +55,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     payload_bytes_max: int = PAYLOAD_BYTES_MAX
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bytes on a subject. `id` names it: repeats of an `append` within two minutes are dropped by it. `reply_to` is the
     subject of an answer, of the driver's own making, set on what `request` sent. `headers` go beside the payload;
     names and values are printable ASCII.

@@ -110,10 +110,10 @@ class Directory:
         self._subscription: BusSubscription | None = None
         self._asked_at = float("-inf")
 
-    def choose(self, method: str, select: Select, key: str | None) -> str | None:
-        """An instance that has `method`; None where nobody told of one."""
-        if self._loop.time() > self._holds_until:
-            self._drop_gone()
+    def choose(self, method: str, select: Select, key: str | None, now: float) -> str | None:
+        """An instance that has `method` and is not gone `now`, by the loop's clock; None where nobody told of one."""
+        if now > self._holds_until:
+            self._drop_gone(now)
         found = self._by_method.get(method) or self._with(method)
         if not found:
             return None
@@ -140,8 +140,7 @@ class Directory:
             self._by_method[method] = found
         return found
 
-    def _drop_gone(self) -> None:
-        now = self._loop.time()
+    def _drop_gone(self, now: float) -> None:
         self._known = {name: told for name, told in self._known.items() if told[1] >= now}
         self._holds_until = min((until for _, until in self._known.values()), default=float("inf"))
         self._by_method.clear()

@@ -48,6 +48,7 @@ class Sender:
         self.counters = Counters()
         self.stopping = asyncio.Event()
         self._retry = retry
+        self._bytes_max = driver.limits.payload_bytes_max
 
     def check_open(self) -> None:
         """Raise `closed` once closing has begun."""
@@ -84,16 +85,17 @@ class Sender:
         self,
         subject: str,
         payload: bytes,
-        message_id: str,
+        message_id: str = "",
         *,
         priority: Priority = Priority.NORMAL,
         headers: Mapping[str, str] | None = None,
     ) -> Message:
-        """A message of bytes. `invalid_argument` where they are too many."""
-        size = len(payload)
+        """A message of bytes; one that is not kept has its id in them, if any. `invalid_argument` where they are too
+        many.
+        """
+        size, most = len(payload), self._bytes_max
         if headers:
             size += sum(len(key) + len(value) for key, value in headers.items())
-        most = self.driver.limits.payload_bytes_max
         if size > most:
             raise InvalidArgument(
                 f"payload: the message on {subject!r} has {size} bytes, the limit is {most}; send less, or put the "
@@ -101,11 +103,12 @@ class Sender:
                 reason="payload_too_large",
                 details={"bytes": size, "bytes_max": most},
             )
-        return Message(subject=subject, payload=payload, id=message_id, priority=priority, headers=dict(headers or {}))
+        carried = dict(headers) if headers else {}
+        return Message(subject=subject, payload=payload, id=message_id, priority=priority, headers=carried)
 
     def transient(self, subject: str, content: wire.Head, codec: Codec | None = None) -> Message:
         """A message that is not kept: its id is in it, and needs no header."""
-        return self.raw(subject, wire.write(content, codec or self.codec), "")
+        return self.raw(subject, wire.write(content, codec or self.codec))
 
     async def publish(self, message: Message) -> None:
         """Send it at most once."""

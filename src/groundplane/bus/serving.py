@@ -15,7 +15,7 @@ from groundplane.bus.presence import Announcer
 from groundplane.bus.sending import Sender, bare, deadline, error_record, unsendable
 from groundplane.bus.turns import Turns
 from groundplane.core.clock import SYSTEM_CLOCK, iso_z
-from groundplane.core.codec import Codec, codec_of, decode
+from groundplane.core.codec import codec_of, decode, encode
 from groundplane.core.deadline_timer import DeadlineTimer
 from groundplane.core.errors import (
     DeadlineExceeded,
@@ -36,7 +36,25 @@ GRACE_S = 5.0
 SKEW_S = 2.0
 """How far what two hosts know of the bus's clock may be apart before a request is taken for stale that is not."""
 GROUP = "service"
-Call = asyncio.Task[None]
+
+
+class _Call:
+    """A request from when it comes until it is answered. `task` is its own, `request_id` empty until it is read."""
+
+    __slots__ = ("given_up", "message", "method", "overdue", "request_id", "task")
+
+    def __init__(self, method: str, message: Message) -> None:
+        self.method = method
+        self.message = message
+        self.task: asyncio.Task[None]
+        self.request_id = ""
+        self.given_up = False
+        self.overdue = False
+
+    def late(self) -> None:
+        """Nobody waits any more."""
+        self.overdue = True
+        self.task.cancel()
 
 
 class Server:
@@ -53,11 +71,10 @@ class Server:
         self._handlers = dict(handlers)
         self._concurrency = concurrency
         self._turns = Turns(concurrency)
-        self._calls: dict[Call, str] = {}
-        self._by_id: dict[str, Call] = {}
-        self._deadlines: DeadlineTimer[Call] = DeadlineTimer(self._is_late)
-        self._overdue: set[Call] = set()
-        self._given_up: set[str] = set()
+        self._ended = sender.counters.of("served").ended
+        self._calls: set[_Call] = set()
+        self._by_id: dict[str, _Call] = {}
+        self._deadlines: DeadlineTimer[_Call] = DeadlineTimer(_Call.late)
         self._leaving = False
         self._subscriptions: list[BusSubscription] = []
         self._announcer = Announcer(sender, service, instance, list(self._handlers))
@@ -83,29 +100,21 @@ class Server:
                 await subscription.aclose()
         self._subscriptions.clear()
         if self._calls:
-            await asyncio.wait(list(self._calls), timeout=GRACE_S)
+            await asyncio.wait([call.task for call in self._calls], timeout=GRACE_S)
         self._leaving = True
-        for task in list(self._calls):
-            task.cancel()
+        for call in self._calls:
+            call.task.cancel()
         if self._calls:
-            await asyncio.wait(list(self._calls), timeout=GRACE_S)
+            await asyncio.wait([call.task for call in self._calls], timeout=GRACE_S)
         self._calls.clear()  # one that was cancelled before it began takes nothing out
         self._deadlines.clear()
 
     def _take(self, method: str, message: Message) -> None:
+        call = _Call(method, message)
         full = len(self._calls) >= self._concurrency + WAITING_MAX
-        work = self._refuse(message) if full else self._handle(method, message)
-        self._calls[self._loop.create_task(work, name=self._task_name)] = ""
-
-    def _ended(self, task: Call, request_id: str) -> None:
-        self._calls.pop(task, None)
-        if self._by_id.get(request_id) is task:
-            del self._by_id[request_id]
-        self._given_up.discard(request_id)
-
-    def _is_late(self, task: Call) -> None:
-        self._overdue.add(task)
-        task.cancel()
+        work = self._refuse(call) if full else self._handle(call)
+        call.task = self._loop.create_task(work, name=self._task_name)
+        self._calls.add(call)
 
     def _cancel(self, message: Message) -> None:
         with suppress(InvalidArgument):  # it cancels nothing that anybody could name
@@ -114,115 +123,104 @@ class Server:
             self._loop.call_soon(self._give_up, cancel.correlation_id)
 
     def _give_up(self, request_id: str) -> None:
-        task = self._by_id.get(request_id)
-        if task is not None:
-            self._given_up.add(request_id)
-            task.cancel()
+        call = self._by_id.get(request_id)
+        if call is not None:
+            call.given_up = True
+            call.task.cancel()
 
-    async def _refuse(self, message: Message) -> None:
+    async def _refuse(self, call: _Call) -> None:
         error = ResourceExhausted(
             f"{self.service}: {self.instance!r} has {self._concurrency} calls under way and {WAITING_MAX} that wait",
             reason="too_many_calls",
         )
         try:
-            await self._answer(message, "", codec_of(message.payload), error=error.to_record())
+            await self._answer(call, error=error.to_record())
         finally:
-            self._sender.counters.ended("served", error.code, 0.0)
-            self._calls.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
+            self._ended(error.code, 0.0)
+            self._calls.discard(call)
 
-    async def _handle(self, method: str, message: Message) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        began, codec, request_id = self._loop.time(), codec_of(message.payload), ""
+    async def _handle(self, call: _Call) -> None:
+        began = self._loop.time()
         try:
-            request = decode(message.payload, wire.RpcRequest)
-            request_id = request.message_id
-            self._register(task, request_id)
-            result = await self._run(task, method, request, message)
+            request = decode(call.message.payload, wire.RpcRequest)
+            if request.message_id:
+                call.request_id = request.message_id
+                self._by_id[request.message_id] = call
+            if traces.on():
+                parent = carried(request.headers) or carried(call.message.headers)
+                with traces.start_under(parent, f"{self.service}.{call.method}", names.SERVER):
+                    result = await self._run(call, request, began)
+            else:
+                traces.carry_on(request.headers, call.message.headers)
+                result = await self._run(call, request, began)
         except asyncio.CancelledError:
-            if self._leaving and request_id not in self._given_up:
+            if self._leaving and not call.given_up:
                 gone = Unavailable(f"{self.service}: {self.instance!r} stopped during the call; its outcome is unknown")
-                await self._answer(message, request_id, codec, error=gone.to_record())
-            self._sender.counters.ended("served", "cancelled", self._loop.time() - began)
+                await self._answer(call, error=gone.to_record())
+            self._ended("cancelled", self._loop.time() - began)
             raise
         except Exception as error:  # noqa: BLE001  whatever a handler raises is the caller's answer
             record = error_record(error)
-            self._sender.counters.ended("served", record.code, self._loop.time() - began)
-            await self._answer(message, request_id, codec, error=record)
+            self._ended(record.code, self._loop.time() - began)
+            await self._answer(call, error=record)
         else:
-            self._sender.counters.ended("served", "ok", self._loop.time() - began)
-            await self._answer(message, request_id, codec, result=result)
+            self._ended("ok", self._loop.time() - began)
+            await self._answer(call, result=result)
         finally:
-            self._ended(task, request_id)
+            self._calls.discard(call)
+            if self._by_id.get(call.request_id) is call:
+                del self._by_id[call.request_id]
 
-    def _register(self, task: Call, request_id: str) -> None:
-        if request_id:
-            self._calls[task] = request_id
-            self._by_id[request_id] = task
-
-    async def _run(self, task: Call, method: str, request: wire.RpcRequest, message: Message) -> Any:
+    async def _run(self, call: _Call, request: wire.RpcRequest, began: float) -> Any:
         allowed = _allowed_s(request, self._sender.driver.clock.now_ms())
-        until = self._loop.time() + allowed
+        until, handler, context = began + allowed, self._handlers[call.method], None
+        if handler.takes_context:
+            context = CallContext(self._sender.bus, request, self.service, call.method, until)
         deadline.set(until)  # of this task alone
-        handler = self._handlers[method]
-        bus = self._sender.bus
-        context = CallContext(bus, request, self.service, method, until) if handler.takes_context else None
-        parent = carried(request.headers) or carried(message.headers)
-        with traces.start_in_task(parent, f"{self.service}.{method}", names.SERVER):
-            self._deadlines.set(task, until)
+        self._deadlines.set(call, until)
+        try:
+            if not self._turns.take():
+                await self._turns.wait()
             try:
-                if not self._turns.take():
-                    await self._turns.wait()
-                try:
-                    return await handler.call(request.params, context)
-                finally:
-                    self._turns.give_back()
-            except (TimeoutError, asyncio.CancelledError) as error:
-                others = task in self._overdue and task.uncancel()  # as `asyncio.timeout` has it, without its timer
-                if task not in self._overdue or (others and isinstance(error, asyncio.CancelledError)):
-                    raise
-                raise DeadlineExceeded(
-                    f"{self.service}.{method}: did not end within the {allowed:g} s that its caller waits",
-                    reason="deadline_exceeded",
-                ) from error
+                return await handler.started(request.params, context)
             finally:
-                self._deadlines.drop(task)
-                self._overdue.discard(task)
+                self._turns.give_back()
+        except (TimeoutError, asyncio.CancelledError) as error:
+            others = call.overdue and call.task.uncancel()  # as `asyncio.timeout` has it, without its timer
+            if not call.overdue or (others and isinstance(error, asyncio.CancelledError)):
+                raise
+            raise DeadlineExceeded(
+                f"{self.service}.{call.method}: did not end within the {allowed:g} s that its caller waits",
+                reason="deadline_exceeded",
+            ) from error
+        finally:
+            self._deadlines.drop(call)
 
-    async def _answer(
-        self,
-        message: Message,
-        request_id: str,
-        codec: Codec,
-        *,
-        result: Any = None,
-        error: ErrorRecord | None = None,
-    ) -> None:
-        if not message.reply_to:
+    async def _answer(self, call: _Call, *, result: Any = None, error: ErrorRecord | None = None) -> None:
+        if not call.message.reply_to:
             return
         try:
-            await self._reply(message.reply_to, request_id, codec, result, error)
+            await self._reply(call, result, error)
         except InvalidArgument as refused:
-            told = unsendable(message.subject, refused) if error is None else bare(error)
-            await self._reply(message.reply_to, request_id, codec, None, told)
+            told = unsendable(call.message.subject, refused) if error is None else bare(error)
+            await self._reply(call, None, told)
         except GroundplaneError as failure:
             self._sender.counters.add("answers_lost")
             if not failure.retryable and failure.code != "closed":
                 raise
 
-    def _reply(
-        self, reply_to: str, request_id: str, codec: Codec, result: Any, error: ErrorRecord | None
-    ) -> Awaitable[None]:
+    def _reply(self, call: _Call, result: Any, error: ErrorRecord | None) -> Awaitable[None]:
         response = wire.RpcResponse(
             message_id=new_id(),
             timestamp=iso_z(SYSTEM_CLOCK.now_ms()),
             source=self.service,
-            correlation_id=request_id,
+            correlation_id=call.request_id,
             success=error is None,
             result=result,
             error=error,
         )
-        return self._sender.driver.publish(self._sender.transient(reply_to, response, codec))
+        answer = encode(response, codec_of(call.message.payload))
+        return self._sender.driver.publish(self._sender.raw(call.message.reply_to, answer))
 
 
 def _allowed_s(request: wire.RpcRequest, now_ms: int) -> float:

@@ -6,7 +6,7 @@ from collections import deque
 
 import msgspec
 
-from groundplane.telemetry.calls import calls_of
+from groundplane.telemetry.calls import Calls, calls_of
 
 _KEPT = 1000
 REQUESTS = calls_of("bus", "request")
@@ -39,45 +39,61 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     latency: dict[str, Latency]
 
 
+class Ends:
+    """How the requests of a bus ended, or what it served, or its events, or its commands."""
+
+    __slots__ = ("_calls", "_seconds", "outcomes")
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self.outcomes: dict[str, int] = {}
+        self._seconds: deque[float] = deque(maxlen=_KEPT)
+
+    def ended(self, outcome: str, seconds: float) -> None:
+        """One ended."""
+        self._calls.end(outcome, seconds)
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        self._seconds.append(seconds)
+
+    def latency(self) -> Latency:
+        """How long they took."""
+        seconds = sorted(self._seconds)
+        if not seconds:
+            return Latency(count=0, p50=0.0, p99=0.0)
+        p50, p99 = (seconds[min(len(seconds) - 1, int(len(seconds) * q))] for q in (0.5, 0.99))
+        return Latency(count=sum(self.outcomes.values()), p50=p50, p99=p99)
+
+
 class Counters:
     """Where the parts of a bus count."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        self._outcomes: dict[str, dict[str, int]] = {"rpc": {}, "served": {}, "events": {}, "commands": {}}
-        self._seconds: dict[str, deque[float]] = {kind: deque(maxlen=_KEPT) for kind in self._outcomes}
-        self._totals = dict.fromkeys(self._outcomes, 0)
+        self._ends = {kind: Ends(calls) for kind, calls in _HANDLING.items()}
 
     def add(self, name: str, count: int = 1) -> None:
         """Count something."""
         self._counts[name] = self._counts.get(name, 0) + count
 
+    def of(self, kind: str) -> Ends:
+        """Where `rpc`, `served`, `events` or `commands` end."""
+        return self._ends[kind]
+
     def ended(self, kind: str, outcome: str, seconds: float) -> None:
         """A call, event or command ended."""
-        _HANDLING[kind].end(outcome, seconds)
-        outcomes = self._outcomes[kind]
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        self._seconds[kind].append(seconds)
-        self._totals[kind] += 1
+        self._ends[kind].ended(outcome, seconds)
 
     def read(self, *, connections: int, reconnects: int) -> Statistics:
         """The counts now."""
         return Statistics(
-            rpc=dict(self._outcomes["rpc"]),
-            served=dict(self._outcomes["served"]),
+            rpc=dict(self._ends["rpc"].outcomes),
+            served=dict(self._ends["served"].outcomes),
             published=self._counts.get("published", 0),
-            events=dict(self._outcomes["events"]),
+            events=dict(self._ends["events"].outcomes),
             sent=self._counts.get("sent", 0),
-            commands=dict(self._outcomes["commands"]),
+            commands=dict(self._ends["commands"].outcomes),
             retries=self._counts.get("retries", 0),
             connections=connections,
             reconnects=reconnects,
-            latency={kind: self._latency(kind) for kind in self._outcomes},
+            latency={kind: ends.latency() for kind, ends in self._ends.items()},
         )
-
-    def _latency(self, kind: str) -> Latency:
-        seconds = sorted(self._seconds[kind])
-        if not seconds:
-            return Latency(count=0, p50=0.0, p99=0.0)
-        p50, p99 = (seconds[min(len(seconds) - 1, int(len(seconds) * q))] for q in (0.5, 0.99))
-        return Latency(count=self._totals[kind], p50=p50, p99=p99)

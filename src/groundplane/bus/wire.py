@@ -35,7 +35,7 @@ class Head(msgspec.Struct, kw_only=True, omit_defaults=True):
     headers: dict[str, str] = {}
 
 
-class RpcRequest(Head, kw_only=True, omit_defaults=True):
+class RpcRequest(Head, kw_only=True, omit_defaults=True, gc=False):
     """Ask `method` with `params` (a map of arguments). `timeout` is in seconds from receipt; `deadline_at`, Unix ms,
     says when nobody waits any more.
     """
@@ -46,7 +46,7 @@ class RpcRequest(Head, kw_only=True, omit_defaults=True):
     deadline_at: int = 0
 
 
-class RpcResponse(Head, kw_only=True, omit_defaults=True):
+class RpcResponse(Head, kw_only=True, omit_defaults=True, gc=False):
     """The answer: `correlation_id` is the request's `message_id`. With `success` there is a `result`, else `error`."""
 
     success: bool

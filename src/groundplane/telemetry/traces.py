@@ -16,17 +16,19 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
 
-from groundplane.core.trace_context import TraceContext, parse
+from groundplane.core.trace_context import TraceContext, carried, parse
 from groundplane.telemetry import trace_names as names
 from groundplane.telemetry.logs import get_logger
+
+T = TypeVar("T")
 
 FLUSH_S = 3.0
 """How long a process that ends waits for its last spans to be taken, in seconds."""
@@ -78,6 +80,22 @@ class Span:
         self.end()
 
 
+class _Received(Span):
+    """One that carries on what a message carried: most are never asked, and so it is read when somebody asks."""
+
+    __slots__ = ("_carriers",)
+
+    def __init__(self, carriers: tuple[Mapping[str, Any], ...]) -> None:
+        self._carriers = carriers
+        self._token = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "context":
+            raise AttributeError(name)
+        self.context = next(filter(None, map(carried, self._carriers)), None)
+        return self.context
+
+
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Recorded spans of this process: ended so far, taken by the exporter's target, and not taken by it."""
 
@@ -109,9 +127,6 @@ class Tracer(Protocol):
     def close(self, timeout_s: float) -> None:
         """Export what is there, for at most so long, and stop. Blocks."""
         ...
-
-
-_NOTHING = nullcontext()
 
 
 class _Process:
@@ -162,14 +177,17 @@ def start_under(
     return tracer.start(name, kind, parent, attributes, start_ns, remote=not here)
 
 
-def start_in_task(parent: TraceContext | None, name: str, kind: str = names.INTERNAL) -> AbstractContextManager[object]:
-    """`start_under` for who handles each message in a task of its own. Off, the task hands `parent` on to its end, and
-    nothing has to be undone.
+async def within(name: str, kind: str, work: Awaitable[T]) -> T:
+    """Await `work` in a span under the current one."""
+    with start(name, kind):
+        return await work
+
+
+def carry_on(*carriers: Mapping[str, Any]) -> None:
+    """Instead of a span while tracing is off, for who handles each message in a task of its own: the task hands on to
+    its end what the first of these headers carries that carries a context.
     """
-    if _process.tracer is not None:
-        return start_under(parent, name, kind)
-    _current.set(Span(parent))
-    return _NOTHING
+    _current.set(_Received(carriers))
 
 
 def outgoing() -> TraceContext | None:
@@ -256,6 +274,6 @@ def _opened(service: str, role: str, namespace: str) -> Tracer | None:
 
 
 __all__ = [
-    "Span", "Statistics", "Tracer", "about_message", "asked_for", "current", "made_by", "on", "outgoing",
-    "start", "start_in_task", "start_under", "statistics", "tracing",
+    "Span", "Statistics", "Tracer", "about_message", "asked_for", "carry_on", "current", "made_by", "on",
+    "outgoing", "start", "start_under", "statistics", "tracing", "within",
 ]  # fmt: skip

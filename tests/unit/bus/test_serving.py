@@ -25,4 +25,4 @@ async def test_a_request_is_cancelled_although_its_cancelling_comes_in_the_same_
         server._take("buy", Message(subject="rpc.desk.buy", payload=wire.write(asked, "msgpack")))
         server._cancel(Message(subject="control.cancel.desk", payload=wire.write(cancel, "msgpack")))
         await eventually(lambda: bus.statistics().served == {"cancelled": 1})
-        assert (server._calls, server._by_id) == ({}, {})
+        assert (server._calls, server._by_id) == (set(), {})

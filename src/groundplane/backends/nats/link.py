@@ -210,7 +210,7 @@ class Link:
         size = len(head) + len(payload)
         if size > session.info.max_payload:
             raise self._too_large(subject, size, session.info.max_payload)
-        if _SUBJECT(subject) is None:
+        if (not subject.isprintable() or " " in subject or not subject) and _SUBJECT(subject) is None:
             raise InvalidArgument(f"subject: {subject!r} has a space or is empty", reason="bad_subject")
         wire = session.wire
         if wire.paused and wire.buffered_bytes + size > self.address.pending_bytes_max:
@@ -219,10 +219,9 @@ class Link:
             )
         to = f"{subject} {reply}" if reply else subject
         if head:
-            line = f"HPUB {to} {len(head)} {size}\r\n".encode()
-            wire.send(b"".join((line, head, payload, b"\r\n")))
+            wire.send(b"%b%b%b\r\n" % (f"HPUB {to} {len(head)} {size}\r\n".encode(), head, payload))
         else:
-            wire.send(b"".join((f"PUB {to} {size}\r\n".encode(), payload, b"\r\n")))
+            wire.send(b"%b%b\r\n" % (f"PUB {to} {size}\r\n".encode(), payload))
         self._published += 1
 
     @property
@@ -306,8 +305,9 @@ class Link:
         token, answer = self.call(subject, payload, encode_headers(headers) if headers else b"", allowed_s)
         try:
             message = await answer
-        finally:
+        except BaseException:
             self._requests.forget(token)
+            raise
         if message.head and is_no_responder(message):
             raise no_responder(subject)
         return message
@@ -320,14 +320,19 @@ class Link:
         A lost connection fails the answer, and so does `timeout_s`; without, the caller watches the time. It ends with
         `give_up(token)`.
         """
-        token, reply, answer = self._requests.begin(subject, timeout_s)
-        self._send(token, subject, payload, head, reply)
-        return token, answer
+        answer: asyncio.Future[Message] = self._loop.create_future()
+        return self.call_with(answer, subject, payload, head, timeout_s), answer
 
-    def call_with(self, answer: Answer, subject: str, payload: bytes, head: bytes = b"") -> str:
+    def call_with(
+        self, answer: Answer, subject: str, payload: bytes, head: bytes = b"", timeout_s: float | None = None
+    ) -> str:
         """`call` with an answer of the caller's own: the token."""
-        token, reply = self._requests.begin_with(answer, subject)
-        self._send(token, subject, payload, head, reply)
+        token, reply = self._requests.begin(answer, subject, timeout_s)
+        try:
+            self.publish_raw(subject, payload, head, reply)
+        except BaseException:
+            self._requests.forget(token)
+            raise
         return token
 
     def give_up(self, token: str) -> None:
@@ -474,13 +479,6 @@ class Link:
         self._connected_at = self._loop.time()
         self._connected.set()
         self._tell(True)
-
-    def _send(self, token: str, subject: str, payload: bytes, head: bytes, reply: str) -> None:
-        try:
-            self.publish_raw(subject, payload, head, reply)
-        except BaseException:
-            self._requests.forget(token)
-            raise
 
     def _write(self, line: bytes) -> None:
         session = self._session or self._restoring

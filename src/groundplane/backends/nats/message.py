@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from groundplane.core.errors import InvalidArgument
 
 VERSION_LINE = "NATS/1.0"
@@ -17,17 +19,14 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BREAK = re.compile(r"[\r\n\0]")
 
 
-class Message:
+class Message(msgspec.Struct, eq=False, gc=False):
     """One message as it came. `head` are the raw headers, empty where there are none; they are decoded when asked."""
 
-    __slots__ = ("_headers", "head", "payload", "reply", "subject")
-
-    def __init__(self, subject: str, reply: str, payload: bytes, head: bytes = b"") -> None:
-        self.subject = subject
-        self.reply = reply
-        self.payload = payload
-        self.head = head
-        self._headers: dict[str, str] | None = None
+    subject: str
+    reply: str
+    payload: bytes
+    head: bytes = b""
+    _headers: dict[str, str] | None = None
 
     def __repr__(self) -> str:
         return f"Message({self.subject!r}, {len(self.payload)} bytes, status {self.status or '-'})"

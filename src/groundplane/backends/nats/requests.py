@@ -65,6 +65,7 @@ class Requests:
     def __init__(self, inbox: str) -> None:
         self._inbox = inbox
         self._prefix = f"{inbox}.{secrets.token_urlsafe(15).replace('_', 'a').replace('-', 'b')}."
+        self._prefix_size = len(self._prefix)
         self._tokens = count(1)
         self._waiting: dict[str, tuple[str, Answer, float]] = {}
         self._collecting: dict[str, tuple[str, Collector]] = {}
@@ -84,14 +85,8 @@ class Requests:
         """A subject outside of it."""
         return f"{self._inbox}.{secrets.token_hex(12)}"
 
-    def begin(self, subject: str, timeout_s: float | None = None) -> tuple[str, str, asyncio.Future[Message]]:
-        """Token, reply subject, and the answer to come; `deadline_exceeded` after `timeout_s`, None: never."""
-        answer: asyncio.Future[Message] = self._loop.create_future()
-        token, reply = self.begin_with(answer, subject, timeout_s)
-        return token, reply, answer
-
-    def begin_with(self, answer: Answer, subject: str, timeout_s: float | None = None) -> tuple[str, str]:
-        """The same with an answer of the caller's own."""
+    def begin(self, answer: Answer, subject: str, timeout_s: float | None = None) -> tuple[str, str]:
+        """Token and reply subject of the answer to come; `deadline_exceeded` after `timeout_s`, None: never."""
         token = str(next(self._tokens))
         self._waiting[token] = (subject, answer, timeout_s or 0.0)
         if timeout_s is not None:
@@ -112,11 +107,14 @@ class Requests:
 
     def deliver(self, message: Message) -> None:
         """An answer came."""
-        token = message.subject[len(self._prefix) :]
+        token = message.subject[self._prefix_size :]
         waiting = self._waiting.pop(token, None)
         if waiting is not None:
-            if not waiting[1].done():
-                waiting[1].set_result(message)
+            answer = waiting[1]
+            if waiting[2]:
+                self._deadlines.drop(token)
+            if not answer.done():
+                answer.set_result(message)
         elif token in self._collecting:
             self._collecting[token][1].take(message)
         else:

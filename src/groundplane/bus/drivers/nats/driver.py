@@ -117,28 +117,20 @@ class NatsBus:
         token, coming = link.call(subject, message.payload, head_of(message), timeout_s)
         try:
             answer = await coming
-        except Unavailable as error:
-            if error.reason == "connection_lost":
+        except BaseException as error:
+            link.give_up(token)
+            if isinstance(error, Unavailable) and error.reason == "connection_lost":
                 error.details["sent"] = True
             raise
-        finally:
-            link.give_up(token)
         if answer.head and is_no_responder(answer):
             raise no_responder(subject)
-        return Message(
-            subject=answer.subject, payload=answer.payload, headers=dict(answer.headers) if answer.head else {}
-        )
+        headers = dict(answer.headers) if answer.head else {}
+        return Message(subject=answer.subject, payload=answer.payload, headers=headers)
 
     async def subscribe(self, pattern: str, deliver: Deliver, *, group: str = "") -> BusSubscription:
         """See `BusDriver.subscribe`."""
         self._check_open()
-        arrived = self.naming.reader(pattern)
-
-        def take(message: Arrived) -> None:
-            found = arrived(message)
-            if found is not None:
-                deliver(found)
-
+        take = self.naming.taker(pattern, deliver)
         # one queue name with several patterns would be one group
         queue = f"{group}.{pattern}" if group and ("*" in pattern or ">" in pattern) else group
         held = [self._link.subscribe(one, take, queue=queue) for one in self.naming.patterns(pattern)]

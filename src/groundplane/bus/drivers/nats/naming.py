@@ -7,7 +7,7 @@ from functools import partial
 
 from groundplane.backends.nats import MESSAGE_ID, StreamConfig, encode_headers
 from groundplane.backends.nats import Message as Arrived
-from groundplane.bus.port import DEDUP_WINDOW_S, EVENTS_KEPT_S, RESULTS_KEPT_S, Message, Priority
+from groundplane.bus.port import DEDUP_WINDOW_S, EVENTS_KEPT_S, RESULTS_KEPT_S, Deliver, Message, Priority
 from groundplane.bus.subjects import durable_store, has_wildcard, matches, namespace_token, store_of
 from groundplane.core.errors import Unsupported
 
@@ -58,36 +58,37 @@ class Naming:
         tokens = _URGENCY.values() if first == "commands" and dot and durable_store(pattern) == "commands" else [first]
         return [f"{self._prefix}{token}{dot}{rest}" for token in tokens]
 
-    def reader(self, pattern: str) -> Callable[[Arrived], Message | None]:
-        """What makes of an arrived message one that the bus knows; None of one that is not on `pattern` (its own names
-        have a `~`).
+    def taker(self, pattern: str, deliver: Deliver) -> Callable[[Arrived], None]:
+        """What hands on an arrived message as the bus knows it, unless it is not on `pattern` (its own names have a
+        `~`).
         """
         if has_wildcard(pattern) or durable_store(pattern) == "commands":
-            return partial(self._arrived, pattern)
+            return partial(self._arrived, pattern, deliver)
         durable = durable_store(pattern) is not None
 
-        def read(message: Arrived) -> Message:
-            reply_to = "" if durable else message.reply
+        def take(message: Arrived) -> None:
+            payload, reply_to = message.payload, "" if durable else message.reply
             if not message.head:
-                return Message(subject=pattern, payload=message.payload, reply_to=reply_to)
-            id_ = message.headers.get(MESSAGE_ID, "")
-            return Message(
-                subject=pattern, payload=message.payload, id=id_, headers=carried(message), reply_to=reply_to
-            )
+                deliver(Message(subject=pattern, payload=payload, reply_to=reply_to))
+                return
+            id_, headers = message.headers.get(MESSAGE_ID, ""), carried(message)
+            deliver(Message(subject=pattern, payload=payload, id=id_, headers=headers, reply_to=reply_to))
 
-        return read
+        return take
 
-    def _arrived(self, pattern: str, message: Arrived) -> Message | None:
+    def _arrived(self, pattern: str, deliver: Deliver, message: Arrived) -> None:
         subject, priority = self._plain(message.subject)
         if not subject or (has_wildcard(pattern) and not matches(pattern, subject)):
-            return None
-        return Message(
-            subject=subject,
-            payload=message.payload,
-            id=message.headers.get(MESSAGE_ID, ""),
-            headers=carried(message),
-            reply_to="" if durable_store(subject) else message.reply,
-            priority=priority,
+            return
+        deliver(
+            Message(
+                subject=subject,
+                payload=message.payload,
+                id=message.headers.get(MESSAGE_ID, ""),
+                headers=carried(message),
+                reply_to="" if durable_store(subject) else message.reply,
+                priority=priority,
+            )
         )
 
     def delivered(self, message: Arrived) -> Message:
