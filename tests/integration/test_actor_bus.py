@@ -184,7 +184,7 @@ async def test_the_deadline_of_a_job_bounds_the_calls_of_its_actors_and_its_end_
     [
         ("stock.take", "unicorn", ["not_found", "", {"item": "unicorn"}]),
         ("stock.none", "lamp", ["unavailable", "no_responder", {}]),
-        ("stock", "lamp", ["invalid_argument", "", {}]),
+        ("stock", "lamp", ["invalid_argument", "bad_subject", {}]),
     ],
 )
 async def test_an_actor_gets_the_errors_of_the_bus_and_of_others_with_their_code(

@@ -430,3 +430,24 @@ async def test_of_what_waited_too_long_one_each_goes_before_the_urgent_and_not_a
         assert [one.message.payload.decode() for one in found] == [
             "NORMAL 0", "LOW 0", "CRITICAL 0", "CRITICAL 1", "CRITICAL 2", "NORMAL 1",
         ]  # fmt: skip
+
+
+@pytest.mark.req("BUS-15.2")
+async def test_where_there_is_room_for_one_each_of_those_that_waited_too_long_gets_its_turn(
+    bus: NatsBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "STARVED_S", 0.0)
+    monkeypatch.setattr(commands, "_STARVING_EVERY_S", 0.0)
+    sent = [
+        _message("commands.svc.x", f"{priority.name} {n}".encode(), f"{priority}{n}", priority=priority)
+        for priority in (Priority.LOW, Priority.NORMAL, Priority.CRITICAL)
+        for n in range(2)
+    ]
+    await bus.append(sent)
+    found: list[str] = []
+    async with bus.consume(ConsumerSpec(name="c", pattern="commands.svc.*", max_in_flight=1)) as consumer:
+        while len(found) < 6:
+            (one,) = await consumer.receive(1, 10)
+            found.append(one.message.payload.decode())
+            await consumer.settle([Ack(one)])
+    assert found == ["NORMAL 0", "LOW 0", "NORMAL 1", "LOW 1", "CRITICAL 0", "CRITICAL 1"]

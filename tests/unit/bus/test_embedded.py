@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from groundplane.bus.drivers.embedded import EmbeddedBus, rows
-from groundplane.bus.port import Ack, ConsumerSpec, Delivery, Message, Nack
+from groundplane.bus.drivers.embedded import consumer as embedded_consumer
+from groundplane.bus.port import Ack, ConsumerSpec, Delivery, Message, Nack, Priority
 from groundplane.core.errors import ResourceExhausted
 
 pytestmark = pytest.mark.anyio
@@ -120,3 +121,38 @@ async def test_all_that_follow_commands_here_are_told_to_others_as_one(bus: Embe
             while not heard:
                 await asyncio.sleep(0.005)
     assert [one.subject for one in heard] == ["commands.callback.c0"]
+
+
+async def _in_turn(bus: EmbeddedBus, count: int) -> list[str]:
+    """What one gets who does one after the other."""
+    found: list[str] = []
+    async with bus.consume(ConsumerSpec(name="c", pattern="commands.svc.*", max_in_flight=1)) as consumer:
+        while len(found) < count:
+            (one,) = await consumer.receive(1, 30.0)
+            found.append(one.message.payload.decode())
+            await consumer.settle([Ack(one)])
+    return found
+
+
+@pytest.mark.req("BUS-15.2")
+async def test_what_waited_too_long_takes_its_turn_and_the_urgent_the_others(
+    bus: EmbeddedBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sent(run: str) -> list[Message]:
+        levels = (Priority.LOW, Priority.NORMAL, Priority.CRITICAL)
+        return [
+            Message(subject="commands.svc.x", payload=f"{one.name} {n}".encode(), id=f"{run}{one}{n}", priority=one)
+            for one in levels
+            for n in range(2)
+        ]
+
+    await bus.append(sent("a"))
+    critical, normal, low = ([f"{name} {n}" for n in range(2)] for name in ("CRITICAL", "NORMAL", "LOW"))
+    assert await _in_turn(bus, 6) == critical + normal + low
+    monkeypatch.setattr(rows, "_STARVED_MS", 0)
+    monkeypatch.setattr(embedded_consumer, "_STARVING_EVERY_S", 1e9)
+    await bus.append(sent("b"))
+    assert await _in_turn(bus, 6) == [normal[0], low[0], *critical, normal[1], low[1]]
+    monkeypatch.setattr(embedded_consumer, "_STARVING_EVERY_S", 0.0)
+    await bus.append(sent("c"))
+    assert await _in_turn(bus, 6) == [normal[0], low[0], normal[1], low[1], *critical]

@@ -15,6 +15,7 @@ from groundplane.core.errors import Closed, FailedPrecondition, NotFound
 
 _CLOSE_S = 4.0
 _LOOK_AGAIN_S = 5.0
+_STARVING_EVERY_S = 2.0
 
 
 class EmbeddedConsumer:
@@ -37,6 +38,8 @@ class EmbeddedConsumer:
         self._session = session
         self._clock = clock
         self._by_urgency = store_of(spec.pattern) == "commands"
+        self._owed: list[int] = []
+        self._looked_at = float("-inf")
         self._held: dict[int, set[int]] = {}
         self._count = 0
         self._room = asyncio.Event()
@@ -149,16 +152,28 @@ class EmbeddedConsumer:
     async def _claim_now(self, limit: int) -> rows.Claimed:
         now_ms, due = self._clock.now_ms(), self._lease_due()
         session = self._session()
+        by_urgency, owed, look = self._by_urgency, self._owed, self._by_urgency and self._may_look()
         claimed = await self._database.write(
-            lambda tx: rows.claim(tx, self.number, session, limit, now_ms, due, by_urgency=self._by_urgency),
+            lambda tx: rows.claim(
+                tx, self.number, session, limit, now_ms, due, by_urgency=by_urgency, owed=owed, look=look
+            ),
             durable=False,
         )
         if claimed is None:
             raise NotFound(f"subscription: {self.spec.name!r} was deleted; subscribe again")
+        self._owed = claimed.owed
         if claimed.deliveries:
             self._held[claimed.batch] = {one.tag[1].message for one in claimed.deliveries}
             self._count += len(claimed.deliveries)
         return claimed
+
+    def _may_look(self) -> bool:
+        """Every other second the less urgent that have waited too long get one turn each."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at < _STARVING_EVERY_S:
+            return False
+        self._looked_at = now
+        return True
 
     def _undo(self, claiming: asyncio.Task[rows.Claimed]) -> None:
         if claiming.cancelled() or claiming.exception() is not None or not claiming.result().deliveries:

@@ -40,11 +40,14 @@ class Entry(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """What one claim took; `next_due` is when (Unix ms) the earliest delayed message comes back, if there is one."""
+    """What one claim took; `next_due` is when (Unix ms) the earliest delayed message comes back, if there is one;
+    `owed` are the urgencies that have waited too long and got nothing yet.
+    """
 
     batch: int
     deliveries: list[Delivery]
     next_due: int | None
+    owed: list[int]
 
 
 def topic(consumer: int) -> str:
@@ -235,9 +238,20 @@ _decode_stored = msgspec.json.Decoder(list[_Stored]).decode
 
 
 def claim(
-    tx: Transaction, consumer: int, session: int, limit: int, now_ms: int, lease_due: int, *, by_urgency: bool
+    tx: Transaction,
+    consumer: int,
+    session: int,
+    limit: int,
+    now_ms: int,
+    lease_due: int,
+    *,
+    by_urgency: bool,
+    owed: Sequence[int] = (),
+    look: bool = False,
 ) -> Claimed | None:
-    """Hand out up to `limit` messages as one batch; None where the consumer or the session is no more."""
+    """Hand out up to `limit` messages as one batch; None where the consumer or the session is no more. One message each
+    of the urgencies that are `owed` it goes before the others; `look` finds those that have waited too long.
+    """
     alive = tx.execute(
         "SELECT 1 FROM bus_consumers WHERE id = ? AND EXISTS (SELECT 1 FROM bus_sessions WHERE id = ?)",
         (consumer, session),
@@ -245,7 +259,8 @@ def claim(
     if not alive:
         return None
     _come_due(tx, consumer, now_ms)
-    entries = _pick(tx, consumer, limit, now_ms, by_urgency=by_urgency)
+    starved_ms = now_ms - _STARVED_MS if look else None
+    entries, left = _pick(tx, consumer, limit, by_urgency=by_urgency, owed=owed, starved_ms=starved_ms)
     stored = _load(tx, entries) if entries else {}
     entries = [
         Entry(one.message, one.urgency, one.attempt, by_urgency or bool(stored[one.message][0].hidden))
@@ -259,7 +274,7 @@ def claim(
         batch = int(tx.execute(sql, values)[0][0])
     found = [_delivery(batch, one, *stored[one.message]) for one in entries]
     next_due: int | None = tx.execute("SELECT min(due_at) FROM bus_delayed WHERE consumer = ?", (consumer,))[0][0]
-    return Claimed(batch, found, next_due)
+    return Claimed(batch, found, next_due, left)
 
 
 def _come_due(tx: Transaction, consumer: int, now_ms: int) -> None:
@@ -271,20 +286,31 @@ def _come_due(tx: Transaction, consumer: int, now_ms: int) -> None:
         tx.insert(_READY, [(consumer, level, message, attempt, since) for level, message, attempt, since in due])
 
 
-def _pick(tx: Transaction, consumer: int, limit: int, now_ms: int, *, by_urgency: bool) -> list[Entry]:
-    """Take messages from the ready ones: starved ones first, then by urgency, then in order."""
+def _pick(
+    tx: Transaction, consumer: int, limit: int, *, by_urgency: bool, owed: Sequence[int], starved_ms: int | None
+) -> tuple[list[Entry], list[int]]:
+    """Take messages from the ready ones: one each of those that are owed it, then by urgency, then in order. And who
+    is still owed one.
+    """
     classes = range(4) if by_urgency else (urgency(Priority.NORMAL),)
     heads = [_decode_ready(tx.execute(_HEAD, (consumer, level, limit))[0][0]) for level in classes]
     rows = [row for head in heads for row in head]
+    order: list[int] = []
     if by_urgency and sum(map(bool, heads)) > 1:
-        rows.sort(key=lambda row: (row.since > now_ms - _STARVED_MS, row.urgency, row.message))
+        firsts = [head[0] for head in heads[1:] if head]  # the most urgent wait for nobody
+        starved = [one.urgency for one in firsts if starved_ms is not None and one.since <= starved_ms]
+        order = list(dict.fromkeys([*owed, *starved]))
+        turns = {one.message: order.index(one.urgency) for one in firsts if one.urgency in order}
+        rows.sort(key=lambda row: (turns.get(row.message, 4), row.urgency, row.message))
     rows = _within_bytes(rows[:limit])
     by_level: dict[int, list[int]] = {}
     for row in rows:
         by_level.setdefault(row.urgency, []).append(row.message)
     for level, messages in by_level.items():
         tx.execute(_TAKE, (consumer, level, _json(messages)))
-    return [Entry(row.message, row.urgency, row.attempt + 1) for row in rows]
+    taken = {row.message for row in rows}
+    left = [level for level in order if heads[level] and heads[level][0].message not in taken]
+    return [Entry(row.message, row.urgency, row.attempt + 1) for row in rows], left
 
 
 _TAKE = "DELETE FROM bus_ready WHERE consumer = ? AND urgency = ? AND message IN (SELECT value FROM json_each(?))"

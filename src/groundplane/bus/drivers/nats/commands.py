@@ -72,13 +72,14 @@ class CommandConsumer(Consumer):
             if not self._link.is_connected:
                 await self._link.connected(_ANSWER_S)
             await self._look_for_starved()
-            starved, self._starved = self._starved, []
-            turns = [(priority, 1) for priority in starved]
+            turns = [(priority, 1) for priority in self._starved]
             for priority, most in (*turns, *((one, room) for one in self._declaration.urgencies)):
                 missing = room - len(self._ready)
                 if missing <= 0 or self._life.closed:
                     break
                 await self._ask(priority, min(most, missing))
+                if most == 1 and priority in self._starved:
+                    self._starved.remove(priority)  # those for which there was no room come first at the next look
             self._problem = ""
         except GroundplaneError as error:
             if error.code == "closed":
@@ -129,6 +130,8 @@ class CommandConsumer(Consumer):
             return
         self._looked_at = now
         for priority in self._declaration.urgencies[1:]:
+            if priority in self._starved:
+                continue
             info = await self._jetstream.consumer_info(self._declaration.stream, self._declaration.name(priority))
             if info.num_pending == 0:
                 continue
