@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -9,14 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from groundplane.cli import program
+from groundplane.kv import KV
+from groundplane.testing import eventually
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,29 @@ def test_conditions_are_exit_codes_with_the_revision_in_the_error(kv: Run) -> No
     both = kv("put", "lock", "x", "--create", "--revision", "1")
     assert (both.returncode, b"exclude each other" in both.stderr) == (2, True)
     assert kv("put", "lock", "x", "--ttl", "0s").returncode == 2
+
+
+@pytest.mark.req("KV-02.1", "KV-07.2", "KV-15.1")
+async def test_what_is_put_with_a_ttl_expires_and_a_deletion_keeps_to_its_revision_and_what_it_forgets(
+    kv: Run, url: str, tmp_path: Path
+) -> None:
+    run = partial(asyncio.to_thread, kv)
+    assert (await run("put", "brief", "1", "--ttl", "1s")).returncode == 0
+
+    async def gone() -> bool:
+        return bool((await run("get", "brief")).returncode == 1)
+
+    await eventually(gone, timeout_s=30)
+    place: Any = {"namespace": "acme", "state": tmp_path / "state"}
+    async with KV.open(url, history=2, **place) as store:
+        for value in ("1", "2"):
+            revision = int((await run("put", "a", value)).stdout)
+        assert (await run("delete", "a", "--revision", str(revision + 5))).returncode == 1
+        assert await store.exists("a")
+        assert (await run("delete", "a", "--revision", str(revision))).returncode == 0
+        assert [one.value for one in await store.history("a")] == [b"2"]
+        assert (await run("delete", "a", "--purge")).returncode == 0
+        assert await store.history("a") == []
 
 
 @pytest.mark.req("KV-06")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from groundplane.core.errors import AlreadyExists, Conflict, DeadlineExceeded, InvalidArgument, NotFound
-from groundplane.kv.port import Selection, Write
+from groundplane.kv.port import Selection, Write, WriteKind
 
 
 def refused(write: Write, actual: int) -> AlreadyExists | NotFound | Conflict | None:
@@ -16,8 +16,9 @@ def refused(write: Write, actual: int) -> AlreadyExists | NotFound | Conflict | 
             details={"key": write.key, "revision": actual},
         )
     if actual == 0:
+        advice = "create it" if write.kind is WriteKind.PUT else "nothing is left to delete"
         return NotFound(
-            f"key: {write.key!r} is not there; create it",
+            f"key: {write.key!r} is not there; {advice}",
             details={"key": write.key, "expected": write.expected},
         )
     return Conflict(

@@ -57,6 +57,11 @@ async def test_the_term_is_the_revision_of_the_acquisition_and_renewals_keep_it(
         assert entry is not None
         assert entry.revision > term == leadership.term
         assert leadership.fence() == Fence("planner", term)
+        async with Leadership.open(kv, "planner", member="standby", policy=quick) as standby:
+            await eventually(lambda: standby.leader() is not None)
+            heard = standby.leader()
+            assert heard is not None
+            assert (heard.member, heard.term) == ("a", term)
     async with Leadership.open(kv, "planner", member="b", policy=quick) as leadership:
         assert await leadership.elected() > term
 
@@ -260,6 +265,29 @@ async def test_a_standby_answers_not_active_with_the_leaders_id(kv: KV) -> None:
         with pytest.raises(Unavailable, match="ask 'a'"):
             standby.fence()
         assert await leader.guarded(handler)(21) == 42
+
+
+@pytest.mark.req("LEAD-01.2", "LEAD-04.4")
+async def test_a_handler_that_loses_its_term_is_cancelled_and_that_is_the_answer(kv: KV) -> None:
+    inside, ended = asyncio.Event(), asyncio.Event()
+
+    async def handler() -> None:
+        inside.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with AsyncExitStack() as stack:
+        leader = await _opened(stack, kv, "a")
+        term = await leader.elected()
+        answer = asyncio.create_task(leader.guarded(handler)())
+        await inside.wait()
+        await leader.resign()
+        assert ended.is_set()
+        with pytest.raises(Conflict) as caught:
+            await answer
+        assert (caught.value.reason, caught.value.details["term"]) == ("leadership_lost", term)
 
 
 @pytest.mark.req("LEAD-04.3", "LEAD-04.4")
