@@ -240,13 +240,17 @@ class CommandConformance(Kit):
             return "alive"
 
         service = a_name()
+        timeouts = (float("nan"), float("inf"), -1.0, 1e9)
+        none = [wire.write(wire.Command(message_id=a_name(), timeout=one)) for one in timeouts]
+        bad = [b"\x00\xff no command", *none]
         async with bus.handle(service, {"good": good}) as worker:
-            bad = Message(subject=f"commands.{service}.good", payload=b"\x00\xff no command", id=a_name())
-            await bus.driver.append([bad])
+            await bus.driver.append(
+                [Message(subject=f"commands.{service}.good", payload=one, id=a_name()) for one in bad]
+            )
             async with bus.track(service, "good") as tracked:
                 assert await tracked.result() == "alive"
-            (letter,) = await dead_letters(bus, worker.spec.name)
-        assert (letter.reason, letter.payload) == ("msg_parsing_error", b"\x00\xff no command")
+            letters = await dead_letters(bus, worker.spec.name, len(bad))
+        assert {(one.reason, one.payload) for one in letters} == {("msg_parsing_error", one) for one in bad}
 
     @pytest.mark.req("BUS-14.2")
     async def test_a_command_that_nobody_knows_ends_failed_and_says_so(self, bus: Bus) -> None:
@@ -274,21 +278,6 @@ class CommandConformance(Kit):
                 assert end.error.message.startswith(f"result: what {service}.odd returned cannot be sent")
             assert len(await dead_letters(bus, worker.spec.name, 2)) == 2
         assert bus.statistics().commands == {"failed": 2}
-
-    @pytest.mark.req("BUS-21.1", "BUS-21.2")
-    async def test_a_timeout_that_is_none_is_a_dead_letter_and_the_worker_lives(self, bus: Bus) -> None:
-        async def good() -> str:
-            return "alive"
-
-        service = a_name()
-        async with bus.handle(service, {"good": good}) as worker:
-            for timeout in (float("nan"), float("inf"), -1.0, 1e9):
-                bad = wire.write(wire.Command(message_id=a_name(), timeout=timeout))
-                await bus.driver.append([Message(subject=f"commands.{service}.good", payload=bad, id=a_name())])
-            async with bus.track(service, "good") as tracked:
-                assert await tracked.result() == "alive"
-            letters = await dead_letters(bus, worker.spec.name, 4)
-        assert {one.reason for one in letters} == {"msg_parsing_error"}
 
     @pytest.mark.req("BUS-19")
     async def test_a_command_of_a_foreign_client_needs_no_more_than_its_id_and_payload(self, bus: Bus) -> None:
