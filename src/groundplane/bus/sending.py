@@ -15,7 +15,7 @@ from groundplane.bus.port import BusDriver, Message, Priority
 from groundplane.bus.statistics import Counters
 from groundplane.core.codec import Codec, encode
 from groundplane.core.errors import Closed, ErrorRecord, GroundplaneError, Internal, InvalidArgument
-from groundplane.core.ids import random_digits
+from groundplane.core.ids import new_traceparent
 from groundplane.core.retry import RetryPolicy
 from groundplane.core.trace_context import TRACEPARENT
 from groundplane.telemetry import traces
@@ -64,8 +64,8 @@ class Sender:
         """The id of the trace of this task, or of a new one, and these headers with its context."""
         context = traces.outgoing()
         if context is None:
-            trace_id, parent = _new_trace()
-            return trace_id, {**headers, TRACEPARENT: parent} if headers else {TRACEPARENT: parent}
+            parent = new_traceparent()
+            return parent[3:35], {**headers, TRACEPARENT: parent} if headers else {TRACEPARENT: parent}
         return context.trace_id, {**headers, **context.headers()} if headers else context.headers()
 
     def message(
@@ -221,9 +221,3 @@ def check_count(field: str, value: object, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise InvalidArgument(f"{field}: {value!r} must be a whole number from {least} to {most}")
     return value
-
-
-def _new_trace() -> tuple[str, str]:
-    """The id of a trace that nobody records, and its `traceparent`."""
-    digits = random_digits(48)
-    return digits[:32], f"00-{digits[:32]}-{digits[32:]}-00"

@@ -9,27 +9,39 @@ import time
 import uuid
 
 _NAMESPACE = uuid.UUID("5a0c9b8e-6a54-5f0f-9d0b-67706c616e65")
-_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
-_POOL_BYTES = 4096
-_HALF = 16
-"""Digits of an id that are random."""
+_VARIANT = bytes(0x80 | byte & 0x3F for byte in range(256))
+_AT_ONCE = 256
+"""Random digits are asked of the system for so many at once: each time gives up the interpreter's lock."""
 _lock = threading.Lock()
 _last = 0
-_pool = ""
-_used = 0
+_tails: list[str] = []
+_traces: list[str] = []
 
 
 def new_id() -> str:
     """A new UUIDv7 in its usual text form; ids of one process sort in the order in which they were made."""
     global _last
     with _lock:
-        digits = _digits(_HALF)
         # 48 bits of milliseconds and 12 of their fraction, raised by one where the clock stands still or goes back
         ticks = time.time_ns() * 4096 // 1_000_000
         if ticks <= _last:
             ticks = _last + 1
         _last = ticks
-    return f"{_front(ticks >> 12)}{ticks & 0xFFF:03x}-{_VARIANT[digits[0]]}{digits[1:4]}-{digits[4:]}"
+        if not _tails:
+            random = bytearray(os.urandom(8 * _AT_ONCE))
+            random[::8] = random[::8].translate(_VARIANT)
+            _tails.extend(random.hex("-", 8).split("-"))
+        tail = _tails.pop()
+    return f"{_front(ticks >> 12)}{ticks & 0xFFF:03x}-{tail[:4]}-{tail[4:]}"
+
+
+def new_traceparent() -> str:
+    """The `traceparent` (W3C trace context) of a new trace that nobody records."""
+    with _lock:
+        if not _traces:
+            _traces.extend(os.urandom(24 * _AT_ONCE).hex("-", 24).split("-"))
+        digits = _traces.pop()
+    return f"00-{digits[:32]}-{digits[32:]}-00"
 
 
 @functools.lru_cache(maxsize=16)
@@ -58,25 +70,12 @@ def message_id(scope: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"message/{scope}"))
 
 
-def random_digits(count: int) -> str:
-    """So many random hexadecimal digits."""
-    with _lock:
-        return _digits(count)
-
-
-def _digits(count: int) -> str:
-    """Randomness of the system, which is asked for much at once: each time gives up the interpreter's lock."""
-    global _pool, _used
-    if _used + count > len(_pool):
-        _pool, _used = os.urandom(_POOL_BYTES).hex(), 0
-    _used += count
-    return _pool[_used - count : _used]
-
-
 def _after_fork() -> None:
     """A child never gives what its parent gives."""
-    global _lock, _pool, _used
-    _lock, _pool, _used = threading.Lock(), "", 0
+    global _lock
+    _lock = threading.Lock()
+    _tails.clear()
+    _traces.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

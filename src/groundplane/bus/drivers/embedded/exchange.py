@@ -17,6 +17,7 @@ from groundplane.bus.drivers.embedded.links import Door, Frame, Link
 from groundplane.bus.drivers.embedded.sessions import Session
 from groundplane.bus.drivers.embedded.switch import NOWHERE, Local, Route, Switch, shared_pattern
 from groundplane.bus.port import Message
+from groundplane.core.deadline_timer import DeadlineTimer
 from groundplane.core.errors import Closed, DeadlineExceeded, ResourceExhausted, Unavailable
 from groundplane.core.pools import PoolState, announce
 
@@ -47,6 +48,7 @@ class Exchange:
         self._linking: dict[int, asyncio.Lock] = {}
         self._numbers = itertools.count(1)
         self._waiting: dict[str, _Waiting] = {}
+        self._deadlines = DeadlineTimer(self._expire)
         self._tasks: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         self._shared: set[str] = set()
@@ -111,22 +113,22 @@ class Exchange:
         inbox = f"{_INBOX}{self._session.id}.{next(self._numbers)}"
         waiting = self._waiting[inbox] = _Waiting(asyncio.get_running_loop().create_future())
         asked = msgspec.structs.replace(message, reply_to=inbox)
+        until = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                if not await self._send(asked, self._switch.route(message.subject), waiting):
-                    await self.refresh()
-                    if not await self._send(asked, self._switch.route(message.subject), waiting):
-                        raise Unavailable(
-                            f"subject: nobody answers {message.subject!r}; start its service, or mend the name",
-                            reason="no_responder",
-                            details={"subject": message.subject},
-                        )
-                return await waiting.future
+            route = self._switch.route(message.subject)
+            if route.is_here:
+                await self._send(asked, route, waiting)  # at once
+            else:
+                async with asyncio.timeout_at(until):
+                    await self._send_away(asked, route, waiting)
+            self._deadlines.set(inbox, until)
+            return await waiting.future
         except TimeoutError:
             raise DeadlineExceeded(
                 f"timeout_s: no answer on {message.subject!r} within {timeout_s:g} s", reason="deadline_exceeded"
             ) from None
         finally:
+            self._deadlines.drop(inbox)
             del self._waiting[inbox]
 
     async def refresh(self) -> None:
@@ -141,6 +143,7 @@ class Exchange:
     async def aclose(self) -> None:
         """Leave, hang up, end what waits with `Closed`."""
         self._closed = True
+        self._deadlines.clear()
         for waiting in self._waiting.values():
             if not waiting.future.done():
                 waiting.future.set_exception(Closed("bus: was closed during the request; its outcome is unknown"))
@@ -188,6 +191,23 @@ class Exchange:
                 reached += 1
                 break
         return reached
+
+    async def _send_away(self, message: Message, route: Route, waiting: _Waiting) -> None:
+        """Hand a request to another process, or to one that has just come; `no_responder` where there is none."""
+        if await self._send(message, route, waiting):
+            return
+        await self.refresh()
+        if not await self._send(message, self._switch.route(message.subject), waiting):
+            raise Unavailable(
+                f"subject: nobody answers {message.subject!r}; start its service, or mend the name",
+                reason="no_responder",
+                details={"subject": message.subject},
+            )
+
+    def _expire(self, inbox: str) -> None:
+        future = self._waiting[inbox].future
+        if not future.done():
+            future.set_exception(TimeoutError())
 
     async def _send_to(
         self, session: int, message: Message, *, plain: bool = False, teams: Sequence[tuple[str, str]] = ()

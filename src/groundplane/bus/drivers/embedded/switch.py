@@ -63,14 +63,15 @@ class Team:
 
 
 class Route(NamedTuple):
-    """Where the messages of one subject go."""
+    """Where the messages of one subject go; `is_here`: to somebody, and to nobody elsewhere."""
 
     here: tuple[Local, ...]
     sessions: tuple[int, ...]
     teams: tuple[Team, ...]
+    is_here: bool
 
 
-NOWHERE = Route((), (), ())
+NOWHERE = Route((), (), (), is_here=False)
 
 
 class Switch:
@@ -127,7 +128,9 @@ class Switch:
                 here += self._local[pattern, team]
         sessions = {one.session for one in self._remote if not one.team and _fits(one.pattern, subject)}
         teams = [team for (pattern, _), team in self._teams.items() if _fits(pattern, subject)]
-        return Route(tuple(here), tuple(sorted(sessions)), tuple(teams))
+        members = [*here, *(member for team in teams for member in team.members)]
+        is_here = bool(members) and not sessions and all(isinstance(one, Local) for one in members)
+        return Route(tuple(here), tuple(sorted(sessions)), tuple(teams), is_here)
 
     def _changed(self, key: tuple[str, str]) -> None:
         pattern, team = key
