@@ -150,14 +150,16 @@ def tail(
             else:
                 waiting.put_nowait(message)
 
-        async with bus.listen(pattern, take):
-            common.output.note(f"listening on {pattern!r}; Ctrl-C ends it")
-            shown = 0
-            while count is None or shown < count:
-                _show(await waiting.get(), common.output)
-                shown += 1
-        if lost:
-            common.output.note(f"{lost} messages passed faster than they were printed")
+        try:
+            async with bus.listen(pattern, take):
+                common.output.note(f"listening on {pattern!r}; Ctrl-C ends it")
+                shown = 0
+                while count is None or shown < count:
+                    _show(await waiting.get(), common.output)
+                    shown += 1
+        finally:
+            if lost:
+                common.output.note(f"{lost} messages passed faster than they were printed")
         return EXIT_OK
 
     return _run(common, work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 _LINE_MAX = 100
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Output:
@@ -57,7 +59,7 @@ class Output:
     def note(self, text: str) -> None:
         """A remark for people, on standard error."""
         if not self.json:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(plain(text) + "\n")
             sys.stderr.flush()
 
     def error(self, error: GroundplaneError) -> None:
@@ -78,7 +80,7 @@ def show_error(error: GroundplaneError, *, json: bool) -> None:
     else:
         red, reset = ("\x1b[31m", "\x1b[0m") if colourful(sys.stderr) else ("", "")
         kind = error.code + (f", {error.reason}" if error.reason else "")
-        sys.stderr.write(f"{red}error{reset} [{kind}] {message}\n")
+        sys.stderr.write(f"{red}error{reset} [{kind}] {plain(message)}\n")
         if row is not None:
             sys.stderr.write(f"  {row.remedy}\n")
     sys.stderr.flush()
@@ -106,6 +108,11 @@ def console() -> Console:
     return Console(stderr=True, no_color=not colourful(sys.stderr), highlight=False)
 
 
+def plain(text: str) -> str:
+    """Text, perhaps of others, without what steers a terminal."""
+    return _STEERING.sub("\ufffd", text)
+
+
 def _write(text: str) -> None:
     """To standard output, at once."""
     with _taking():
@@ -116,6 +123,8 @@ def _write(text: str) -> None:
 @contextlib.contextmanager
 def _taking() -> Iterator[None]:
     """`failed_precondition` where standard output takes no more; a closed pipe stays what it is."""
+    if sys.stdout is None:
+        raise FailedPrecondition("output: standard output is closed; send it somewhere, perhaps to /dev/null")
     try:
         yield
     except BrokenPipeError:
@@ -172,7 +181,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     text = value if isinstance(value, str) else to_json(value)
-    return " ".join(text.split())
+    return plain(" ".join(text.split()))
 
 
 def _cut(text: str, width: int) -> str:
