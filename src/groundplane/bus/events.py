@@ -6,6 +6,7 @@ import asyncio
 import functools
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -175,11 +176,14 @@ def read_event(delivery: Delivery) -> ReceivedEvent:
     else:
         event, _ = wire.read(message.payload, wire.Event)
     major_of(event.version)
-    _, domain, event_type = (*message.subject.split(".", 2), "", "")[:3]  # of a foreign peer it may have less
+    domain, event_type = event.domain, event.event_type
+    if not (domain and event_type):
+        _, first, rest = (*message.subject.split(".", 2), "", "")[:3]  # of a foreign peer it may have less
+        domain, event_type = domain or first, event_type or rest
     return ReceivedEvent(
         id=event.message_id or message.id,
-        domain=event.domain or domain,
-        type=event.event_type or event_type,
+        domain=domain,
+        type=event_type,
         payload=event.payload,
         version=event.version,
         subject=message.subject,
@@ -254,17 +258,25 @@ class Subscription:
             return Reject(delivery, "msg_parsing_error", error.to_record()), "dead"
         if self.options.major is not None and event.major != self.options.major:
             return Ack(delivery), "skipped"
-        parent = carried(event.headers) or carried(delivery.message.headers)
-        with traces.start_under(parent, names.on_queue(names.PROCESS, event.subject), names.CONSUMER) as span:
-            failure = await self._call(event)
-            if failure is None:
-                return Ack(delivery), "ok"
-            span.fail(failure.reason or failure.code, failure.type)
+        failure = await self._traced(event, delivery.message.headers)
+        if failure is None:
+            return Ack(delivery), "ok"
         if failure.code in _NEVER_AGAIN and not failure.retryable:
             return Reject(delivery, "non_retryable", failure), "dead"
         if delivery.attempt >= self.options.attempts_max:
             return Reject(delivery, "max_retries_exhausted", failure), "dead"
         return Nack(delivery, self.options.backoff.delay_s(delivery.attempt)), "retried"
+
+    async def _traced(self, event: ReceivedEvent, headers: Mapping[str, str]) -> ErrorRecord | None:
+        if not traces.on():
+            traces.carry_on(event.headers, headers)
+            return await self._call(event)
+        parent = carried(event.headers) or carried(headers)
+        with traces.start_under(parent, names.on_queue(names.PROCESS, event.subject), names.CONSUMER) as span:
+            failure = await self._call(event)
+            if failure is not None:
+                span.fail(failure.reason or failure.code, failure.type)
+            return failure
 
     async def _call(self, event: ReceivedEvent) -> ErrorRecord | None:
         timeout = self._timeouts.pop() if self._timeouts else Timeout(self.options.timeout_s)

@@ -51,7 +51,6 @@ class Worker:
         self._room = asyncio.Event()
         self._done = asyncio.Event()
         self._idle = asyncio.Event()
-        self._idle.set()
         self._running = 0
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -75,9 +74,10 @@ class Worker:
         self._room.set()
         if self._task is None:
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_S):
-                await self._idle.wait()
+        if self._running:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_S):
+                    await self._idle.wait()
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -110,7 +110,6 @@ class Worker:
         self._settled.clear()
         self._unoccupied.clear()
         self._running = 0
-        self._idle.set()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive(consumer))
@@ -153,12 +152,11 @@ class Worker:
             if not self._waiting:
                 self._room.set()
             self._running += 1
-            self._idle.clear()
             try:
                 settlement = await self._handle(delivery)
             finally:
                 self._running -= 1
-                if not self._running:
+                if self._stopping and not self._running:
                     self._idle.set()
             self._settled.append(settlement)
             self._done.set()

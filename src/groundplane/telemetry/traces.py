@@ -184,8 +184,8 @@ async def within(name: str, kind: str, work: Awaitable[T]) -> T:
 
 
 def carry_on(*carriers: Mapping[str, Any]) -> None:
-    """Instead of a span while tracing is off, for who handles each message in a task of its own: the task hands on to
-    its end what the first of these headers carries that carries a context.
+    """Instead of a span while tracing is off, for who handles messages in tasks that do nothing else: the task hands
+    on to its end or its next message what the first of these headers carries that carries a context.
     """
     _current.set(_Received(carriers))
 

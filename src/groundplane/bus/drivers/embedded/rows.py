@@ -260,11 +260,11 @@ def claim(
         return None
     _come_due(tx, consumer, now_ms)
     starved_ms = now_ms - _STARVED_MS if look else None
-    entries, left = _pick(tx, consumer, limit, by_urgency=by_urgency, owed=owed, starved_ms=starved_ms)
-    stored = _load(tx, entries) if entries else {}
+    ready, left = _pick(tx, consumer, limit, by_urgency=by_urgency, owed=owed, starved_ms=starved_ms)
+    stored = _load(tx, ready) if ready else {}
     entries = [
-        Entry(one.message, one.urgency, one.attempt, by_urgency or bool(stored[one.message][0].hidden))
-        for one in entries
+        Entry(one.message, one.urgency, one.attempt + 1, by_urgency or bool(stored[one.message][0].hidden))
+        for one in ready
         if one.message in stored
     ]
     batch = 0
@@ -288,7 +288,7 @@ def _come_due(tx: Transaction, consumer: int, now_ms: int) -> None:
 
 def _pick(
     tx: Transaction, consumer: int, limit: int, *, by_urgency: bool, owed: Sequence[int], starved_ms: int | None
-) -> tuple[list[Entry], list[int]]:
+) -> tuple[list[_Ready], list[int]]:
     """Take messages from the ready ones: one each of those that are owed it, then by urgency, then in order. And who
     is still owed one.
     """
@@ -303,17 +303,14 @@ def _pick(
         turns = {one.message: order.index(one.urgency) for one in firsts if one.urgency in order}
         rows.sort(key=lambda row: (turns.get(row.message, 4), row.urgency, row.message))
     rows = _within_bytes(rows[:limit])
-    by_level: dict[int, list[int]] = {}
-    for row in rows:
-        by_level.setdefault(row.urgency, []).append(row.message)
-    for level, messages in by_level.items():
-        tx.execute(_TAKE, (consumer, level, _json(messages)))
+    for level, last in {row.urgency: row.message for row in rows}.items():  # of each level the first ones are taken
+        tx.execute(_TAKE, (consumer, level, last))
     taken = {row.message for row in rows}
     left = [level for level in order if heads[level] and heads[level][0].message not in taken]
-    return [Entry(row.message, row.urgency, row.attempt + 1) for row in rows], left
+    return rows, left
 
 
-_TAKE = "DELETE FROM bus_ready WHERE consumer = ? AND urgency = ? AND message IN (SELECT value FROM json_each(?))"
+_TAKE = "DELETE FROM bus_ready WHERE consumer = ? AND urgency = ? AND message <= ?"
 
 
 def _within_bytes(rows: list[_Ready]) -> list[_Ready]:
@@ -326,8 +323,8 @@ def _within_bytes(rows: list[_Ready]) -> list[_Ready]:
     return rows
 
 
-def _load(tx: Transaction, entries: list[Entry]) -> dict[int, tuple[_Stored, bytes]]:
-    listed, payloads = tx.execute(_LOADED, (_json([one.message for one in entries]),))[0]
+def _load(tx: Transaction, ready: list[_Ready]) -> dict[int, tuple[_Stored, bytes]]:
+    listed, payloads = tx.execute(_LOADED, (_json([one.message for one in ready]),))[0]
     found: dict[int, tuple[_Stored, bytes]] = {}
     start = 0
     for row in _decode_stored(listed):
