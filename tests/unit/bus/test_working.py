@@ -12,6 +12,7 @@ import pytest
 
 from groundplane.bus import Bus, Message, client, commands
 from groundplane.bus.drivers.embedded import EmbeddedBus
+from groundplane.bus.events import OutgoingEvent
 from groundplane.bus.port import ConsumerSpec, Settlement
 from groundplane.core.errors import GroundplaneError, Internal, Unavailable
 from groundplane.core.retry import RetryPolicy
@@ -28,6 +29,8 @@ class Failing:
         self.failures: dict[str, list[Exception]] = {}
         self.deaf: set[str] = set()
         self.settled = 0
+        self.settles = asyncio.Event()
+        self.settles.set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -67,6 +70,7 @@ class _Consumer:
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         self.driver.fail("settle")
+        await self.driver.settles.wait()
         await self.inner.settle(settlements)
         self.driver.settled += len(settlements)
 
@@ -252,3 +256,29 @@ async def test_a_handler_that_does_not_listen_to_cancellation_does_not_keep_the_
     serving.cancel()
     await asyncio.wait([serving, asking])
     assert asking.exception() is not None
+
+
+@pytest.mark.req("BUS-20")
+async def test_handlers_that_never_wait_let_others_run_by_the_clock_and_not_after_each_event_that_is_to_be_settled(
+    bus: Bus, driver: Failing
+) -> None:
+    turns, seen, all_seen = 0, list[int](), asyncio.Event()
+
+    async def count() -> None:
+        nonlocal turns
+        while not all_seen.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def handle(_: Any) -> None:
+        seen.append(turns)
+        if len(seen) == 500:
+            all_seen.set()
+
+    await bus.publish_many([OutgoingEvent(domain="shop", type="seen") for _ in range(500)])
+    driver.settles.clear()
+    counting = asyncio.create_task(count())
+    async with bus.subscribe("shop.seen", handle, group="turns", prefetch=500, replay=True):
+        await counting
+        driver.settles.set()
+    assert seen[-1] - seen[0] < 150, "about one each two milliseconds"
