@@ -225,6 +225,19 @@ async def test_an_instance_is_unhealthy_while_its_readiness_is_red_although_hear
     assert registration.statistics().heartbeats >= 6
 
 
+@pytest.mark.req("SVC-02.3")
+async def test_an_instance_that_cannot_work_when_it_comes_is_never_shown_as_able(registry: Registry) -> None:
+    async def red() -> str:
+        return "no database"
+
+    async with registry.watch("quotes") as changes:
+        assert (await anext(changes)).kind == "synced"
+        async with registry.register("quotes", instance_id="a", readiness=red):
+            first = await anext(changes)
+    assert first.instance is not None
+    assert first.instance.status is Status.UNHEALTHY
+
+
 async def _is(registry: Registry, status: Status) -> bool:
     return await status_of(registry, "a") is status
 

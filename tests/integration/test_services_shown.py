@@ -153,10 +153,13 @@ async def _red() -> str:
 async def test_a_leader_that_falls_silent_is_told_no_more_once_its_lease_is_over(one: House) -> None:
     silent = b'{"schema":1,"member":"gone","incarnation":"x","attempt":1,"lease_ms":600}'
     await one.registry.kv.put("leader/feed", silent)
+    renewed = b'{"schema":1,"member":"here","incarnation":"y","attempt":4,"lease_ms":600000,"term":70003}'
+    await one.registry.kv.put("leader/till", renewed)
     async with one.http() as http:
         await eventually(lambda: _nobody(http))
         assert (await http.get("/v1/leaders")).json()["leaders"] == [
-            {"name": "feed", "leader": None, "term": None, "since": None, "leaseS": None}
+            {"name": "feed", "leader": None, "term": None, "since": None, "leaseS": None},
+            {"name": "till", "leader": "here", "term": 70003, "since": None, "leaseS": 600.0},
         ]
 
 

@@ -104,6 +104,20 @@ def test_an_election_that_was_not_won_has_failed_and_the_next_is_another(outcome
     assert [(one.kind, one.reason) for one in told] == [("ElectionStarted", ""), ("ElectionFailed", reason)] * 2
 
 
+@pytest.mark.req("LEAD-05.1")
+def test_who_takes_over_from_a_silent_leader_tells_of_the_loss_before_the_election() -> None:
+    now, told = 0.0, []
+    election = Election("a", "first life", PATIENT, lambda: now, told.append)
+    election.saw(7, Record(member="x", incarnation="x", attempt=1, lease_ms=30_000, term=3), read=True)
+    now += 30.1
+    assert isinstance(election.step(), Write)
+    assert [(one.kind, one.leader, one.term, one.reason) for one in told] == [
+        ("LeaderElected", "x", 3, ""),
+        ("LeaderLost", "x", 3, "expired"),
+        ("ElectionStarted", "", None, ""),
+    ]
+
+
 @pytest.mark.req("LEAD-03.2")
 async def test_who_has_resigned_is_no_candidate_for_a_lease(kv: KV) -> None:
     async with Leadership.open(kv, "planner", member="a", policy=Policy(lease_s=0.5)) as lonely:

@@ -154,6 +154,15 @@ class ValueConformance(Kit):
             assert [entry.value for entry in await deep.history("a")] == [b"4", b"3", b"2"]
             assert [entry.value for entry in await flat.history("a")] == [b"4"]
 
+    @pytest.mark.req("KV-07.1", "KV-15.3")
+    async def test_whoever_wants_something_else_of_a_bucket_takes_nothing_from_others(
+        self, open_kv: OpenKV, deep: KV
+    ) -> None:
+        await deep.put("a", b"1")
+        async with open_kv(bucket="deep", ttl=True):
+            await deep.put("a", b"2")
+        assert [entry.value for entry in await deep.history("a")] == [b"2", b"1"]
+
     @pytest.mark.req("KV-07.1")
     async def test_a_history_of_less_than_one_or_more_than_64_is_refused(self, open_kv: OpenKV) -> None:
         for history in (0, 65, -1, True, 1.5):
