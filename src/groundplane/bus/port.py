@@ -169,9 +169,10 @@ class BusConsumer(Protocol):
     async def receive(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
         """Up to `limit` deliveries, at least one; an empty list after `timeout_s` (None waits without end).
 
-        In the order of appending where nothing is handed out again; the more urgent first with `PRIORITY`, none of the
-        others later than `STARVED_S`. Never more in flight than `max_in_flight`: it waits for room. One caller at a
-        time. Cancelling it loses nothing and costs no attempt. After the backend was away it goes on by itself.
+        In the order of appending where nothing is handed out again; the more urgent first with `PRIORITY`, and every
+        other second one of each priority whose first has waited for `STARVED_S`. Never more in flight than
+        `max_in_flight`: it waits for room. One caller at a time. Cancelling it loses nothing and costs no attempt.
+        After the backend was away it goes on by itself.
         """
         ...
 
