@@ -15,6 +15,7 @@ from groundplane.core.errors import ResourceExhausted, Unavailable
 
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 BUFFER_BYTES_MAX = 64 * 1024 * 1024
+WRITE_AT_ONCE_BYTES = 64 * 1024
 _CONNECT_S = 2.0
 
 
@@ -114,7 +115,9 @@ class Link(asyncio.Protocol):
 
     def __init__(self, lost: Callable[[], None]) -> None:
         self._lost = lost
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._out = bytearray()
 
     @classmethod
     async def connect(cls, folder: Path, name: str, lost: Callable[[], None]) -> Link:
@@ -144,19 +147,32 @@ class Link(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, frame: Frame) -> None:
-        """Hand a frame to the kernel. `resource_exhausted` where the other has stopped reading."""
+        """Send a frame with the others of this turn of the loop. `resource_exhausted` where the other has stopped
+        reading.
+        """
         if self._transport is None:
             raise Unavailable("bus: the other process of this plane has gone")
         if self._transport.get_write_buffer_size() > BUFFER_BYTES_MAX:
             raise ResourceExhausted(
                 "bus: another process of this plane does not read what is sent to it", reason="queue_full"
             )
+        if not self._out:
+            self._loop.call_soon(self._flush)
         data = _encode(frame)
-        self._transport.write(len(data).to_bytes(4, "big") + data)
+        self._out += len(data).to_bytes(4, "big") + data
+        if len(self._out) >= WRITE_AT_ONCE_BYTES:
+            self._flush()
 
     def close(self) -> None:
+        """What was sent still goes."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, bytearray()
+        if out and self._transport is not None:
+            self._transport.write(out)
 
 
 def _address(folder: int, name: str) -> str:
