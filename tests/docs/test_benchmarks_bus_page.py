@@ -18,7 +18,7 @@ def _measured(what: str, metric: str) -> tuple[float, str]:
     return float(found[0]["value"]), found[0]["unit"]
 
 
-@pytest.mark.req("BUS-24", "KV-05", "BUS-13")
+@pytest.mark.req("BUS-24.1", "KV-05", "BUS-13")
 @pytest.mark.parametrize(
     ("metric", "most"),
     [
