@@ -119,6 +119,24 @@ def test_who_takes_over_from_a_silent_leader_tells_of_the_loss_before_the_electi
 
 
 @pytest.mark.req("LEAD-03.2")
+def test_an_answer_that_comes_after_the_news_of_a_successor_does_not_undo_it() -> None:
+    election = Election("a", "first life", PATIENT, lambda: 0.0)
+    election.saw(None, None, read=True)
+    first = election.step()
+    assert isinstance(first, Write)
+    election.sent(first)
+    election.written(first, 1)
+    released = election.release()
+    assert released is not None
+    election.sent(released)
+    election.saw(3, Record(member="b", incarnation="b", attempt=1, lease_ms=30_000))
+    election.written(released, 2)
+    leader = election.leader()
+    assert leader is not None
+    assert (leader.member, leader.term) == ("b", 3)
+
+
+@pytest.mark.req("LEAD-03.2")
 async def test_who_has_resigned_is_no_candidate_for_a_lease(kv: KV) -> None:
     async with Leadership.open(kv, "planner", member="a", policy=Policy(lease_s=0.5)) as lonely:
         term = await lonely.elected()

@@ -210,8 +210,8 @@ class Election:
             del self._sent[next(iter(self._sent))]
 
     def written(self, write: Write, revision: int) -> None:
-        """The write succeeded."""
-        if self._term is None or self._revision is None or revision > self._revision:
+        """The write succeeded. What was seen meanwhile may be later."""
+        if self._revision is None or revision > self._revision:
             self._take(revision, write.record)
 
     def refused(self, write: Write) -> None:
