@@ -8,6 +8,7 @@ import binascii
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -246,11 +247,22 @@ async def test_the_last_of_many_subjects_come_together_however_many(jetstream: J
     assert caught.value.code == "resource_exhausted"
 
 
-async def test_answers_larger_than_a_server_sends_at_once_are_whole(jetstream: JetStream) -> None:
+async def test_large_answers_come_in_parts_and_are_whole(jetstream: JetStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as the server sends by itself is as much as it lets wait for a slow reader, whom it drops then."""
+    collect, parts = Link.collect, list[list[Message]]()
+
+    async def collected(link: Link, *more: Any, **named: Any) -> list[Message]:
+        found = await collect(link, *more, **named)
+        parts.append(list(found))
+        return found
+
+    monkeypatch.setattr(Link, "collect", collected)
     for n in range(80):
         await jetstream.publish(f"events.{n}", bytes(1_000_000))
     found = await jetstream.get_last_many("EVENTS", [f"events.{n}" for n in range(80)])
     assert len({one.subject for one in found}) == len(found) == 80
+    assert [one.seq for one in await jetstream.get_batch("EVENTS", "events.*", batch=80)] == list(range(1, 81))
+    assert max(sum(len(one.payload) for one in part) for part in parts) < 10_000_000
 
 
 async def test_a_stream_is_changed_where_it_differs_and_counted(jetstream: JetStream) -> None:

@@ -29,6 +29,10 @@ _NAME = re.compile(r"[^\s.*>/\\\0]{1,255}").fullmatch
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MANY = 256
+_BYTES_AT_ONCE = 8 * 1024 * 1024
+"""Of one answer in several messages. Left to itself the server sends as much as it lets wait for a client that reads
+slowly before it drops it (`max_pending`, 64 MiB).
+"""
 
 
 class PubAck(msgspec.Struct, frozen=True):
@@ -219,7 +223,9 @@ class JetStream:
         """Up to `batch` messages of a subject (or filter) from this sequence on, by direct get, in their order."""
         found: list[Stored] = []
         while len(found) < batch:
-            body = {"seq": max(1, seq), "next_by_subj": subject, "batch": batch - len(found)}
+            body = {
+                "seq": max(1, seq), "next_by_subj": subject, "batch": batch - len(found), "max_bytes": _BYTES_AT_ONCE
+            }  # fmt: skip
             messages = await self.link.collect(
                 f"{self._prefix}DIRECT.GET.{stream}", msgspec.json.encode(body), ended=lambda one: one.status > 0
             )
@@ -261,7 +267,8 @@ class JetStream:
 
     async def _last_of(self, stream: str, subjects: list[str]) -> list[Stored]:
         found: list[Stored] = []
-        body: dict[str, Any] = {"multi_last": subjects}
+        asked: dict[str, Any] = {"multi_last": subjects, "max_bytes": _BYTES_AT_ONCE}
+        body = asked
         while True:
             messages = await self.link.collect(
                 f"{self._prefix}DIRECT.GET.{stream}",
@@ -279,7 +286,7 @@ class JetStream:
             if int(end.headers.get("Nats-Num-Pending", "0")) <= 0 or not messages:
                 return found
             body = {
-                "multi_last": subjects,
+                **asked,
                 "seq": int(end.headers["Nats-Last-Sequence"]) + 1,
                 "up_to_seq": int(end.headers["Nats-UpTo-Sequence"]),
             }
