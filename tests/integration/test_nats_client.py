@@ -265,6 +265,30 @@ async def test_large_answers_come_in_parts_and_are_whole(jetstream: JetStream, m
     assert max(sum(len(one.payload) for one in part) for part in parts) < 10_000_000
 
 
+async def test_a_subject_that_is_stored_anew_between_two_parts_is_found(
+    jetstream: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = StreamConfig(name="LATEST", subjects=("latest.>",), max_msgs_per_subject=1, allow_direct=True)
+    await jetstream.create_stream(config)
+    for n in range(30):
+        await jetstream.publish(f"latest.{n}", bytes(1_000_000))
+    collect, parts = Link.collect, list[int]()
+
+    async def collected(link: Link, *more: Any, **named: Any) -> list[Message]:
+        found = await collect(link, *more, **named)
+        if not parts:
+            await jetstream.publish("latest.29", b"anew")
+            await jetstream.publish("latest.0", b"anew")
+        parts.append(len(found))
+        return found
+
+    monkeypatch.setattr(Link, "collect", collected)
+    found = await jetstream.get_last_many("LATEST", [f"latest.{n}" for n in range(30)])
+    assert len(parts) > 1
+    assert [one.subject for one in found] == [f"latest.{n}" for n in (*range(1, 29), 29, 0)]
+    assert [one.payload for one in found[-2:]] == [b"anew", b"anew"]
+
+
 async def test_a_stream_is_changed_where_it_differs_and_counted(jetstream: JetStream) -> None:
     await jetstream.ensure_stream(StreamConfig(name="EVENTS", subjects=("events.>", "more.>"), max_msgs=10))
     await jetstream.publish("more.a", b"")

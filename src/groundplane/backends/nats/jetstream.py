@@ -266,9 +266,11 @@ class JetStream:
         return Stored(found.subject, found.seq, nanoseconds(found.time), found.data, headers)
 
     async def _last_of(self, stream: str, subjects: list[str]) -> list[Stored]:
-        found: list[Stored] = []
-        asked: dict[str, Any] = {"multi_last": subjects, "max_bytes": _BYTES_AT_ONCE}
-        body = asked
+        """In parts, each from where the one before ended, with no end fixed before: what is stored meanwhile moves a
+        subject to a later part, or into one more time.
+        """
+        found: dict[str, Stored] = {}
+        body: dict[str, Any] = {"multi_last": subjects, "max_bytes": _BYTES_AT_ONCE}
         while True:
             messages = await self.link.collect(
                 f"{self._prefix}DIRECT.GET.{stream}",
@@ -276,20 +278,17 @@ class JetStream:
                 ended=lambda message: message.status > 0,
             )
             end = messages.pop()
-            found.extend(stored_directly(message) for message in messages)
-            if end.status == 404:
-                return found
+            for message in messages:
+                one = stored_directly(message)
+                found.pop(one.subject, None)
+                found[one.subject] = one
             if end.status == 413:
-                return found + await self._halved(stream, subjects, end)
-            if end.status != 204:
+                return [*found.values(), *await self._halved(stream, subjects, end)]
+            if end.status not in (204, 404):
                 raise self._refused(stream, end)
-            if int(end.headers.get("Nats-Num-Pending", "0")) <= 0 or not messages:
-                return found
-            body = {
-                **asked,
-                "seq": int(end.headers["Nats-Last-Sequence"]) + 1,
-                "up_to_seq": int(end.headers["Nats-UpTo-Sequence"]),
-            }
+            if end.status == 404 or int(end.headers.get("Nats-Num-Pending", "0")) <= 0 or not messages:
+                return list(found.values())
+            body["seq"] = int(end.headers["Nats-Last-Sequence"]) + 1
 
     async def _halved(self, stream: str, subjects: list[str], end: Message) -> list[Stored]:
         if len(subjects) == 1:
