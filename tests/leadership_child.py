@@ -12,12 +12,14 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import AsyncExitStack
 
-from groundplane.core.errors import Conflict, GroundplaneError
+from groundplane.core.errors import Conflict, DeadlineExceeded, GroundplaneError, Unavailable
 from groundplane.core.fencing import Fence
 from groundplane.kv import KV
 from groundplane.services.leadership import Leadership, Policy
 from groundplane.services.leadership.leadership import lease_clock
+from groundplane.testing import eventually
 
 LOOK_S = 0.01
 
@@ -45,7 +47,15 @@ async def store(kv: KV, journal: Journal, fence: Fence, member: str) -> None:
 async def main(url: str, state: str, bucket: str, member: str, policy: str, path: str) -> None:
     journal = Journal(path)
     chosen = Policy(lease_s=float(policy)) if policy[0].isdigit() else policy
-    async with KV.open(url, state=state, bucket=bucket, namespace="election", upgrade=True) as kv:
+    async with AsyncExitStack() as stack:
+        kv = await eventually(
+            lambda: stack.enter_async_context(
+                KV.open(url, state=state, bucket=bucket, namespace="election", upgrade=True)
+            ),
+            "the store is opened",
+            timeout_s=30,
+            tolerate=(Unavailable, DeadlineExceeded),
+        )
         async with Leadership.open(kv, "desk", member=member, policy=chosen) as leadership:  # type: ignore[arg-type]
             journal.note("ready")
             last = looks = 0

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from groundplane.backends.nats import EXPECTED_LAST_SUBJECT_SEQUENCE, Address, JetStream, Link, StreamConfig, StreamInfo
 from groundplane.backends.nats.config import differs
-from groundplane.core.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound
+from groundplane.core.errors import Conflict, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from groundplane.kv.drivers.nats.driver import NatsKV
 from groundplane.kv.drivers.nats.messages import MARKERS_KEPT_DEEP_S, MARKERS_KEPT_S, Names
 from groundplane.kv.drivers.nats.names import bucket_token
@@ -50,10 +50,15 @@ async def _ensure(jetstream: JetStream, names: Names, options: BucketOptions, re
     condition, so the deepest history that anybody wanted is kept in a record that only rises: whoever has changed the
     stream looks there whether that was too little.
     """
-    record = 0
+    record, unanswered = 0, 0
     while True:
         try:
             found = await jetstream.stream_info(names.stream)
+        except DeadlineExceeded:  # nobody answers yet for a stream that another process has a cluster make just now
+            unanswered += 1
+            if unanswered > 1:
+                raise
+            continue
         except NotFound:
             try:
                 return await jetstream.create_stream(_config(names, options.history, replicas))
