@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
 
 from groundplane.backends.nats import Address, JetStream, Link, StreamConfig, StreamInfo
-from groundplane.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from groundplane.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from groundplane.kv import KV
 from groundplane.kv.conformance import KVConformance
 from groundplane.kv.conformance.kit import OpenKV, take
 from groundplane.kv.drivers.nats import NatsKV
 from groundplane.kv.drivers.nats.names import bucket_token, decoded, encoded, filters
 from groundplane.kv.port import Change, ChangeKind
-from groundplane.testing import eventually
+from groundplane.testing import eventually, unique
 from groundplane.testing.faults import Proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -255,3 +256,23 @@ async def test_of_two_that_let_a_bucket_keep_more_at_the_same_moment_the_one_tha
         for n in range(5):
             await deep.put("k", b"%d" % n)
         assert len(await deep.history("k")) == 5
+
+
+@pytest.mark.parametrize(("lost", "opens"), [(1, True), (2, False)])
+async def test_a_bucket_that_nobody_answers_for_yet_is_asked_for_once_more(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch, lost: int, opens: bool
+) -> None:
+    asked, stream_info = 0, JetStream.stream_info
+
+    async def unanswered(jetstream: JetStream, name: str) -> StreamInfo:
+        nonlocal asked
+        asked += 1
+        if asked <= lost:
+            raise DeadlineExceeded("nobody answers")
+        return await stream_info(jetstream, name)
+
+    monkeypatch.setattr(JetStream, "stream_info", unanswered)
+    with nullcontext() if opens else pytest.raises(DeadlineExceeded):
+        async with KV.open(nats_url, namespace=unique("plane")) as kv:
+            assert await kv.put("k", b"1") > 0
+    assert asked == 2

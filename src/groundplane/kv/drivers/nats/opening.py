@@ -50,14 +50,14 @@ async def _ensure(jetstream: JetStream, names: Names, options: BucketOptions, re
     condition, so the deepest history that anybody wanted is kept in a record that only rises: whoever has changed the
     stream looks there whether that was too little.
     """
-    record, unanswered = 0, 0
+    record, asked_again = 0, False
     while True:
         try:
             found = await jetstream.stream_info(names.stream)
         except DeadlineExceeded:  # nobody answers yet for a stream that another process has a cluster make just now
-            unanswered += 1
-            if unanswered > 1:
+            if asked_again:
                 raise
+            asked_again = True
             continue
         except NotFound:
             try:
