@@ -112,13 +112,15 @@ class Plane:
         """Small values by key, in the bucket `default`, with TTL."""
         return self._port("kv")  # type: ignore[no-any-return]
 
-    def bucket(self, bucket: str, *, history: int = 1, ttl: bool = False) -> AbstractAsyncContextManager[KV]:
-        """Open another bucket of the plane's keys; its block is to end before the plane is closed."""
+    def bucket(
+        self, bucket: str, *, history: int = 1, ttl: bool = False, create: bool = True
+    ) -> AbstractAsyncContextManager[KV]:
+        """Open another bucket of the plane's keys (`KV.open`); its block is to end before the plane is closed."""
         from groundplane.kv import KV
 
         settings = self.settings
         place: dict[str, Any] = {"namespace": settings.name, "state": settings.state}
-        return KV.open(settings.kv.reveal(), bucket=bucket, history=history, ttl=ttl, **place)
+        return KV.open(settings.kv.reveal(), bucket=bucket, history=history, ttl=ttl, create=create, **place)
 
     @property
     def bus(self) -> Bus:

@@ -136,12 +136,16 @@ def test_bytes_that_are_no_text_are_told_from_text_that_looks_like_them(kv: Run)
     assert [line.split()[-1] for line in lines] == [b"base64:/wA=", b'"/wA="']
 
 
-def test_looking_makes_no_state_folder_and_a_bad_key_is_a_usage_error(kv: Run, url: str, tmp_path: Path) -> None:
+def test_looking_makes_no_state_folder_no_bucket_and_a_bad_key_is_a_usage_error(kv: Run, tmp_path: Path) -> None:
     bad = kv("put", "", "x", json=True)
     assert (bad.returncode, told(bad)["code"]) == (2, "invalid_argument")
-    looked = kv("list", state="none")
-    assert looked.returncode == (1 if url == "embedded://" else 0)
+    assert kv("list", "--bucket", "none", state="none").returncode == 1
     assert not (tmp_path / "none").exists()
+    kv("put", "a", "1")
+    looks = [["get", "a"], ["list"], ["watch", "--count", "1"], ["delete", "a"]]
+    for words in looks * 2:
+        looked = kv(*words, "--bucket", "typo", json=True)
+        assert (looked.returncode, told(looked)["reason"]) == (1, "bucket_not_found")
 
 
 def test_a_process_of_its_own_prints_the_same(tmp_path: Path) -> None:

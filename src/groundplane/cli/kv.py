@@ -176,13 +176,16 @@ def watch(
 
 
 def _run(common: Common, bucket: str, work: Callable[[KV, Output], Awaitable[int]], *, looks: bool = False) -> int:
-    """Run it on the bucket; what only looks never makes a state folder."""
+    """Run it on the bucket; what only looks makes neither state folder nor bucket."""
     settings = common.settings()
     if settings.kv.scheme == "embedded":
         (state_folder.existing if looks else state_folder.make)(settings.state)
 
     async def inside() -> int:
-        async with Plane.open(settings, ports=()) as plane, plane.bucket(bucket, ttl=True) as kv:
+        async with (
+            Plane.open(settings, ports=()) as plane,
+            plane.bucket(bucket, ttl=True, create=not looks) as kv,
+        ):
             return await work(kv, common.output)
 
     return asyncio.run(inside())

@@ -82,7 +82,7 @@ BACKEND_REASONS: dict[str, Reason] = {
         "not_found",
         False,
         "The bucket does not exist.",
-        "Create it (`aws s3 mb s3://BUCKET`, or `create=true` in the URL), or mend the URL.",
+        "Mind the spelling. A store of objects: `aws s3 mb s3://BUCKET`, or `create=true` in the URL; keys: put one.",
     ),
     "store_unreachable": Reason(
         "unavailable",

@@ -130,7 +130,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 class BucketOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a bucket is opened with. `history` and `ttl` only ever grow what the bucket keeps; each handle answers for
-    what it asked for. `state`, `upgrade` and `inline` are of drivers with a file.
+    what it asked for. Without `create` one that is missing is an error (`missing_bucket`). `state`, `upgrade` and
+    `inline` are of drivers with a file.
     """
 
     bucket: str
@@ -138,6 +139,7 @@ class BucketOptions(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     history: int = 1
     ttl: bool = False
+    create: bool = True
     upgrade: bool = False
     inline: bool = False
 

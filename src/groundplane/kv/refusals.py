@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from groundplane.core.errors import AlreadyExists, Conflict, DeadlineExceeded, InvalidArgument, NotFound
-from groundplane.kv.port import Selection, Write, WriteKind
+from groundplane.kv.port import BucketOptions, Selection, Write, WriteKind
 
 
 def refused(write: Write, actual: int) -> AlreadyExists | NotFound | Conflict | None:
@@ -24,6 +24,15 @@ def refused(write: Write, actual: int) -> AlreadyExists | NotFound | Conflict | 
     return Conflict(
         f"revision: {write.key!r} has {actual!r}, not {write.expected!r}; get it and decide anew",
         details={"key": write.key, "expected": write.expected, "actual": actual},
+    )
+
+
+def missing_bucket(options: BucketOptions) -> NotFound:
+    """Of a bucket that is only to be looked at."""
+    return NotFound(
+        f"bucket: {options.bucket!r} is not there; mind its name, or put a first value, which makes it",
+        reason="bucket_not_found",
+        details={"bucket": options.bucket, "namespace": options.namespace},
     )
 
 

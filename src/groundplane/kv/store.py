@@ -84,10 +84,11 @@ class KV:
         state: str | os.PathLike[str] = ".groundplane",
         history: int = 1,
         ttl: bool = False,
+        create: bool = True,
         upgrade: bool = False,
         inline: bool = False,
     ) -> AsyncIterator[KV]:
-        """Open a bucket, which is made where there is none.
+        """Open a bucket, which is made where there is none; without `create`, `not_found` (`bucket_not_found`).
 
         `history` values of each key are kept, 1 to 64, `ttl` allows values that expire: what another process opened
         the bucket with stays kept, and each handle sees what it asked for. `state` is the folder of the embedded
@@ -106,6 +107,7 @@ class KV:
             state=os.fspath(state),
             history=history,
             ttl=ttl,
+            create=create,
             upgrade=upgrade,
             inline=inline,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from groundplane.core.errors import InvalidArgument
+from groundplane.core.errors import InvalidArgument, NotFound
 from groundplane.kv.conformance.kit import Kit, OpenKV
 from groundplane.kv.store import KV
 
@@ -121,6 +121,17 @@ class KeyConformance(Kit):
                 entry = await kv.get("key")
                 assert entry is not None
                 assert entry.value == f"{namespace} {bucket}".encode()
+
+    @pytest.mark.req("KV-13.1")
+    async def test_who_only_looks_makes_no_bucket(self, open_kv: OpenKV) -> None:
+        for _ in range(2):
+            with pytest.raises(NotFound, match="bucket: 'looked'") as caught:
+                async with open_kv(bucket="looked", create=False):
+                    pass
+            assert caught.value.reason == "bucket_not_found"
+        async with open_kv(bucket="looked") as kv, open_kv(bucket="looked", create=False) as looking:
+            await kv.put("a", b"1")
+            assert await looking.exists("a")
 
     @pytest.mark.req("KV-13.2")
     async def test_what_cannot_be_a_bucket_is_refused(self, open_kv: OpenKV) -> None:

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from groundplane.backends.sqlite import Row, Transaction
 from groundplane.core.fencing import Fence, term_old
 from groundplane.kv.port import TOMBSTONES_KEPT_S, BucketOptions, Entry, Write, WriteKind
-from groundplane.kv.refusals import refused
+from groundplane.kv.refusals import missing_bucket, refused
 
 PUT, DELETED, EXPIRED = 0, 1, 2
 SWEPT_AT_ONCE = 100
@@ -33,11 +33,13 @@ def topic_of(bucket_id: int) -> str:
 
 
 def find_bucket(tx: Transaction, options: BucketOptions) -> Bucket | None:
-    """The bucket; None where it is missing, or keeps less than these options want."""
+    """The bucket; None where it is to be made, or keeps less than these options want."""
     rows = tx.execute(
         "SELECT bucket_id, history, ttl, revision FROM kv_buckets WHERE (namespace, name) = (?, ?)",
         (options.namespace, options.bucket),
     )
+    if not rows and not options.create:
+        raise missing_bucket(options)
     bucket = Bucket(*rows[0]) if rows else None
     return None if bucket is None or bucket.history < options.history or bucket.ttl < options.ttl else bucket
 

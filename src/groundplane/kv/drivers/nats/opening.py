@@ -12,6 +12,7 @@ from groundplane.kv.drivers.nats.driver import NatsKV
 from groundplane.kv.drivers.nats.messages import MARKERS_KEPT_DEEP_S, MARKERS_KEPT_S, Names
 from groundplane.kv.drivers.nats.names import bucket_token
 from groundplane.kv.port import BucketOptions, KVDriver
+from groundplane.kv.refusals import missing_bucket
 
 SERVER_LEAST = (2, 12)
 EXTRA = frozenset({"replicas"})
@@ -60,6 +61,8 @@ async def _ensure(jetstream: JetStream, names: Names, options: BucketOptions, re
             asked_again = True
             continue
         except NotFound:
+            if not options.create:
+                raise missing_bucket(options) from None
             try:
                 return await jetstream.create_stream(_config(names, options.history, replicas))
             except FailedPrecondition as error:
