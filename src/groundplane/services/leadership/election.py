@@ -148,6 +148,7 @@ class Election:
         self._attempt = 0
         self._sent: dict[int, float] = {}
         self._must_read = True
+        self._outrun = False
         self._refusals = 0
         self._pause_until = self._rest_until = 0.0
         # what was told
@@ -195,6 +196,7 @@ class Election:
         if now < self._pause_until:
             return Wait(min(self._pause_until, self._until) if self._term is not None else self._pause_until)
         if self._must_read or not self._known:
+            self._outrun = False
             return Read()
         if self._term is not None:
             return self._renewal(self._term) if now >= self._renew_at else Wait(min(self._renew_at, self._until))
@@ -233,8 +235,11 @@ class Election:
 
     def saw(self, revision: int | None, record: Record | None, *, read: bool = False) -> None:
         """What the store has, or had a moment ago: None, None where the key is missing. `read` is the answer to `Read`,
-        else it was watched.
+        else it was watched. An answer that something else was watched during may be older than that: `step` asks again.
         """
+        if read and self._outrun and revision != self._revision:
+            return
+        self._outrun = not read
         self._must_read = self._must_read and not read
         if self._term is not None:
             self._saw_leading(revision, record, read=read)
