@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from groundplane.core.errors import Closed, GroundplaneError
-from groundplane.kv.conformance.kit import Kit, OpenKV
+from groundplane.kv.conformance.kit import PATIENCE_S, Kit, OpenKV
 from groundplane.kv.store import KV
 
 
@@ -48,7 +48,7 @@ class ClosingConformance(Kit):
             await waiting.wait()
             await kv.aclose()
             with pytest.raises(Closed):
-                await asyncio.wait_for(waiter, 10)
+                await asyncio.wait_for(waiter, PATIENCE_S)
 
     @pytest.mark.req("KV-11")
     async def test_closing_is_idempotent_concurrent_and_bounded_while_calls_are_under_way(

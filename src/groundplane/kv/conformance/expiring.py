@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from groundplane.core.errors import InvalidArgument, Unsupported
-from groundplane.kv.conformance.kit import Kit, OpenKV, eventually, take, tick_of
+from groundplane.core.errors import InvalidArgument, NotFound, Unsupported
+from groundplane.kv.conformance.kit import Kit, OpenKV, eventually, take, tick_of, told
 from groundplane.kv.port import ChangeKind
 from groundplane.kv.store import KV
 
@@ -18,6 +18,13 @@ class ExpiryConformance(Kit):
 
     @pytest.mark.req("KV-15.1")
     async def test_each_key_goes_at_its_own_time_and_never_before(self, brief: KV) -> None:
+        """The first of three goes on time: a machine may stall just when a value is due."""
+        for _ in range(3):
+            if await self._lives_are_kept(brief):
+                return
+        pytest.fail("three times in a row something was there a second after its time")
+
+    async def _lives_are_kept(self, brief: KV) -> bool:
         lives = {"short": 2.0, "long": 5.0, "kept": None}
         began, written = {}, {}
         for key, ttl_s in lives.items():
@@ -42,41 +49,49 @@ class ExpiryConformance(Kit):
         short, long = await asyncio.gather(life_of("short"), life_of("long"))
         assert short[1] - began["short"] >= 2.0
         assert long[1] - began["long"] >= 5.0
-        assert short[0] - written["short"] < 3.0
-        assert long[0] - written["long"] < 6.0
         assert await brief.exists("kept")
         assert (await brief.keys()).items == ["kept"]
         assert list(await brief.get_many(lives)) == ["kept"]
         assert (await brief.status()).keys == 1
+        return short[0] - written["short"] < 3.0 and long[0] - written["long"] < 6.0
 
     @pytest.mark.req("KV-15.1")
     async def test_overwriting_renews_or_ends_the_ttl(self, brief: KV) -> None:
-        tick = tick_of(brief)
-        revisions = await brief.put_many({"renewed": b"1", "ended": b"1", "updated": b"1"}, ttl_s=tick)
-        began = time.monotonic()
-        await brief.update("updated", b"2", revision=revisions["updated"], ttl_s=tick * 2)
-        await brief.put("renewed", b"2", ttl_s=tick * 2)
-        await brief.put("ended", b"2")
-        await asyncio.sleep(tick + 0.4)
-        entries = await brief.get_many(["renewed", "updated", "ended"])
-        if time.monotonic() - began < tick * 2:
-            assert list(entries) == ["renewed", "updated", "ended"]
+        tick, names = tick_of(brief), ["renewed", "updated", "ended"]
 
-        async def gone() -> bool:
-            return not await brief.get_many(["renewed", "updated"])
+        async def begun() -> bool:
+            """Whether all were overwritten in time: a machine may stall for longer than a tick."""
+            began = time.monotonic()
+            revisions = await brief.put_many(dict.fromkeys([*names, "left"], b"1"), ttl_s=tick)
+            try:
+                await brief.update("updated", b"2", revision=revisions["updated"], ttl_s=60.0)
+            except NotFound:
+                assert time.monotonic() - began >= tick
+                return False
+            await brief.put("renewed", b"2", ttl_s=60.0)
+            await brief.put("ended", b"2")
+            return True
 
-        await eventually(gone)
+        async def gone(*keys: str) -> bool:
+            return not await brief.get_many(keys)
+
+        await eventually(begun)
+        await eventually(lambda: gone("left"))
+        assert list(await brief.get_many(names)) == names
+        await brief.put_many({"renewed": b"3", "updated": b"3"}, ttl_s=tick)
+        await eventually(lambda: gone("renewed", "updated"))
         assert await brief.exists("ended")
 
     @pytest.mark.req("KV-15.1")
     async def test_watches_of_every_handle_see_the_expiry_with_its_key(self, open_kv: OpenKV, brief: KV) -> None:
         async with open_kv(bucket="brief") as other, brief.watch("a") as one, other.watch(prefix="a") as two:
-            seen = asyncio.gather(take(one, 2), take(two, 2))
-            revision = await brief.put("a", b"1", ttl_s=tick_of(brief))
-            for put, expired in await seen:
+            revision = await brief.put("a", b"1", ttl_s=60.0)
+            for watch in (one, two):
+                [put] = await take(watch, 1)
                 assert (put.kind, put.key, put.revision) == (ChangeKind.PUT, "a", revision)
-                assert (expired.kind, expired.key, expired.value) == (ChangeKind.EXPIRED, "a", b"")
-                assert expired.revision > revision
+            revision = await brief.put("a", b"2", ttl_s=tick_of(brief))
+            for watch in (one, two):  # who looks late may not see what it was before
+                assert (await told(watch, "a", ChangeKind.EXPIRED)).revision > revision
         assert await brief.get("a") is None
         assert await brief.history("a") == []
 
@@ -102,8 +117,10 @@ class ExpiryConformance(Kit):
         async with open_kv(bucket="both", history=4, ttl=True) as kv:
             await kv.put("a", b"1")
             await kv.put("a", b"2")
-            await kv.put("a", b"3", ttl_s=tick)
+            await kv.put("a", b"3", ttl_s=60.0)
             assert [entry.value for entry in await kv.history("a")] == [b"3"]
+            await kv.put("a", b"4")
+            await kv.put("a", b"5", ttl_s=tick)
 
             async def gone() -> bool:
                 return await kv.get("a") is None
@@ -112,8 +129,8 @@ class ExpiryConformance(Kit):
             await asyncio.sleep(0.3)
             assert await kv.get("a") is None
             assert await kv.history("a") == []
-            await kv.create("a", b"4")
-            assert [entry.value for entry in await kv.history("a")] == [b"4"]
+            await kv.create("a", b"6")
+            assert [entry.value for entry in await kv.history("a")] == [b"6"]
 
     @pytest.mark.req("KV-15.2")
     async def test_a_ttl_finer_than_the_resolution_is_unsupported_and_never_rounded(self, brief: KV) -> None:

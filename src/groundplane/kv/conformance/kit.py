@@ -15,7 +15,7 @@ from groundplane.kv.port import Capability, Change, ChangeKind
 from groundplane.kv.store import KV
 from groundplane.kv.watching import Watch
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """How long a test waits for what must happen."""
 
 QUIET_S = 0.2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from groundplane.core.errors import InvalidArgument
-from groundplane.kv.conformance.kit import QUIET_S, Kit, OpenKV, eventually, take, told
+from groundplane.kv.conformance.kit import PATIENCE_S, QUIET_S, Kit, OpenKV, eventually, take, told
 from groundplane.kv.port import Change, ChangeKind
 from groundplane.kv.store import KV
 
@@ -59,7 +59,11 @@ class WatchConformance(Kit):
             found = [(change.kind, change.key, change.value) for change in await watch.snapshot()]
             assert found == [(ChangeKind.PUT, "a", b"2")]
             assert watch.synced
-            assert watch.flowing
+
+            async def flowing() -> bool:
+                return watch.flowing
+
+            await eventually(flowing)
 
     @pytest.mark.req("KV-16")
     async def test_a_large_snapshot_comes_whole(self, kv: KV) -> None:
@@ -112,7 +116,7 @@ class WatchConformance(Kit):
                 key = f"k{n * 7 % 11}"
                 await (kv.delete(key) if n % 3 == 2 else kv.put(key, f"{n}".encode()))
             await kv.put("end", b"")
-            await asyncio.wait_for(follower, 10)
+            await asyncio.wait_for(follower, PATIENCE_S)
         there = await kv.get_many((await kv.keys()).items)
         assert known == {key: entry.value for key, entry in there.items()}
 
