@@ -17,7 +17,8 @@ from groundplane.kv.drivers import DRIVERS
 from groundplane.services import RegistrationSettings, Registry
 
 STORES = ["embedded", *(["nats"] if "nats" in DRIVERS else [])]
-QUICK = RegistrationSettings(ttl_s=2.0, heartbeat_s=0.2, readiness_s=1.0)
+QUICK = RegistrationSettings(ttl_s=30.0, heartbeat_s=0.2, readiness_s=10.0)
+"""Many heartbeats, and none that fails, or comes after the TTL, because the machine stalls."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 PROCESSES = ("quotes", "quotes", "book", "book", "book", "reports")
 ORDERS = 120
 BETWEEN_S = 0.03
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 GROUNDPLANE = [sys.executable, "-m", "groundplane.cli"]
 
 

@@ -52,7 +52,7 @@ async def run(place: Place, *words: str) -> tuple[int, str, str]:
         stderr=asyncio.subprocess.PIPE,
         env=environment(place),
     )
-    out, error = await asyncio.wait_for(process.communicate(), 30)
+    out, error = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
     return process.returncode, out.decode(), error.decode()
 
@@ -119,7 +119,7 @@ async def test_changes_are_told_as_they_come(registry: Registry, place: Place) -
         )
         assert process.stdout is not None
         lines = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(lines) < 2:
                 lines.append(json.loads(await process.stdout.readline()))
             async with registry.register("orders"), registry.register("quotes", instance_id="b"):

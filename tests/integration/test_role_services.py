@@ -29,9 +29,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 APP = """
 import asyncio, os
 from groundplane import App
+from groundplane.services.leadership import Policy
 
 app = App("desk")
-feed = app.single_active("desk")
+feed = app.single_active("desk", policy=Policy(lease_s=30.0))
 
 @app.rpc("desk.quote")
 async def quote(symbol: str) -> dict:
@@ -131,7 +132,8 @@ async def test_endpoints_are_served_registered_measured_and_drained_in_order(pla
             assert (instance.healthy, instance.metadata) == (True, {"app": "desk"})
             direct = await bus.request("desk", "quote", {"symbol": "X"}, instance=instance.instance_id)
             assert direct["pid"] == answer["pid"]
-            assert await bus.request("desk", "lead", {}) == await _term(registry, instance.instance_id)
+            elected = await eventually(lambda: bus.request("desk", "lead", {}), tolerate=(GroundplaneError,))
+            assert elected == await _term(registry, instance.instance_id)
             async with bus.track("desk", "settle", {"amount": 4}) as tracked:
                 assert await tracked.result() == 8
             await bus.publish("orders", "placed", {"id": "o-1"})
@@ -201,9 +203,13 @@ async def test_dev_serves_the_endpoints_beside_the_gateway_and_shows_them(tmp_pa
     try:
         async with caller(place) as bus, httpx2.AsyncClient(base_url=ready["url"], timeout=30) as http:
             before = (await bus.request("desk", "quote", {"symbol": "ACME"}))["pid"]
-            summary = (await http.get("/v1/instances/summary")).json()
-            assert [(one["serviceName"], one["health"]) for one in summary["details"]] == [("desk", "healthy")]
-            assert "desk" in (await http.get("/dashboard/services")).text
+
+            async def shown() -> bool:  # the gateway opens its registry in the background
+                summary = (await http.get("/v1/instances/summary")).json()
+                found = [(one["serviceName"], one["health"]) for one in summary.get("details", [])]
+                return found == [("desk", "healthy")] and "desk" in (await http.get("/dashboard/services")).text
+
+            await eventually(shown)
             (tmp_path / "app.py").write_text(APP.replace('"symbol": symbol', '"symbol": symbol.lower()'))
 
             async def reloaded() -> bool:

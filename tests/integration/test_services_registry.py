@@ -36,6 +36,7 @@ from groundplane.services import (
     Status,
 )
 from groundplane.testing import VirtualClock, eventually, together, unique
+from pace import at_most
 from services_lab import QUICK, STORES, Place, flaky_registry, place_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -106,9 +107,12 @@ async def test_the_stored_record_is_json_in_camel_case(registry: Registry) -> No
 async def test_an_instance_whose_process_is_killed_is_gone_with_its_ttl_and_heartbeats_keep_the_others(
     registry: Registry, place: Place
 ) -> None:
-    arguments = [place.url, str(place.state), place.namespace, "2", "killed"]
+    ttl_s = 3.0
+    arguments = [place.url, str(place.state), place.namespace, str(ttl_s), "killed"]
     command = [sys.executable, service_child.__file__, *arguments]
-    async with registry.register("quotes", instance_id="kept") as kept:
+    settings = msgspec.structs.replace(QUICK, ttl_s=ttl_s)
+    began = time.monotonic()
+    async with registry.register("quotes", instance_id="kept", settings=settings) as kept:
         child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         assert child.stdout is not None
         assert await child.stdout.readline() == b"registered\n"
@@ -122,22 +126,22 @@ async def test_an_instance_whose_process_is_killed_is_gone_with_its_ttl_and_hear
                     if change.kind == "gone":
                         break
         assert (change.service_name, change.instance_id) == ("quotes", "killed")
-        assert time.monotonic() - killed_at < 2 + 4  # its TTL, and what a store and a busy machine may take
+        assert time.monotonic() - killed_at < ttl_s + at_most(2)  # what a store and a busy machine may take
+        await eventually(lambda: kept.statistics().heartbeats > 3 and time.monotonic() - began > ttl_s + 0.5)
         assert await ids(registry) == ["kept"]
         assert (kept.statistics().recreated, kept.statistics().failures) == (0, 0)
-        assert kept.statistics().heartbeats > 3
 
 
 @pytest.mark.req("SVC-01.4")
 async def test_a_lost_entry_is_made_again_within_one_interval(registry: Registry) -> None:
     took: list[float] = []
     async with registry.register("quotes", instance_id="a") as registration:
-        for _ in range(3):
+        for _ in range(5):
             await registry.remove("quotes", "a")
             began = time.monotonic()
             await eventually(lambda: registry.entry("quotes", "a"))
             took.append(time.monotonic() - began)
-        assert registration.statistics().recreated == 3
+        assert registration.statistics().recreated == 5
     assert min(took) < QUICK.heartbeat_s + 0.2
     assert await registry.instances() == []
 
@@ -213,16 +217,17 @@ async def test_an_instance_is_unhealthy_while_its_readiness_is_red_although_hear
             await asyncio.Event().wait()
         return answers["reason"]  # type: ignore[no-any-return]
 
-    settings = RegistrationSettings(ttl_s=30, heartbeat_s=0.1, readiness_s=0.2)
+    settings = RegistrationSettings(ttl_s=600, heartbeat_s=300, readiness_s=0.2)
     async with registry.register("quotes", instance_id="a", readiness=readiness, settings=settings) as registration:
         assert await status_of(registry, "a") is Status.ACTIVE
         for reason in ("no database", RuntimeError("broken check"), "hangs"):
             answers["reason"] = reason
-            await eventually(lambda: _is(registry, Status.UNHEALTHY))
-            assert (registration.status, registration.statistics().failures) == (Status.UNHEALTHY, 0)
+            assert await registration.beat()
+            assert (registration.status, await status_of(registry, "a")) == (Status.UNHEALTHY, Status.UNHEALTHY)
             answers["reason"] = None
-            await eventually(lambda: _is(registry, Status.ACTIVE))
-    assert registration.statistics().heartbeats >= 6
+            assert await registration.beat()
+            assert (registration.status, await status_of(registry, "a")) == (Status.ACTIVE, Status.ACTIVE)
+    assert (registration.statistics().heartbeats >= 6, registration.statistics().failures) == (True, 0)
 
 
 @pytest.mark.req("SVC-02.3")
@@ -297,13 +302,13 @@ async def test_heartbeats_go_on_however_often_they_fail_and_make_an_expired_entr
                 await eventually(lambda: registration.statistics().failures_in_a_row > 8)
                 switch.down = False
                 await eventually(lambda: registration.statistics().failures_in_a_row == 0)
-                assert (await registry.instance("quotes", "a")).status is Status.ACTIVE
+                await eventually(lambda: _is(registry, Status.ACTIVE), tolerate=(NotFound,))  # it may expire again
                 assert registration.statistics().recreated >= rounds
 
 
 @pytest.mark.req("SVC-02.1")
 async def test_a_store_that_is_away_at_the_end_does_not_hold_the_end_up(tmp_path: Path) -> None:
-    async with flaky_registry(tmp_path) as (registry, switch):
+    async with flaky_registry(tmp_path, RegistrationSettings(ttl_s=3.0, heartbeat_s=0.2)) as (registry, switch):
         async with registry.register("quotes", instance_id="a"):
             switch.down = True
         switch.down = False
