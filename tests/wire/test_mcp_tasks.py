@@ -37,7 +37,7 @@ ALICE = {"action": "accept", "content": {"name": "Alice"}}
 async def one(tmp_path: Path) -> AsyncIterator[House]:
     tools = (
         tool("slow", "gate", task_after_s=0.0),
-        tool("quick", "echo"),
+        tool("quick", "echo", task_after_s=30.0),
         tool("never", "echo", task="never", task_after_s=0.0),
         tool("must", "echo", task="required", task_after_s=0.0),
         tool("fail", task_after_s=0.0),
