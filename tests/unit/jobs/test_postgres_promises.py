@@ -33,8 +33,14 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server lets a transaction stand idle longer than a machine may stall, not two seconds as it does."""
+    monkeypatch.setattr("groundplane.backends.postgres.engine._IDLE_MS", 60_000)
+
+
+@pytest.fixture
 async def store(postgres_url: str) -> AsyncIterator[PostgresJobs]:
-    opened = await PostgresJobs.open(postgres_url, namespace="promises")
+    opened = await PostgresJobs.open(_with(postgres_url), namespace="promises")
     yield opened
     await opened.aclose()
 
@@ -42,10 +48,14 @@ async def store(postgres_url: str) -> AsyncIterator[PostgresJobs]:
 @pytest.fixture
 async def second(postgres_url: str, store: PostgresJobs) -> AsyncIterator[PostgresJobs]:
     """Another process, as far as the server can tell."""
-    mark = "&" if "?" in postgres_url else "?"
-    opened = await PostgresJobs.open(f"{postgres_url}{mark}application_name=second", namespace="promises")
+    opened = await PostgresJobs.open(_with(postgres_url, "&application_name=second"), namespace="promises")
     yield opened
     await opened.aclose()
+
+
+def _with(url: str, more: str = "") -> str:
+    """The URL, with calls that outlast any stall."""
+    return f"{url}{'&' if '?' in url else '?'}call_timeout=60{more}"
 
 
 class _Clock:
@@ -60,6 +70,7 @@ class _Clock:
 
 
 @pytest.mark.req("JOB-03.1", "JOB-03.3")
+@pytest.mark.usefixtures("patient")
 async def test_an_event_of_a_transaction_that_is_still_open_is_neither_seen_nor_passed_by(
     store: PostgresJobs, second: PostgresJobs
 ) -> None:
@@ -110,13 +121,14 @@ async def test_a_crash_of_the_server_leaves_a_gap_behind_ids_that_may_have_been_
 
 
 @pytest.mark.req("JOB-01.2")
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("same", ["key", "id"])
 async def test_a_repeated_creation_lets_go_of_the_log_for_who_changes_the_job(
     own_server: Callable[..., Running], same: str
 ) -> None:
     """It waits for the change of its job, and the change for the lock that ends every transaction: no deadlock."""
     server = await asyncio.to_thread(own_server, "postgres")
-    store = await PostgresJobs.open(server.url, namespace="promises")
+    store = await PostgresJobs.open(_with(server.url), namespace="promises")
     try:
         await _repeated_while_changed(store, same)
     finally:
@@ -142,7 +154,7 @@ async def _repeated_while_changed(store: PostgresJobs, same: str) -> None:
     await changed.wait()
     again = {"key": {"job_id": new_id()}, "id": {"idempotency_key": None}}[same]
     creating = asyncio.create_task(store.create(msgspec.structs.replace(job, **again), []))
-    await eventually(waits)
+    await eventually(waits, 30.0)
     go.set()
     await changing
     if same == "key":
@@ -276,6 +288,7 @@ async def test_a_creation_whose_answer_was_lost_is_made_once_and_told_as_made(po
         assert len(await jobs.driver.outbox.take(10)) == 2
 
 
+@pytest.mark.usefixtures("patient")
 async def test_changes_of_many_jobs_in_opposite_orders_wait_for_each_other_in_no_circle(
     store: PostgresJobs, second: PostgresJobs
 ) -> None:
