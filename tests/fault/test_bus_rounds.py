@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fault.nats_lab import MARKS, PATIENCE_S, QUICK, TwoPlanes, patiently, rounds, running, under_way
+from fault.nats_lab import ENTERED_S, MARKS, PATIENCE_S, QUICK, TwoPlanes, patiently, rounds, running, under_way
 from fault.server_lab import Backstage
 from groundplane.bus import Bus, ReceivedEvent
 from groundplane.testing import eventually, unique
@@ -98,21 +98,21 @@ class BusWindows(TwoPlanes[BusPlane]):
         """It is on its way to the server."""
         self._proxy.stall("to_server")
         self._arm(self._plane.publish(event_id))
-        await eventually(lambda: under_way(self._plane.sending))
+        await eventually(lambda: under_way(self._plane.sending), timeout_s=ENTERED_S)
 
     async def _ack(self, event_id: str) -> None:
         """The server has stored it, and its confirmation is lost."""
         before = await self._stored()
         self._proxy.half_open("to_client")
         self._arm(self._plane.publish(event_id))
-        await eventually(lambda: self._holds_more(before), timeout_s=PATIENCE_S)
+        await eventually(lambda: self._holds_more(before), timeout_s=ENTERED_S)
         assert event_id not in self._plane.handled
 
     async def _deliver(self, event_id: str) -> None:
         """The server has handed it out, and it is on its way."""
         self._proxy.stall("to_client")
         await self._plane.publish(event_id, through=self._near)
-        await eventually(self._is_out, timeout_s=PATIENCE_S)
+        await eventually(self._is_out, timeout_s=ENTERED_S)
 
     async def _settle(self, event_id: str) -> None:
         """It was handled, and the server never learns of it."""

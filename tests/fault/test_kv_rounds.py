@@ -11,7 +11,7 @@ from itertools import count
 
 import pytest
 
-from fault.nats_lab import AWAY, MARKS, PATIENCE_S, QUICK, TwoPlanes, patiently, rounds, running, under_way
+from fault.nats_lab import AWAY, ENTERED_S, MARKS, PATIENCE_S, QUICK, TwoPlanes, patiently, rounds, running, under_way
 from fault.server_lab import Backstage
 from groundplane.core.errors import Conflict
 from groundplane.kv import KV, Watch
@@ -114,13 +114,13 @@ class KvWindows(TwoPlanes[KvPlane]):
         """It is on its way to the server."""
         self._proxy.stall("to_server")
         self._arm(self._plane.create(key))
-        await eventually(lambda: under_way(self._plane.writer))
+        await eventually(lambda: under_way(self._plane.writer), timeout_s=ENTERED_S)
 
     async def _answer(self, key: str) -> None:
         """The server has stored it, and its answer is lost."""
         self._proxy.half_open("to_client")
         self._arm(self._plane.create(key))
-        await eventually(lambda: self._near.exists(key), timeout_s=PATIENCE_S)
+        await eventually(lambda: self._near.exists(key), timeout_s=ENTERED_S)
         assert key not in self._plane.answered
 
     async def _watch(self, key: str) -> None:

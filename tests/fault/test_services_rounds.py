@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fault.nats_lab import AWAY, MARKS, PATIENCE_S, QUICK, patiently, rounds, running
+from fault.nats_lab import AWAY, ENTERED_S, MARKS, PATIENCE_S, QUICK, patiently, rounds, running
 from fault.server_lab import Backstage
 from groundplane.core.errors import Conflict
 from groundplane.core.retry import RetryPolicy
@@ -66,11 +66,11 @@ class Holder:
         if next(self._turns):
             before = await self._revision(key)
             self._proxy.half_open("to_client")
-            await eventually(lambda: self._is_past(key, before), timeout_s=PATIENCE_S)
+            await eventually(lambda: self._is_past(key, before), timeout_s=ENTERED_S)
         else:
             begun = tap.begun
             self._proxy.stall("to_server")
-            await eventually(lambda: tap.begun > begun, timeout_s=PATIENCE_S)
+            await eventually(lambda: tap.begun > begun, timeout_s=ENTERED_S)
 
     async def _revision(self, key: str) -> int:
         entry: Any = await patiently(lambda: self._near.get(key))
