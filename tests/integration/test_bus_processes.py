@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from groundplane.bus import Bus
+from groundplane.bus.conformance.kit import in_turn
 from groundplane.core.errors import DeadlineExceeded, Unavailable
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -63,6 +64,16 @@ async def child(state: Path, role: str, instance: str) -> AsyncIterator[Child]:
                 raise
 
 
+async def gone(bus: Bus, instance: str) -> None:
+    """Return once a call of the instance is known to reach nobody; one that meets its end is told that it was sent."""
+    async with asyncio.timeout(20):
+        while True:
+            with pytest.raises(Unavailable) as caught:
+                await bus.request("people", "who", instance=instance)
+            if caught.value.reason == "no_responder":
+                return
+
+
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
@@ -83,10 +94,12 @@ async def test_calls_reach_every_process_and_those_that_are_killed_no_more(bus: 
             return "here"
 
         async with bus.serve("people", {"who": who}, instance="here"):
+            await in_turn(bus, "people", 3)
             found = Counter([await bus.request("people", "who") for _ in range(30)])
             assert found == {"c0": 10, "c1": 10, "here": 10}
             assert {await bus.request("people", "who", instance="c1") for _ in range(3)} == {"c1"}
             await children[0].kill()
+            await gone(bus, "c0")
             assert {await bus.request("people", "who") for _ in range(10)} == {"c1", "here"}
 
 

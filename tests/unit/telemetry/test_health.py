@@ -36,8 +36,9 @@ def _taking(seconds: float, clock: VirtualClock) -> Check:
 
 @pytest.mark.req("HEALTH-01.1")
 async def test_the_verbose_page_tells_reason_and_latency_of_each_check() -> None:
-    health = Health("sidecar double")
-    health.add("queue", _fine, backend="rabbitmq")
+    clock = VirtualClock()
+    health = Health("sidecar double", clock=clock)
+    health.add("queue", _taking(0.007, clock), backend="rabbitmq")
     health.add("runtime", _red)
     status, _, body = await answer(health, "/readyz", "verbose")
     lines = dict(line.split(": ", 1) for line in body.decode().splitlines())
@@ -49,7 +50,7 @@ async def test_the_verbose_page_tells_reason_and_latency_of_each_check() -> None
     document = msgspec.json.decode(body)
     assert (status, document["status"], document["role"]) == (503, "failed", "sidecar double")
     assert document["checks"]["queue"]["status"] == "ok"
-    assert document["checks"]["queue"]["latency_ms"] < 1000
+    assert document["checks"]["queue"]["latency_ms"] == pytest.approx(7.0)
     assert document["checks"]["runtime"]["reason"] == "no connection"
 
 

@@ -58,12 +58,12 @@ class CarryingConformance(Kit):
 
     async def test_a_delivery_that_is_not_extended_comes_again_and_an_extended_one_does_not(self, bus: Bus) -> None:
         domain = a_name()
-        spec = _spec(f"events.{domain}.*", lease_s=2.0)
+        spec = _spec(f"events.{domain}.*", lease_s=2.5)
         async with bus.driver.consume(spec) as consumer:
             await bus.driver.append([Message(subject=f"events.{domain}.x", payload=b"1", id=a_name())])
             (first,) = await _take(consumer, 1)
-            for _ in range(6):
-                await asyncio.sleep(0.5)
+            for _ in range(16):  # longer than a lease, of which a stall may take nine tenths
+                await asyncio.sleep(0.2)
                 await consumer.extend([first])
             assert await consumer.receive(1, 0.1) == []
             (second,) = await _take(consumer, 1)

@@ -213,8 +213,8 @@ class CommandConformance(Kit):
 
         service = a_name()
         async with (
-            bus.handle(service, {"long": long}, lease_s=2.0),
-            bus.handle(service, {"long": long}, lease_s=2.0),
+            bus.handle(service, {"long": long}, lease_s=3.0),
+            bus.handle(service, {"long": long}, lease_s=3.0),
             bus.track(service, "long") as tracked,
         ):
             await tracked.result()

@@ -78,6 +78,18 @@ async def eventually(condition: Callable[[], object], within_s: float = PATIENCE
         await asyncio.sleep(0.005)
 
 
+async def in_turn(bus: Bus, service: str, count: int) -> None:
+    """Return once `count` instances of the service answer `who` in turn. Those that answered late when the caller asked
+    who is there are known a moment after the others.
+    """
+    until, rounds = time.monotonic() + PATIENCE_S, 0
+    while rounds < 3:
+        answered = {await bus.request(service, "who") for _ in range(count)}
+        rounds = rounds + 1 if len(answered) == count else 0
+        if time.monotonic() > until:
+            pytest.fail(f"of {count} instances of {service} only {sorted(answered)} are called")
+
+
 async def dead_letters(bus: Bus, queue: str, count: int = 1) -> list[DeadLetter]:
     """The dead letters of a consumer, once there are so many."""
     until = time.monotonic() + PATIENCE_S

@@ -13,7 +13,7 @@ import pytest
 
 from groundplane.bus import wire
 from groundplane.bus.client import Bus
-from groundplane.bus.conformance.kit import Kit, a_name, eventually
+from groundplane.bus.conformance.kit import Kit, a_name, eventually, in_turn
 from groundplane.bus.handlers import CallContext
 from groundplane.bus.port import Message
 from groundplane.core.errors import (
@@ -146,6 +146,7 @@ class RpcConformance(Kit):
         async with AsyncExitStack() as stack:
             for number in range(3):
                 await stack.enter_async_context(self._instance(bus, service, f"i{number}"))
+            await in_turn(bus, service, 3)
             assert Counter([await bus.request(service, "who") for _ in range(9)]) == {"i0": 3, "i1": 3, "i2": 3}
             many = await asyncio.gather(*(bus.request(service, "who") for _ in range(30)))
             assert Counter(many) == {"i0": 10, "i1": 10, "i2": 10}
@@ -156,6 +157,7 @@ class RpcConformance(Kit):
         async with AsyncExitStack() as stack:
             for number in range(3):
                 await stack.enter_async_context(self._instance(bus, service, f"i{number}"))
+            await in_turn(bus, service, 3)
             for key in ("a", "b", "c", "d"):
                 chosen = {await bus.request(service, "who", select="sticky", key=key) for _ in range(5)}
                 assert len(chosen) == 1
@@ -172,23 +174,26 @@ class RpcConformance(Kit):
         service = a_name()
         async with self._instance(bus, service, "stays"):
             async with self._instance(bus, service, "leaves"):
-                assert {await bus.request(service, "who") for _ in range(6)} == {"stays", "leaves"}
+                await in_turn(bus, service, 2)
             assert {await bus.request(service, "who") for _ in range(6)} == {"stays"}
 
     @pytest.mark.req("BUS-02.2", "BUS-02.3")
     async def test_handlers_run_at_once_up_to_the_limit(self, bus: Bus) -> None:
-        running, most = 0, 0
+        running, most, full = 0, 0, asyncio.Event()
 
         async def slow() -> None:
             nonlocal running, most
             running += 1
             most = max(most, running)
+            if running == 7:
+                full.set()
+            await full.wait()
             await asyncio.sleep(0.01)
             running -= 1
 
         service = a_name()
         async with bus.serve(service, {"slow": slow}, concurrency=7):
-            await asyncio.gather(*(bus.request(service, "slow") for _ in range(50)))
+            await asyncio.gather(*(bus.request(service, "slow", timeout_s=30) for _ in range(50)))
         assert most == 7
 
     @pytest.mark.req("BUS-05")
@@ -197,12 +202,16 @@ class RpcConformance(Kit):
         reached: dict[str, set[str]] = {"get": set(), "put": set()}
 
         def serve(instance: str) -> Any:
+            async def who() -> str:
+                return instance
+
             async def called(method: str) -> None:
                 reached[method].add(instance)
 
-            return bus.serve(service, {"get": called, "put": called}, instance=instance)
+            return bus.serve(service, {"get": called, "put": called, "who": who}, instance=instance)
 
         async with serve("one"), serve("two"):
+            await in_turn(bus, service, 2)
             for _ in range(3):
                 for method in reached:
                     await bus.request(service, method, {"method": method})
@@ -267,8 +276,8 @@ class RpcConformance(Kit):
             await bus.request(inner, "get", timeout_s=60)
 
         async with bus.serve(inner, {"get": deep}), bus.serve(outer, {"get": shallow}):
-            await bus.request(outer, "get", timeout_s=2)
-        assert 0 < allowed[0] <= 2
+            await bus.request(outer, "get", timeout_s=20)
+        assert 0 < allowed[0] <= 20
 
     @pytest.mark.req("BUS-03")
     async def test_a_request_whose_caller_gave_up_long_ago_is_not_run(self, bus: Bus) -> None:
