@@ -42,7 +42,7 @@ async def write(kv: KV, _: int) -> None:
 
 async def brief(kv: KV, _: int) -> None:
     """Write a value that expires, and wait to be killed."""
-    say(revision=await kv.put("brief", b"1", ttl_s=1.5))
+    say(revision=await kv.put("brief", b"1", ttl_s=3))
     await asyncio.Event().wait()
 
 

@@ -3,7 +3,7 @@
 It notes in its journal, one JSON array a line, each written at once:
 ["ready"], [before, after, term] around each look at its own leadership (seconds of the machine's clock that goes on
 while a process is stopped; term 0 for a standby), ["effect", term, revision] and ["refused", term] for what it stores
-under its terms. A term that it has lost it shows once more: a handler that did not hear of it would do so.
+under its terms. A term that it has lost it shows until that is answered: a handler that did not hear of it would do so.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ class Journal:
         os.write(self._file, json.dumps(values).encode() + b"\n")
 
 
-async def store(kv: KV, journal: Journal, fence: Fence, member: str) -> None:
+async def store(kv: KV, journal: Journal, fence: Fence, member: str) -> bool:
+    """Whether the store has answered."""
     try:
         async with asyncio.timeout(1):
             revision = await kv.put(f"effects/{fence.term}/{member}", str(fence.term).encode(), fence=fence)
     except Conflict as error:
         journal.note("refused" if error.reason == "term_old" else error.reason, fence.term)
     except (GroundplaneError, TimeoutError):
-        return
+        return False
     else:
         journal.note("effect", fence.term, revision)
+    return True
 
 
 async def main(url: str, state: str, bucket: str, member: str, policy: str, path: str) -> None:
@@ -59,14 +61,17 @@ async def main(url: str, state: str, bucket: str, member: str, policy: str, path
         async with Leadership.open(kv, "desk", member=member, policy=chosen) as leadership:  # type: ignore[arg-type]
             journal.note("ready")
             last = looks = 0
+            lost: list[int] = []
             while True:
                 before = lease_clock()
                 term = leadership.term or 0
                 journal.note(before, lease_clock(), term)
                 if last and term != last:
-                    await store(kv, journal, Fence("desk", last), member)
-                if term and (term != last or looks % 20 == 0):
-                    await store(kv, journal, Fence("desk", term), member)
+                    lost.append(last)
+                if term != last or looks % 20 == 0:
+                    lost = [one for one in lost if not await store(kv, journal, Fence("desk", one), member)]
+                    if term:
+                        await store(kv, journal, Fence("desk", term), member)
                 last, looks = term, looks + 1
                 await asyncio.sleep(LOOK_S)
 

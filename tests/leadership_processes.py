@@ -55,6 +55,8 @@ class Member:
         return [one for one in self.journal() if one[0] == word]
 
     def leads(self) -> bool:
+        if self.process.returncode is not None:
+            return False
         looks = self.looks()
         return bool(looks) and looks[-1][2] > 0 and lease_clock() - looks[-1][1] < 0.5
 
@@ -114,6 +116,22 @@ class Contenders:
         member = await eventually(found, "one leads", timeout_s=PATIENCE_S)
         assert member is not None
         return member
+
+    async def reign_after(self, term: int) -> Reign:
+        """The first of a later term, as soon as there is one."""
+
+        def found() -> Reign | None:
+            return next((one for one in self.reigns() if one.term > term), None)
+
+        reign = await eventually(found, f"a reign after {term}", timeout_s=PATIENCE_S)
+        assert reign is not None
+        return reign
+
+    async def effect_after(self, term: int) -> None:
+        """Until one of a later term was stored: `term` is refused from now on."""
+        await eventually(
+            lambda: any(one > term for _, one in self.effects()), f"an effect after {term}", timeout_s=PATIENCE_S
+        )
 
     def reigns(self) -> list[Reign]:
         """In the order of terms."""

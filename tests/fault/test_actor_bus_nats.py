@@ -74,12 +74,12 @@ def test_events_whose_acknowledgement_was_lost_under_an_actor_are_stored_once_an
         dev_plane.eventually((tmp_path / "strike").exists, "the actor does not begin", 60)
         nats_backstage.proxy.half_open("to_client")
         (tmp_path / "struck").touch()
-        dev_plane.eventually(refused.exists, "the actor is told nothing", 60)
+        # a slow server may have had the first event refused as well
+        dev_plane.eventually(lambda: refused.exists() and "1 " in refused.read_text(), "the actor is told nothing", 60)
         assert asyncio.run(stored(nats_backstage.server.url, name)) == [0, 1]
         nats_backstage.proxy.restore()
         address = f"{gateway}/v1/jobs/{job['job_id']}/result?wait=50"
         status, job = dev_plane.request(address, timeout_s=60)
         assert (status, job["state"], job["result"]) == (200, "succeeded", 1), job
-        assert refused.read_text().split()[0] == "1"
         assert running.stop(timeout_s=60.0) == 0
     assert asyncio.run(stored(nats_backstage.server.url, name)) == [0, 1, 2, 3]

@@ -99,7 +99,7 @@ async def test_a_watch_goes_on_over_a_fault_of_the_server_and_misses_nothing(ser
             await writer.put("end", b"")
             await eventually(lambda: "end" in known, timeout_s=10)
             await eventually(lambda: not {"soon1", "soon2"} & set(known), timeout_s=10)
-            assert watch.flowing
+            await eventually(lambda: watch.flowing)
             there = await writer.get_many((await writer.keys()).items)
             assert known == {key: entry.value for key, entry in there.items()}
             for key, (revision, value) in acked.items():
@@ -189,7 +189,7 @@ async def _lose_the_answer(
     far: KV, near: KV, proxy: Proxy, call: Call, then: Call | None = None
 ) -> asyncio.Future[object]:
     """Begin a call whose write is never answered: it is done, and `then` too, before the connection breaks."""
-    before = (await near.status()).revision
+    before, swallowed = (await near.status()).revision, proxy.traffic().swallowed_bytes
     storing = cast(NatsKV, far.driver)._writing._storing
     store = storing.store
 
@@ -205,6 +205,7 @@ async def _lose_the_answer(
         return (await near.status()).revision > before
 
     await eventually(stored, timeout_s=10)
+    await eventually(lambda: proxy.traffic().swallowed_bytes > swallowed, "its connection has lost an answer")
     if then is not None:
         await then(near)
     proxy.restore()  # connections that lost bytes are reset

@@ -14,7 +14,7 @@ import pytest
 
 from groundplane.kv import KV
 from groundplane.kv.conformance.kit import take, told
-from groundplane.kv.port import ChangeKind
+from groundplane.kv.port import ChangeKind, Entry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.fault]
 
@@ -74,7 +74,9 @@ async def test_what_a_killed_process_was_told_is_written_is_there(tmp_path: Path
                 assert writer.stdout is not None
                 rest = (await writer.stdout.read()).decode().splitlines()
             known += [json.loads(line) for line in rest if line.endswith("}")]
-            found = await kv.get_many(f"k{one['number']}" for one in known[:1000])
+            found: dict[str, Entry] = {}
+            for at in range(0, len(known), 1000):
+                found |= await kv.get_many(f"k{one['number']}" for one in known[at : at + 1000])
             assert len(found) == len(known)
             for one in known:
                 entry = found[f"k{one['number']}"]

@@ -225,7 +225,7 @@ async def test_the_next_server_of_the_address_takes_over(server: Running, own_se
 
 @pytest.mark.req("BUS-16.1")
 async def test_a_pool_skips_dead_links_and_is_unavailable_when_all_are_dead(server: Running, proxy: Proxy) -> None:
-    address = Address.parse(proxy.through(server.url) + "?reconnect_wait=0.05&reconnect_jitter=1")
+    address = Address.parse(proxy.through(server.url) + "?reconnect_wait=0.05&reconnect_jitter=1&ping_interval=60")
     async with await Pool.open(address, size=3) as pool:
         proxy.down()
         await eventually(lambda: not any(link.is_connected for link in pool.links))
@@ -261,11 +261,13 @@ async def test_a_lost_acknowledgement_never_loses_a_future_and_the_message_is_st
     server: Running, proxy: Proxy, stream: str, link: Link
 ) -> None:
     async with await Link.open(Address.parse(proxy.through(server.url))) as through:
-        window = PublishWindow(JetStream(through), ack_timeout_s=0.3)
+        window = PublishWindow(JetStream(through))
         await (await window.put(f"{stream}.first", b"", message_id="first"))
+        swallowed = proxy.traffic().swallowed_bytes
         proxy.half_open("to_client")
         acks = [await window.put(f"{stream}.{n}", b"", message_id=f"m{n}") for n in range(100)]
         await eventually(lambda: _holds(link, stream, 101))
+        await eventually(lambda: proxy.traffic().swallowed_bytes > swallowed, "the connection has lost an answer")
         proxy.restore()
         done = [await ack for ack in acks]
         assert all(ack.duplicate for ack in done)
@@ -283,7 +285,7 @@ async def _holds(link: Link, stream: str, messages: int) -> bool:
 async def test_an_awaited_publish_whose_acknowledgement_was_lost_is_stored_once(
     server: Running, proxy: Proxy, stream: str, link: Link
 ) -> None:
-    async with await Link.open(Address.parse(proxy.through(server.url))) as through:
+    async with await Link.open(Address.parse(proxy.through(server.url) + "?ping_interval=60")) as through:
         proxy.drop_after(0, direction="to_client", times=1)
         ack = await JetStream(through).publish(f"{stream}.a", b"", message_id="one")
         assert (ack.seq, ack.duplicate) == (1, True)
@@ -298,7 +300,7 @@ async def test_a_condition_whose_answer_was_lost_is_not_tried_again_behind_the_c
     server: Running, proxy: Proxy, stream: str, link: Link
 ) -> None:
     subject, condition = f"{stream}.a", {EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
-    async with await Link.open(Address.parse(proxy.through(server.url))) as through:
+    async with await Link.open(Address.parse(proxy.through(server.url) + "?ping_interval=60")) as through:
         proxy.drop_after(0, direction="to_client", times=1)
         with pytest.raises(Unavailable):
             await JetStream(through).publish(subject, b"mine", headers=condition, message_id="one")

@@ -65,7 +65,7 @@ async def test_it_waits_for_its_server_says_why_and_serves_when_that_comes(
     (tmp_path / "app.py").write_text(APP)
     server = own_server("nats")
     await asyncio.to_thread(server.kill)
-    url = f"{server.url}?request_timeout=0.4&reconnect_wait_max=0.2"
+    url = f"{server.url}?request_timeout=2&reconnect_wait_max=0.2"
     processes = [await started(tmp_path, url, unique("role")) for _ in range(2)]
     try:
         ports = [await waiting(process) for process in processes]

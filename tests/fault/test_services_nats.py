@@ -33,7 +33,7 @@ def server(own_server: Callable[[str], Running]) -> Running:
 @pytest.mark.req("SVC-03.4")
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 async def test_instances_come_back_and_discovery_goes_on_when_the_server_was_away(server: Running, fault: str) -> None:
-    url = f"{server.url}?request_timeout=0.4&reconnect_wait_max=0.2"
+    url = f"{server.url}?request_timeout=2&reconnect_wait_max=0.2"
     async with (
         impatient_registry(url, SETTINGS) as registry,
         registry.register("quotes", instance_id="a") as registration,

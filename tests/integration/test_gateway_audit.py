@@ -339,9 +339,12 @@ async def check(do: Doer, action: Action, deed: Deed) -> None:
     """Do it; exactly one entry more tells of it."""
     before = {entry.entry_id for entry in await do.one.security.list_audit()}
     resource = await deed(do)
-    new = [entry for entry in await do.one.security.list_audit() if entry.entry_id not in before]
-    told = [one for one in new if (one.action, one.resource) == (action.value, resource)]
-    assert told, (action, resource, new)
+
+    async def found() -> list[AuditEntry]:  # of a notification nobody waits for an answer: its entry comes in a moment
+        new = [entry for entry in await do.one.security.list_audit() if entry.entry_id not in before]
+        return [one for one in new if (one.action, one.resource) == (action.value, resource)]
+
+    told = await eventually(found, 30)
     assert {(one.outcome, _who(one)) for one in told} == {("done", _by(action, do, resource))}
     if action is not Action.CALL_TOOL:
         assert len(told) == 1, told

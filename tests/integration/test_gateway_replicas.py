@@ -337,7 +337,7 @@ async def test_a_gateway_that_drains_is_not_ready_and_says_when_to_come_back_whi
         async def told(*_: Any) -> None:
             progress.set()
 
-        call = asyncio.create_task(mcp.call_tool("progress", {"steps": 30, "pause_s": 0.1}, progress_callback=told))
+        call = asyncio.create_task(mcp.call_tool("progress", {"steps": 50, "pause_s": 0.1}, progress_callback=told))
         await progress.wait()
         stopping = asyncio.create_task(in_thread(three.stop, 0))
         async with asyncio.timeout(30):
@@ -348,7 +348,7 @@ async def test_a_gateway_that_drains_is_not_ready_and_says_when_to_come_back_whi
         async with httpx2.AsyncClient(timeout=60) as proxied:
             late = {"tool": "echo", "arguments": {"message": "late"}}
             passed_on = [(await proxied.post(f"{three.url}/v1/jobs", json=late)).status_code for _ in range(COUNT)]
-        assert (await call).structured_content == {"steps": 30}
+        assert (await call).structured_content == {"steps": 50}
         assert await stopping == 0
         await in_thread(three.start, 0)
     assert (ready.status_code, alive.status_code) == (503, 200)

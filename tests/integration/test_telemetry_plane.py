@@ -67,6 +67,18 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
         yield Plane(running, folder, str(ready["admin"]))
 
 
+def _shows(url: str, *lines: str) -> None:
+    """The page of metrics has these: what the job left under way is counted a moment later, and a process may stall."""
+    shown = ""
+
+    def all_there() -> bool:
+        nonlocal shown
+        shown = _get(url)[1]
+        return all(line in shown for line in lines)
+
+    assert eventually(all_there, _WAIT_S), [line for line in lines if line not in shown]
+
+
 def _health(plane: Plane) -> dict[str, Any]:
     found = json.loads(_get(f"{plane.admin}/healthz", 30)[1])
     assert isinstance(found, dict)
@@ -106,9 +118,8 @@ async def test_prometheus_scrapes_every_role_and_every_panel_of_the_dashboard_sh
 @pytest.mark.req("TEL-01.2")
 def test_no_metric_of_a_plane_has_more_than_a_thousand_series_and_all_are_in_the_table(plane: Plane) -> None:
     run_job(plane.running.url, "pipeline", {"value": 1})
-    shown = _get(f"{plane.admin}/metrics")[1]
-    for process in ("dev", "gateway", "ends", "sidecar double", "sidecar add_five"):
-        assert f'up{{process="{process}"}} 1.0' in shown
+    processes = ("dev", "gateway", "ends", "sidecar double", "sidecar add_five")
+    _shows(f"{plane.admin}/metrics", *(f'up{{process="{process}"}} 1.0' for process in processes))
     known = {name for row in metric_rows() for name in row.samples()} | {"up"}
     series: dict[str, int] = {}
     for line in _get(f"{plane.admin}/metrics")[1].splitlines():
@@ -145,8 +156,8 @@ def test_system_metrics_are_in_range(plane: Plane) -> None:
 @pytest.mark.req("TEL-07.1", "TEL-07.3")
 def test_a_gateway_tells_of_pools_queues_outbox_and_calls(plane: Plane) -> None:
     run_job(plane.running.url, "pipeline", {"value": 1})
-    shown = _get(f"http://{plane.pages()['gateway']}/metrics")[1]
-    for line in (
+    _shows(
+        f"http://{plane.pages()['gateway']}/metrics",
         'groundplane_pool_connections{backend="sqlite",state="idle"}',
         'groundplane_pool_waiting{backend="sqlite"} 0.0',
         'groundplane_pool_connections_max{backend="sqlite"} 1.0',
@@ -155,8 +166,7 @@ def test_a_gateway_tells_of_pools_queues_outbox_and_calls(plane: Plane) -> None:
         'groundplane_jobs_stored{kind="jobs"}',
         'groundplane_queue_messages{queue="double",state="ready"} 0.0',
         'groundplane_port_calls_total{operation="create",outcome="ok",port="jobs"}',
-    ):
-        assert line in shown, line
+    )
 
 
 @pytest.mark.req("TEL-01.3")
@@ -174,18 +184,23 @@ def test_admin_servers_listen_on_the_loopback_alone(plane: Plane) -> None:
 
 @pytest.mark.req("HEALTH-01.1", "HEALTH-01.2")
 def test_dev_shows_the_health_of_the_whole_plane_and_the_command_prints_it(plane: Plane) -> None:
-    document = _health(plane)
-    assert document["status"] == "ok", document
-    assert set(document["checks"]) == set(plane.running.children())
-    assert {one["status"] for one in document["checks"].values()} == {"ok"}
+    assert eventually(lambda: _health(plane)["status"] == "ok", _WAIT_S), _health(plane)
+    assert eventually(lambda: {one["status"] for one in _health(plane)["checks"].values()} == {"ok"}, _WAIT_S)
+    assert set(_health(plane)["checks"]) == set(plane.running.children())
     for address in plane.pages().values():
         status, body = _get(f"http://{address}/healthz?stored")
         one = json.loads(body)
         assert (status, one["started"]) == (200, True)
-        assert all(check["latency_ms"] < 1000 for check in one["checks"].values())
+        assert eventually(lambda address=address: _quick(address), _WAIT_S), one
         assert _get(f"http://{address}/startupz") == (200, "ok\n")
     told = groundplane("health", "--state", "state", "--json", folder=plane.folder)
     assert (told.returncode, json.loads(told.stdout)["role"]) == (0, "plane")
+
+
+def _quick(address: str) -> bool:
+    """Every check is answered within a second, asked now: one that a stall fell into is asked again."""
+    checks = json.loads(_get(f"http://{address}/healthz")[1])["checks"]
+    return all(check["latency_ms"] < 1000 for check in checks.values())
 
 
 def test_a_process_that_stands_still_turns_the_plane_red_and_it_heals(plane: Plane) -> None:

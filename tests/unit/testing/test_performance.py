@@ -60,7 +60,7 @@ def test_a_ratio_that_fell_is_a_loss_and_a_slower_machine_is_none() -> None:
 @pytest.mark.anyio
 @pytest.mark.req("KIT-07")
 async def test_a_load_of_several_callers_counts_its_whole_time() -> None:
-    tracker, most, running = Tracker(), 0, 0
+    most = running = 0
 
     async def call() -> None:
         nonlocal most, running
@@ -69,8 +69,13 @@ async def test_a_load_of_several_callers_counts_its_whole_time() -> None:
         await asyncio.sleep(0.01)
         running -= 1
 
-    await tracker.load("wait", "ours", call, count=40, callers=8)
-    (one,) = tracker.results()
-    assert (one.count, most) == (40, 8)
-    assert one.p50_ms >= 10
-    assert 8 / 0.01 > one.per_s > 1000 / one.p50_ms
+    at_once = 0.0
+    for _ in range(5):  # the best counts: one stall is longer than the whole load
+        tracker = Tracker()
+        await tracker.load("wait", "ours", call, count=40, callers=8)
+        (one,) = tracker.results()
+        assert (one.count, most) == (40, 8)
+        assert one.p50_ms >= 10
+        assert one.per_s < 8 / 0.01
+        at_once = max(at_once, one.per_s * one.p50_ms / 1000)
+    assert at_once > 2
