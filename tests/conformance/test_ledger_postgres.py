@@ -55,9 +55,9 @@ async def test_a_handled_delivery_is_forgotten_after_the_window_and_its_row_is_d
         assert isinstance(ledger, PostgresLedger)
         table = f"{ledger.native.schema}.ledger_handled"
         await ledger.handled(done=["a/old:0", "a/older:0"])
-        await ledger.native.query(f"UPDATE {table} SET handled_at = handled_at - interval '599 seconds'")
+        await ledger.native.query(f"UPDATE {table} SET handled_at = handled_at - interval '590 seconds'")
         assert await ledger.handled(ask=["a/old:0"], done=["a/new:0"]) == {"a/old:0"}
-        await ledger.native.query(f"UPDATE {table} SET handled_at = handled_at - interval '2 seconds'")
+        await ledger.native.query(f"UPDATE {table} SET handled_at = handled_at - interval '11 seconds'")
         assert await ledger.handled(ask=["a/old:0", "a/new:0"], done=["a/older:0"]) == {"a/new:0"}
         assert await ledger.handled(ask=["a/old:0", "a/older:0"]) == {"a/older:0"}
         assert await ledger.native.query(f"SELECT count(*) FROM {table}") == [(2,)]

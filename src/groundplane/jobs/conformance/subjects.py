@@ -36,6 +36,19 @@ async def started(jobs: Jobs, **fields: Any) -> str:
     return (await jobs.create(new_job(**fields))).job.job_id
 
 
+async def in_time(jobs: Jobs, hold: Callable[[str], Awaitable[object]]) -> tuple[str, int]:
+    """A job that `hold` paused before its deadline, and this; made anew where the machine stood still meanwhile."""
+    while True:
+        deadline_at = round(time.time() * 1000) + 500
+        job_id = await started(jobs, deadline_at=deadline_at)
+        await hold(job_id)
+        paused_at = (await jobs.get(job_id)).paused_at
+        assert paused_at is not None
+        if paused_at < deadline_at:
+            return job_id, deadline_at
+        await jobs.cancel(job_id)
+
+
 def message(envelope_id: str, queue: str = "first", hop: int = 0) -> OutboxMessage:
     """A message of the mesh, as far as a store can tell."""
     return OutboxMessage(
