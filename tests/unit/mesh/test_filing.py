@@ -12,6 +12,7 @@ import pytest
 from groundplane.blobs.port import Capability
 from groundplane.blobs.store import Blobs
 from groundplane.core.errors import InvalidArgument
+from groundplane.mesh import filing as filing_module
 from groundplane.mesh.filing import BATCH, LINGER_S, Filing
 
 pytestmark = pytest.mark.anyio
@@ -81,7 +82,10 @@ async def test_one_that_cannot_be_filed_fails_alone(blobs: Blobs) -> None:
 
 
 @pytest.mark.req("MESH-16.1")
-async def test_where_puts_share_a_sync_they_go_together_and_elsewhere_each_as_it_comes(blobs: Blobs) -> None:
+async def test_where_puts_share_a_sync_they_go_together_and_elsewhere_each_as_it_comes(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filing_module, "LINGER_S", 3600.0)
     together, at_once = Gated(blobs, Capability.SHARES_SYNC), Gated(blobs, Capability.NONE)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         gathering, filing = Filing(together), Filing(at_once)  # type: ignore[arg-type]
@@ -92,7 +96,7 @@ async def test_where_puts_share_a_sync_they_go_together_and_elsewhere_each_as_it
             await asyncio.sleep(0)
         assert together.under_way == 0
         group.create_task(gathering.put("out/enough", b"1"))
-        for _ in range(5):
+        while together.under_way < BATCH:
             await asyncio.sleep(0)
         assert together.under_way == BATCH
         together.gate.set()

@@ -52,8 +52,8 @@ async def test_what_is_sent_after_the_queue_was_emptied_comes_at_its_bell(queues
     async with queues.consume("work", max_in_flight=8) as consumer:
         for number in range(5):
             await queues.send([_message(f"{number}")])
-            assert await _take(consumer, 2.0) == [f"{number}"]
-        waiting = await _waiting(consumer, 2.0)
+            assert await _take(consumer, 10.0) == [f"{number}"]
+        waiting = await _waiting(consumer, 10.0)
         await queues.send([_message("late")])
         assert await waiting == ["late"]
 
@@ -84,10 +84,14 @@ async def test_what_is_not_urgent_is_found_by_the_safety_poll(tmp_path: Path) ->
 @pytest.mark.req("QUEUE-05")
 async def test_what_was_delayed_when_the_queue_was_emptied_comes_when_it_is_due(queues: EmbeddedQueues) -> None:
     async with queues.consume("work", max_in_flight=8) as consumer:
-        waiting = await _waiting(consumer, 2.0)
-        start = time.monotonic()
-        await queues.send([_message("now"), _message("soon", 0.4)])
-        assert await waiting == ["now"]
+        while True:
+            waiting = await _waiting(consumer, 60.0)
+            start = time.monotonic()
+            await queues.send([_message("now"), _message("soon", 0.4)])
+            if (got := await waiting) == ["now"]:
+                break
+            assert got == ["now", "soon"]
+            assert time.monotonic() - start > 0.39, "the machine stood still until both were due"
         assert await _take(consumer, 10.0) == ["soon"]
         assert 0.39 < time.monotonic() - start < at_most(2.0)
 

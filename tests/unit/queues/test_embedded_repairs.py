@@ -25,6 +25,7 @@ class Unlucky:
         self._database = database
         self.failures = failures
         self.claiming = asyncio.Event()
+        self.telling = asyncio.Event()
 
     async def write(self, work: Callable[[Any], Any], *, durable: bool = True, essential: bool = False) -> Any:
         if essential and self.failures:
@@ -33,7 +34,7 @@ class Unlucky:
         self.claiming.set()
         value = await self._database.write(work, durable=durable, essential=essential)
         if not essential:
-            await asyncio.sleep(0.05)  # the claim is committed, its caller does not know yet
+            await self.telling.wait()  # the claim is committed, its caller does not know yet
         return value
 
 
@@ -49,6 +50,7 @@ async def _cancel_a_claim(queues: Queues, consumer: Any, failures: int) -> Unluc
 
     await eventually(claimed)
     receiving.cancel()
+    unlucky.telling.set()
     with pytest.raises(asyncio.CancelledError):
         await receiving
     return unlucky
