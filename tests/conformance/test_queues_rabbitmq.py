@@ -16,6 +16,7 @@ from groundplane.queues.conformance import Kit, QueueConformance
 from groundplane.queues.conformance.faults import FaultConformance
 from groundplane.queues.conformance.sending import SendingConformance
 from groundplane.testing.servers.contract import Running
+from pace import at_most
 from queue_processes import child
 
 pytestmark = [pytest.mark.integration]
@@ -26,7 +27,7 @@ class _OnRabbit(Kit):
 
     url: str
     namespace: str
-    death_noticed_s = 2.0
+    death_noticed_s = at_most(2.0)
 
     def another_client(self) -> AbstractAsyncContextManager[Queues]:
         return Queues.open(self.url, namespace=self.namespace)

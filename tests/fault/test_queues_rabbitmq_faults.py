@@ -92,7 +92,7 @@ class Pump:
         """All that was sent has gone through `in`; then what came to `out` is noted."""
         await until(lambda: self._empty("in"), 30)
         async with self._passing.consume("out", max_in_flight=1000) as consumer:
-            while batch := await consumer.receive(1000, 1.0):
+            while (batch := await consumer.receive(1000, 1.0)) or not await self._empty("out"):
                 await consumer.settle([Ack(one) for one in batch])
                 self.history.done(*{one.id for one in batch})
 
@@ -263,7 +263,7 @@ async def test_a_broker_killed_as_soon_as_queues_were_declared_keeps_them_and_wh
             assert [spec.name for spec in await queues.queues()] == [f"q{i}" for i in range(n + 1)]
             async with queues.consume(f"q{n}", max_in_flight=50) as consumer:
                 got: list[str] = []
-                while batch := await consumer.receive(50, 2.0):
+                while (batch := await consumer.receive(50, 2.0)) or (await queues.depth(f"q{n}")).total:
                     got += [one.id for one in batch]
                     await consumer.settle([Ack(one) for one in batch])
             assert got == [str(i) for i in range(50)]

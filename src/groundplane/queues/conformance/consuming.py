@@ -76,7 +76,7 @@ class ConsumingConformance(Kit):
 
         async def work(client: Queues) -> None:
             async with client.consume(queue, max_in_flight=7) as consumer:
-                while batch := await consumer.receive(7, 1):
+                while (batch := await consumer.receive(7, QUIET_S)) or len(got) < len(sent):
                     got.extend(one.id for one in batch)
                     await consumer.settle([Ack(one) for one in batch])
 
@@ -326,13 +326,13 @@ class ConsumingConformance(Kit):
                 async with queues.consume(queue, lease_s=1):
                     pytest.fail("leases are not declared")
             return
-        async with queues.consume(queue, max_in_flight=2, lease_s=1.5) as consumer:
+        async with queues.consume(queue, max_in_flight=2, lease_s=2.5) as consumer:
             kept, lost = await take(consumer, 2)
+            await consumer.extend([kept], 60.0)
             async with queues.consume(queue, max_in_flight=2) as other:
                 until = time.monotonic() + 8
                 back: list[Delivery] = []
                 while not back and time.monotonic() < until:
-                    await consumer.extend([kept], 5.0)
                     back = await other.receive(1, 0.2)
                 assert [(one.id, one.attempt) for one in back] == [(lost.id, 2)]
                 await other.ack(back[0])

@@ -12,7 +12,7 @@ import pytest
 
 from groundplane.core.ids import new_id
 from groundplane.queues.client import Consumer, Queues
-from groundplane.queues.port import Ack, Delivery, OutgoingMessage, QueueSpec
+from groundplane.queues.port import Ack, Delivery, Depth, OutgoingMessage, QueueSpec
 
 PATIENCE_S = 10.0
 """How long a test waits for what must happen."""
@@ -110,10 +110,15 @@ async def take_all(queues: Queues, queue: str) -> list[Delivery]:
     """Everything that is ready now, acknowledged, in the order of delivery."""
     found: list[Delivery] = []
     async with queues.consume(queue, max_in_flight=1000) as consumer:
-        while (got := await consumer.receive(1000, QUIET_S)) or (await queues.depth(queue)).ready:
+        while (got := await consumer.receive(1000, QUIET_S)) or _left(await queues.depth(queue)):
             await consumer.settle([Ack(one) for one in got])
             found += got
     return found
+
+
+def _left(depth: Depth) -> int:
+    """Also what is on its way to the consumer counts."""
+    return depth.ready + depth.in_flight
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], within_s: float = PATIENCE_S) -> None:
