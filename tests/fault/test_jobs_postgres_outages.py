@@ -65,8 +65,10 @@ async def test_calls_say_in_time_that_the_database_is_away_and_go_on_when_it_is_
     async with Jobs.open(f"{server.url}{options}") as jobs:
         job_id = await started(jobs)
         await asyncio.to_thread(getattr(server, fault))
-        rounds = [await asyncio.gather(*(_told_away(call) for call in _calls(jobs, job_id))) for _ in range(2)]
-        assert min(map(max, rounds)) < (4.0 if options else WITHIN_S)  # a machine may stall in one of them
+        within_s, rounds = 4.0 if options else WITHIN_S, list[float]()
+        while len(rounds) < 2 or (len(rounds) < 4 and min(rounds) >= within_s):  # a machine may stall in some
+            rounds.append(max(await asyncio.gather(*(_told_away(call) for call in _calls(jobs, job_id)))))
+        assert min(rounds) < within_s
         await asyncio.to_thread(server.resume if fault == "pause" else server.start)
         await eventually(lambda: _works(jobs), at_most(WITHIN_S))
         assert (await jobs.get(job_id)).job_id == job_id
