@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -37,7 +38,6 @@ async def test_a_handler_reports_progress_and_metrics_and_knows_its_attempt_and_
     assert job.result["headers"]["traceparent"].startswith("00-1111")
     assert "half way" in [event.data.get("message") for event in await lab.events(job_id)]
     facts = await lab.ready(launch.sidecar(actor, lab.place))
-    text = await _get(facts["admin_port"], "/metrics")
     expected = [
         'groundplane_actor_messages_received_total{actor="a"} 1.0',
         'groundplane_actor_messages_processed_total{actor="a"} 1.0',
@@ -49,7 +49,17 @@ async def test_a_handler_reports_progress_and_metrics_and_knows_its_attempt_and_
         'groundplane_actor_active{actor="a"} 0.0',
         'groundplane_custom_widgets_total{actor="a",colour="red"} 2.0',
     ]
-    assert [line for line in expected if line not in text] == []
+    missing = expected
+
+    async def counted() -> bool:  # after the settlement that ended the job
+        nonlocal missing
+        text = await _get(facts["admin_port"], "/metrics")
+        missing = [line for line in expected if line not in text]
+        return not missing
+
+    with contextlib.suppress(TimeoutError):
+        await eventually(counted)
+    assert missing == []
 
 
 @pytest.mark.req("MESH-21.2", "MESH-01.4", "MESH-01.5", "MESH-14")

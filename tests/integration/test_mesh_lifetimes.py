@@ -344,7 +344,7 @@ async def test_without_its_other_half_the_sidecar_ends_with_a_named_code(
         runtime = launch.runtime(actor, lab.place)
         lab.spawn(runtime)
         await lab.ready(runtime)
-    process = lab.spawn(launch.sidecar(actor, lab.place, start_timeout_s=0.4))
+    process = lab.spawn(launch.sidecar(actor, lab.place, start_timeout_s=0.4 if missing == "runtime" else 1.2))
     assert await asyncio.to_thread(process.wait, 15) == code
     assert reason in lab.log("a.sidecar")
 
@@ -363,8 +363,10 @@ async def test_two_sidecars_share_a_queue_and_handle_each_message_once(lab: Lab,
     lab.spawn(launch.Command(name="second.runtime", arguments=arguments, environment={}, ready_file=ready))
     lab.spawn(launch.sidecar(second, place, replica=2, socket=socket))
     await lab.ready(launch.sidecar(second, place, replica=2))
-    calls = tmp_path / "calls"
-    sent = [await lab.send(["a"], {"file": str(calls), "name": str(n), "sleep": 0.01}) for n in range(40)]
+    gate, calls = tmp_path / "gate", tmp_path / "calls"
+    sent = [await lab.send(["a"], {"file": str(calls), "name": str(n), "wait_for": str(gate)}) for n in range(40)]
+    await lines(calls, 2)  # each has one, and takes no other before the gate opens
+    gate.touch()
     found = await lines(calls, 40)
     await lab.idle("a", "happy-end")
     assert sorted(int(line.split()[0]) for line in found) == list(range(40))

@@ -16,7 +16,7 @@ from cgroups import MemoryGroup, memory_group
 from groundplane.core.retry import RetryPolicy
 from groundplane.mesh import launch
 from groundplane.mesh.spec import ActorSpec
-from integration.mesh_lab import Lab, eventually
+from integration.mesh_lab import Lab, eventually, lines
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -97,14 +97,10 @@ async def test_what_is_too_much_once_succeeds_at_the_second_attempt(lab: Lab, gr
 async def test_a_worker_that_somebody_else_kills_in_the_group_is_no_oom_error(
     lab: Lab, group: MemoryGroup, tmp_path: Path
 ) -> None:
-    gate = tmp_path / "gate"
-    sent = await lab.send(["a"], {"wait_for": str(gate)})
+    gate, runs = tmp_path / "gate", tmp_path / "runs"
+    sent = await lab.send(["a"], {"file": str(runs), "wait_for": str(gate)})
     supervisor = lab.processes["a.runtime"].pid
-
-    async def begun() -> bool:
-        return (await lab.queues.depth("a")).in_flight == 1
-
-    await eventually(begun)
+    await lines(runs, 1)
     _kill_children(supervisor)
     gate.touch()
     outcome = await lab.outcome(sent.id)
