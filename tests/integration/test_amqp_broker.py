@@ -280,8 +280,7 @@ async def test_a_full_queue_refuses_and_says_so(connection: Connection) -> None:
     refused = [error for error in outcomes if error is not None]
     assert refused
     assert all(isinstance(error, ResourceExhausted) and error.reason == "message_refused" for error in refused)
-    state = await channel.declare_queue("small", passive=True)
-    assert state.ready == len(outcomes) - len(refused)
+    await _depth(connection, "small", len(outcomes) - len(refused))
 
 
 async def test_publishes_that_are_given_up_arrive_all_the_same_and_disturb_nobody(

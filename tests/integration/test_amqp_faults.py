@@ -311,6 +311,16 @@ async def control(broker: Running) -> AsyncIterator[Callable[..., Any]]:
     await run("set_disk_free_limit", "50MB")
 
 
+async def _publish_until_blocked(connection: Connection, channel: Channel) -> list[asyncio.Future[None]]:
+    """Publish twenty at a time until the alarm has reached the connection; most of the last twenty are held up."""
+    futures: list[asyncio.Future[None]] = []
+    async with asyncio.timeout(20):
+        while not connection.blocked:
+            futures += [channel.publish("", "alarm", b"under alarm %d" % n) for n in range(20)]
+            await asyncio.wait(futures, timeout=0.1)
+    return futures
+
+
 async def test_a_broker_whose_alarm_is_on_refuses_publishers_by_name_and_serves_consumers(
     plain: str, control: Callable[..., Any]
 ) -> None:
@@ -323,8 +333,7 @@ async def test_a_broker_whose_alarm_is_on_refuses_publishers_by_name_and_serves_
     publishing = await _open(plain, blocked_timeout=1)
     channel = await publishing.channel(confirms=True)
     await control("set_disk_free_limit", "900000GB")
-    futures = [channel.publish("", "alarm", b"under alarm %d" % n) for n in range(20)]
-    await _until(lambda: publishing.blocked)
+    futures = await _publish_until_blocked(publishing, channel)
     with pytest.raises(ResourceExhausted) as caught:
         channel.publish("", "alarm", b"refused")
     assert caught.value.reason == "broker_blocked"
@@ -354,13 +363,11 @@ async def test_closing_a_publisher_that_is_blocked_is_quick(plain: str, control:
     connection = await _open_again(plain)
     channel = await _queue(connection, "alarm")
     await control("set_disk_free_limit", "900000GB")
-    future = channel.publish("", "alarm", b"x")
-    more = channel.publish("", "alarm", b"y")
-    await _until(lambda: connection.blocked)
+    futures = await _publish_until_blocked(connection, channel)
     began = time.monotonic()
     await connection.aclose()
     assert time.monotonic() - began < at_most(2.0)
-    outcomes = await asyncio.gather(future, more, return_exceptions=True)
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
     assert {getattr(one, "code", "confirmed") for one in outcomes} <= {"closed", "confirmed"}
 
 
