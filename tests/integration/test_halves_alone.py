@@ -36,7 +36,7 @@ from groundplane.queues.port import OutgoingMessage
 from groundplane.telemetry.admin import serve_admin
 from groundplane.telemetry.health import Health
 from groundplane.telemetry.metrics import new_registry
-from integration.server_lab import free_ports
+from groundplane.testing.servers.ports import Ports
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -66,6 +66,7 @@ class Pod:
     home: Path
     url: str
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ports: Ports = field(default_factory=Ports)
 
     @property
     def socket(self) -> Path:
@@ -126,10 +127,10 @@ class Pod:
 
     @property
     def port(self) -> int:
-        """A port that was free when it was first asked for."""
+        """A port that was free when it was first asked for; the servers of the kit take no other's."""
         found = self.home / "port"
         if not found.exists():
-            found.write_text(str(free_ports(1)[0]))
+            found.write_text(str(self.ports.take()))
         return int(found.read_text())
 
     def log(self, name: str) -> str:
@@ -141,6 +142,7 @@ class Pod:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
             process.wait(WAIT_S)
+        self.ports.release()
 
 
 @pytest.fixture(params=["embedded", "rabbitmq"])
@@ -277,7 +279,7 @@ async def test_both_told_at_once_the_runtime_outlives_the_sidecars_drain(pod: Po
         ([], {"GROUNDPLANE_QUEUES_URL_FILE": "/nowhere/url"}, True, 2, "GROUNDPLANE_QUEUES_URL_FILE: '/nowhere/url'"),
         ([], {"GROUNDPLANE_QUEUES_URL": "embedded://"}, True, 2, "GROUNDPLANE_QUEUES_URL: is set beside"),
         (["--start-timeout", "300ms"], {}, True, 3, "runtime_not_ready"),
-        (["--start-timeout", "300ms"], {}, False, 4, "queue_not_ready"),
+        (["--start-timeout", "1200ms"], {}, False, 4, "queue_not_ready"),
     ],
 )
 async def test_a_sidecar_that_cannot_start_ends_with_a_code_and_says_why(
@@ -287,6 +289,7 @@ async def test_a_sidecar_that_cannot_start_ends_with_a_code_and_says_why(
         await _declare(queues)
     else:
         pod.runtime()
+        await _eventually(pod.ready_file("runtime").exists, "the runtime serves")
     assert await _ended(pod.sidecar(*flags, **variables)) == code, pod.log("sidecar")
     assert said in pod.log("sidecar")
     assert "Traceback" not in pod.log("sidecar")
@@ -307,6 +310,7 @@ async def test_a_store_that_is_away_ends_a_sidecar_with_code_5_and_says_which(
 ) -> None:
     await _declare(queues)
     pod.runtime()
+    await _eventually(pod.ready_file("runtime").exists, "the runtime serves")
     assert await _ended(pod.sidecar(f"--{store}", url, "--start-timeout", "1s")) == 5, pod.log("sidecar")
     assert f"{store}: was not there within 1 s" in pod.log("sidecar")
     assert "canary-77" not in pod.log("sidecar")

@@ -145,7 +145,7 @@ def test_a_run_that_is_killed_takes_its_servers_along(suite: Suite) -> None:
         assert alive(int(pid))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=10)
-    assert eventually(lambda: not alive(int(pid)) and not Path(folder).parents[1].exists(), 10)
+    assert eventually(lambda: not alive(int(pid)) and not Path(folder).parents[1].exists(), 30)
 
 
 RESET = """
@@ -588,7 +588,7 @@ def test_verbose_says_what_is_started_and_keep_says_where_it_stayed(suite: Suite
     source = "def test_one(redis_server): pass"
     code, output = suite.run(source, "-s", env={"GROUNDPLANE_TEST_VERBOSE": "1", "GROUNDPLANE_TEST_KEEP": "1"})
     assert code == 0, output
-    assert re.search(r"<redis 7\S* \(debian\) pid \d+, port \d+>: ready after 0\.\d s", output)
+    assert re.search(r"<redis 7\S* \(debian\) pid \d+, port \d+>: ready after \d+\.\d s", output)
     kept = re.search(r"folders are kept in (\S+)", output)
     assert kept is not None
     assert (Path(kept[1]) / "redis" / "output.log").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from groundplane.mesh.runtime import HANGUP_GRACE_S
 from pace import at_most
 from runtime_process import Client, Runtime, alive, eventually, runtime
 
@@ -203,9 +204,12 @@ class TestSidecars:
         with runtime(tmp_path, "handlers:work", "--workers", "2", code=HANDLERS) as running:
             with running.connect(session="older") as gone:
                 begin(gone, "stuck")
+                left = time.monotonic()
             with running.connect(session="newer") as client:
+                came_within_s = time.monotonic() - left
                 eventually(lambda: not alive(gone.worker), "nobody would read its outcome")
-                assert "its peer went away" not in running.stderr, "at once, not after the grace of a lost connection"
+                if came_within_s < HANGUP_GRACE_S:  # a machine may stall between the two
+                    assert "its peer went away" not in running.stderr, "not after the grace of a lost connection"
                 assert client.value(1)["value"] == 1
 
     @pytest.mark.req("MESH-17.1")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -151,9 +152,9 @@ def test_everything_ends_when_the_owner_the_keeper_or_its_guard_is_killed(victim
         keeper = next(int(pid) for pid in Path(f"/proc/{guard}/task/{guard}/children").read_text().split())
         assert len(tree) > 3
         os.kill({"owner": owner.pid, "keeper": keeper, "guard": guard}[victim], signal.SIGKILL)
-        assert eventually(lambda: not [pid for pid in tree if alive(pid)], 15), [pid for pid in tree if alive(pid)]
+        assert eventually(lambda: not [pid for pid in tree if alive(pid)], 30), [pid for pid in tree if alive(pid)]
         if victim != "guard":  # who would remove it is gone then
-            assert eventually(lambda: not folder.exists(), 5)
+            assert eventually(lambda: not folder.exists(), 30)
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
@@ -266,8 +267,9 @@ def test_the_start_up_limit_ends_a_server_that_never_answers(monkeypatch: pytest
         with Instance.open("redis"):
             pass
     assert 1.5 <= time.monotonic() - started < at_most(6)
-    pauses = [after - before for before, after in zip(_Deaf.asked, _Deaf.asked[1:], strict=False)]
-    assert max(pauses[-3:]) > 3 * pauses[0]  # they grow
+    first = _Deaf.asked[0]
+    for before, after in pairwise(_Deaf.asked[:-1]):  # the last one ends with the limit
+        assert after - before > 0.099 * (before - first), "pauses grow"
     assert instance._PAUSE_MAX_S == 5.0
 
 
@@ -319,7 +321,7 @@ def test_a_keeper_whose_owner_is_gone_already_ends_by_itself() -> None:
     client = KeeperClient(_folder("orphan"), owner=gone.pid)
     with contextlib.suppress(GroundplaneError):  # it may end before we ask, or after
         client.start()
-    assert eventually(lambda: not client.folder.exists(), 10)
+    assert eventually(lambda: not client.folder.exists(), 30)
 
 
 def test_the_light_ones_are_those_that_say_so() -> None:
