@@ -66,7 +66,7 @@ def test_events_whose_acknowledgement_was_lost_under_an_actor_are_stored_once_an
     refused, name = tmp_path / "refused.txt", unique("tell")
     (tmp_path / "app.py").write_text(APP)
     options = ("dev", "app:app", "--port", "0", "--name", name, "--state", tmp_path / "state", "--json")
-    url = f"{nats_backstage.url}?request_timeout=0.7&ping_interval=10&reconnect_wait_max=0.2"
+    url = f"{nats_backstage.url}?request_timeout=1.2&ping_interval=10&reconnect_wait_max=0.2"
     with dev_plane.serving(*options, folder=tmp_path, ready=False, GROUNDPLANE_BUS_URL=url) as running:
         gateway = str(running.event("ready", 120.0)["url"])
         status, job = dev_plane.request(f"{gateway}/v1/jobs", {"tool": "tell", "arguments": {"count": 4}})

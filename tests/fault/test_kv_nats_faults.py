@@ -16,6 +16,7 @@ import pytest
 from groundplane.backends.nats import Address, JetStream, Link
 from groundplane.core.errors import AlreadyExists, Conflict, DeadlineExceeded, GroundplaneError, NotFound, Unavailable
 from groundplane.core.fencing import Fence
+from groundplane.core.retry import RetryPolicy
 from groundplane.kv import KV
 from groundplane.kv.conformance.kit import take, told
 from groundplane.kv.drivers.nats import NatsKV
@@ -273,10 +274,11 @@ async def test_a_write_that_never_reached_the_server_is_refused_as_it_would_have
         revision = await near.put("a", b"old")
         proxy.down()
         await eventually(lambda: not far.driver.native.link.is_connected, timeout_s=10)  # type: ignore[attr-defined]
+        patient = KV(far.driver, retry=RetryPolicy(attempts=100, base_s=0.05, factor=1.0, jitter=False))
         calls = [
-            asyncio.ensure_future(far.create("a", b"new")),
-            asyncio.ensure_future(far.update("a", b"new", revision=revision + 1)),
-            asyncio.ensure_future(far.update("b", b"new", revision=1)),
+            asyncio.ensure_future(patient.create("a", b"new")),
+            asyncio.ensure_future(patient.update("a", b"new", revision=revision + 1)),
+            asyncio.ensure_future(patient.update("b", b"new", revision=1)),
         ]
         await asyncio.sleep(0.1)
         proxy.restore()

@@ -70,7 +70,8 @@ async def test_replicas_of_the_url_are_those_of_streams_consumers_and_buckets(cl
 
 
 async def _replicas(jetstream: JetStream, stream: str) -> int:
-    return int((await jetstream.stream_info(stream)).config["num_replicas"])
+    info = await eventually(lambda: jetstream.stream_info(stream), timeout_s=PATIENCE_S, tolerate=OUTAGE)
+    return int(info.config["num_replicas"])
 
 
 async def _is_replicated(jetstream: JetStream, stream: str, name: str) -> bool:
