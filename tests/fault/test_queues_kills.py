@@ -167,15 +167,15 @@ async def test_a_stopped_consumer_is_taken_for_dead_and_its_late_settlement_refu
 @pytest.mark.req("QUEUE-03.2")
 async def test_a_consumer_that_works_for_longer_than_the_heartbeat_keeps_what_it_holds(tmp_path: Path) -> None:
     async with (
-        EmbeddedQueues.open(state=tmp_path, heartbeat_s=0.6) as first,
-        EmbeddedQueues.open(state=tmp_path, heartbeat_s=0.6) as second,
+        EmbeddedQueues.open(state=tmp_path, heartbeat_s=2.0) as first,
+        EmbeddedQueues.open(state=tmp_path, heartbeat_s=2.0) as second,
     ):
         busy, idle = Queues(first), Queues(second)
         await busy.declare(QueueSpec(name="q"))
         await busy.send(OutgoingMessage(queue="q", id="m", payload=b""))
         async with busy.consume("q", max_in_flight=1) as consumer, idle.consume("q", max_in_flight=1) as other:
             (held,) = await consumer.receive(1, 5)
-            assert await other.receive(1, 2.5) == []
+            assert await other.receive(1, 3.2) == []
             await consumer.ack(held)
 
 
