@@ -277,13 +277,13 @@ async def test_a_store_that_is_killed_and_started_again_keeps_every_object_that_
             group.create_task(write(blobs, lane))
         for _ in range(3):
             count = len(stored)
-            await eventually(lambda: len(stored) > count + 20)  # noqa: B023
+            await eventually(lambda: len(stored) > count + 20, timeout_s=30)  # noqa: B023
             refused = len(refusals)
             await asyncio.to_thread(server.kill)
-            await eventually(lambda: len(refusals) > refused)  # noqa: B023
+            await eventually(lambda: len(refusals) > refused, timeout_s=30)  # noqa: B023
             await asyncio.to_thread(server.start)
         count = len(stored)
-        await eventually(lambda: len(stored) > count + 20)
+        await eventually(lambda: len(stored) > count + 20, timeout_s=30)
         stop.set()
     async with Blobs.open(url) as blobs:
         there = [info.key async for info in blobs.list()]
