@@ -378,6 +378,7 @@ async def test_namespaces_of_one_schema_know_nothing_of_each_other(postgres_url:
         assert (await other.sweep()).jobs == 1
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_fan_out_of_many_children_is_told_in_few_transactions(store: PostgresJobs) -> None:
     job_id = (await store.create(new_job(), [])).job.job_id
     children = [new_id() for _ in range(300)]
