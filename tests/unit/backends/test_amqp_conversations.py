@@ -24,6 +24,7 @@ from groundplane.backends.amqp import Address, Channel, Connection, Delivery, Me
 from groundplane.backends.amqp import confirms as bounds
 from groundplane.backends.amqp import connection as connections
 from groundplane.backends.amqp import wire as wires
+from groundplane.backends.amqp.frames import PROTOCOL_HEADER
 from groundplane.core.errors import (
     Closed,
     DeadlineExceeded,
@@ -151,6 +152,18 @@ async def test_a_web_server_that_waits_for_a_line_is_found_out() -> None:
             if reason == "not_amqp":
                 break
         assert reason == "not_amqp"
+
+
+async def test_a_slow_broker_that_refuses_what_finds_out_a_web_server_is_one_that_was_silent() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(PROTOCOL_HEADER)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        assert await _reason(_open(f"amqp://127.0.0.1:{port}/", connect_timeout=0.5)) == "broker_silent"
 
 
 async def test_a_peer_that_hangs_up_at_once_may_be_starting_and_is_worth_another_try() -> None:

@@ -269,7 +269,8 @@ async def test_while_the_disk_is_slow_inline_writes_go_to_the_thread_and_leave_t
     path: Path, notes: MigrationSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_INLINE_PAUSE_S", 0.0)
-    delay_s, free = 0.05, threading.Event()
+    monkeypatch.setattr(workers, "_INLINE_SYNC_MAX_S", 0.03)  # what is quick is that on a busy machine too
+    delay_s, free = 0.5, threading.Event()
     free.set()
 
     def slow(fd: int) -> None:

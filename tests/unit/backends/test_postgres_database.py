@@ -164,6 +164,15 @@ async def test_a_call_that_waits_for_a_connection_too_long_is_unavailable(postgr
         assert await db.query("SELECT 1") == [(1,)]
 
 
+async def test_a_connection_that_is_cut_off_when_the_answer_has_come_is_given_to_nobody_else(postgres_url: str) -> None:
+    async with Database.open(f"{postgres_url}{_more(postgres_url)}pool_min=1&pool_max=2") as db:
+        async with db._engine._connection() as (connection, bound):
+            await connection.execute("SELECT 1")
+            bound._cut_off()  # as its timer does where the loop stood still between the answer and the call's end
+        for _ in range(4):
+            assert await db.query("SELECT 1") == [(1,)]
+
+
 async def test_cancelling_a_call_ends_it_at_once_and_takes_no_connection_away(db: Database) -> None:
     for _ in range(12):
         task = asyncio.create_task(db.query("SELECT pg_sleep(20)"))

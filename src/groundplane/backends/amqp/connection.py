@@ -12,7 +12,7 @@ from groundplane.backends.amqp.address import Address
 from groundplane.backends.amqp.channel import Channel
 from groundplane.backends.amqp.control import Agreed, Control, ServerInfo
 from groundplane.backends.amqp.errors import again
-from groundplane.backends.amqp.tables import WireError
+from groundplane.backends.amqp.tables import RefusedHeader, WireError
 from groundplane.backends.amqp.wire import Wire
 from groundplane.core.errors import (
     Closed,
@@ -205,6 +205,8 @@ class Connection:
         """What a failure to open means; None for what is not ours to judge (cancellation)."""
         where = f"queues: {self.address.masked()!r}: {self.peer}"
         match error:
+            case Unavailable(__cause__=RefusedHeader()):  # what was to find out a web server came before its own answer
+                return _silent(where, share_s, self._control.phase)
             case Unavailable(reason="malformed_frame") if self._control.phase == "greeting":
                 return FailedPrecondition(f"{where} is no AMQP 0-9-1 broker: {error.message}", reason="not_amqp")
             case Unavailable(reason="connection_lost") if isinstance(error.__cause__, ssl.SSLError):
@@ -219,11 +221,7 @@ class Connection:
             case GroundplaneError():
                 return error
             case TimeoutError():
-                return Unavailable(
-                    f"{where} did not answer within {share_s:.1f} s ({self._control.phase}); is it frozen, or the "
-                    "network in the way?",
-                    reason="broker_silent",
-                )
+                return _silent(where, share_s, self._control.phase)
             case ssl.SSLError():
                 return _tls_failed(where, error)
             case OSError():
@@ -302,6 +300,13 @@ class Connection:
             f"broker: it has read nothing {waited}, {self._wire.buffered_bytes} bytes wait; send less, or look at it",
             reason="queue_full",
         )
+
+
+def _silent(where: str, share_s: float, phase: str) -> Unavailable:
+    return Unavailable(
+        f"{where} did not answer within {share_s:.1f} s ({phase}); is it frozen, or the network in the way?",
+        reason="broker_silent",
+    )
 
 
 def _tls_failed(where: str, error: ssl.SSLError) -> FailedPrecondition:

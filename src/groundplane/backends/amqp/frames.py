@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from groundplane.backends.amqp.tables import WireError, short_text
+from groundplane.backends.amqp.tables import RefusedHeader, WireError, short_text
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
@@ -63,7 +63,7 @@ class FrameReader:
         while end - at >= 7:
             kind, channel, size = unpack(data, at)
             if kind not in _KINDS:
-                raise WireError(_foreign(data[at : at + 16]))
+                raise _foreign(data[at : at + 16])
             if size > payload_max:
                 raise WireError(f"a frame of {size} bytes; {self.frame_max} were agreed on")
             stop = at + 7 + size
@@ -78,14 +78,16 @@ class FrameReader:
             self._partial += data[at:]
 
 
-def _foreign(start: bytes) -> str:
+def _foreign(start: bytes) -> WireError:
+    if start.startswith(PROTOCOL_HEADER):
+        return RefusedHeader("its own protocol header, as it did not understand ours")
     if start.startswith(b"AMQP"):
-        return f"the protocol header of another version ({start[4:8].hex(' ')}); AMQP 0-9-1 is needed"
+        return WireError(f"the protocol header of another version ({start[4:8].hex(' ')}); AMQP 0-9-1 is needed")
     if start.startswith((b"HTTP/", b"<")):
-        return f"HTTP ({start!r}…); that is no broker's AMQP port"
+        return WireError(f"HTTP ({start!r}…); that is no broker's AMQP port")
     if start[:2] in (b"\x15\x03", b"\x16\x03"):
-        return "TLS; write amqps:// for this port"
-    return f"no frame ({start!r}…)"
+        return WireError("TLS; write amqps:// for this port")
+    return WireError(f"no frame ({start!r}…)")
 
 
 def method_frame(channel: int, class_id: int, method_id: int, arguments: bytes) -> bytes:

@@ -48,6 +48,10 @@ class WireError(ValueError):
     """Bytes that cannot be decoded. Never leaves this package as it is."""
 
 
+class RefusedHeader(WireError):
+    """A broker of our protocol read something else than its header first."""
+
+
 class Properties(msgspec.Struct, frozen=True, kw_only=True):
     """The properties of a message; None means absent. `expiration` is milliseconds as text, `delivery_mode` 2 is
     durable, `timestamp` is Unix seconds.

@@ -55,7 +55,9 @@ class Bound:
 
 @asynccontextmanager
 async def bounded(connection: Connection, seconds: float) -> AsyncIterator[Bound]:
-    """Cut the connection off after so long: then `CutOff` is raised from what that made of the call."""
+    """Cut the connection off after so long: then `CutOff` is raised from what that made of the call. Where the last
+    answer had come, that counts; the connection is useless all the same, and closed.
+    """
     bound = Bound(connection, seconds)
     try:
         yield bound
@@ -65,6 +67,8 @@ async def bounded(connection: Connection, seconds: float) -> AsyncIterator[Bound
         raise
     finally:
         bound.end()
+        if bound.cut:
+            connection.pgconn.finish()
 
 
 def shut_down(connection: Connection) -> None:
