@@ -349,4 +349,4 @@ class SendingConformance(Kit):
             await consumer.settle([Ack(held[0]), Nack(held[1], 0.01), Ack(held[2])], sends)
             assert {one.id for one in await take(consumer, 2)} == {"b", held[1].id}
         async with queues.consume(second, max_in_flight=3) as consumer:
-            assert [one.id for one in await take(consumer, 2)] == ["a", "c"]
+            assert {one.id for one in await take(consumer, 2)} == {"a", "c"}
