@@ -467,7 +467,7 @@ async def test_a_line_that_is_no_strict_json_is_answered_on_stdio_and_the_next_i
         call(4, b'{"text":"served"}'),
     ]
     pipe = asyncio.subprocess.PIPE
-    async with actors(one, {"echo": echo}), asyncio.timeout(30):
+    async with actors(one, {"echo": echo}), asyncio.timeout(90):
         server = await asyncio.create_subprocess_exec(
             sys.executable, "-c", STDIO, str(one.state), stdin=pipe, stdout=pipe
         )
