@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from groundplane.mesh.runtime import HANGUP_GRACE_S
 from runtime_process import Client, Runtime, alive, eventually, runtime
 
 pytestmark = pytest.mark.integration
@@ -352,6 +354,7 @@ class TestContext:
                     assert client.receive()["t"] == "heartbeat"
                 eventually(lambda pid=client.worker: noticed.exists() or not alive(pid), "the handler noticed")
                 eventually(lambda: len(running.workers()) == 2, "the standby runs")
+                time.sleep(2 * HANGUP_GRACE_S)  # that nothing happens then is what is tested
                 if client.worker in running.workers():
                     break
             else:
